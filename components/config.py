@@ -1,0 +1,80 @@
+"""Configuration is a strict and frozen schema beside the code that reads it, and one file that says what we chose."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+PARAMS = Path("params.yaml")
+
+
+class Strict(BaseModel):
+    """A value object: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Schema = TypeVar("Schema", bound=Strict)
+
+
+def section(name: str, path: Path = PARAMS) -> dict[str, Any]:
+    """One section of params.yaml as it stands there.
+
+    Raises ValueError naming the known sections if there is none of that name.
+    """
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if name not in params:
+        raise ValueError(f"{path} has no section {name!r}; it has: {', '.join(params)}")
+    return params[name] or {}
+
+
+def parse(schema: type[Schema], values: dict[str, Any], where: str) -> Schema:
+    """`values` as a checked `schema`. Raises ValueError that says where, what was given and what is known."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{where} is not valid:"]
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            said = f"  {key}: {problem['msg']}; given: {problem['input']!r}"
+            if problem["type"] == "extra_forbidden":
+                known = ", ".join(sorted(_fields(schema, problem["loc"][:-1])))
+                said = f"  {key}: no such setting; known here: {known}"
+            lines.append(said)
+        raise ValueError("\n".join(lines)) from None
+
+
+def read(name: str, schema: type[Schema], path: Path = PARAMS) -> Schema:
+    """One section of params.yaml, checked."""
+    return parse(schema, section(name, path), f"{path}, section {name}")
+
+
+def write(config: Strict, path: Path) -> None:
+    """What ran, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+
+
+def _fields(schema: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
+    """The keys that are known at `loc` inside `schema` (a union's members are told apart by their tag in `loc`)."""
+    models: list[Any] = [schema]
+    for part in loc:
+        below: list[Any] = []
+        for model in models:
+            field = getattr(model, "model_fields", {}).get(part)
+            below += _models(field.annotation) if field else [model]  # a tag: stay
+        tagged = [m for m in below if any(part in _tags(f) for f in m.model_fields.values())]
+        models = tagged or below
+    return {name for model in models for name in model.model_fields}
+
+
+def _tags(field: Any) -> tuple[Any, ...]:
+    return getattr(field.annotation, "__args__", ())
+
+
+def _models(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in _models(inner)]

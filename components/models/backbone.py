@@ -1,0 +1,212 @@
+"""The thing we are here to learn: pixels in, features out, in a folder that stock libraries load.
+
+ViTs are transformers' ViTModel (Dosovitskiy et al., ICLR 2021, https://arxiv.org/abs/2010.11929), ResNets torchvision's
+(He et al., CVPR 2016, https://arxiv.org/abs/1512.03385), with the small-image stem of SimCLR's CIFAR runs (appendix
+B.9 of https://arxiv.org/abs/2002.05709) where images are small.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50
+from transformers import ViTConfig, ViTModel
+from transformers.models.vit import ViTImageProcessor
+from transformers.utils.logging import disable_progress_bar
+
+from components.config import Strict, parse
+
+disable_progress_bar()  # one bar a saved file is noise
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALL_IMAGE = 64  # up to this many pixels a ResNet keeps its resolution in the stem
+
+
+class Pixels(Strict):
+    """What a backbone is shown: squares of `image_size` pixels, normalized by `mean` and `std` (of values in 0 … 1)."""
+
+    image_size: int = Field(224, ge=8)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class ViTBackbone(Pixels):
+    """Defaults: ViT-S/16."""
+
+    kind: Literal["vit"] = "vit"
+    patch_size: int = Field(16, ge=1)
+    width: int = Field(384, ge=8)
+    depth: int = Field(12, ge=1)
+    heads: int = Field(6, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> ViTBackbone:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
+                f"try image_size {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class ResNetBackbone(Pixels):
+    kind: Literal["resnet18", "resnet50"]
+
+
+BackboneConfig = Annotated[ViTBackbone | ResNetBackbone, Field(discriminator="kind")]
+
+
+class Backbone(nn.Module):
+    """Pixels in, features out; the pixel statistics travel in its folder.
+
+    forward  uint8 (or float in 0 … 255) [B, 3, H, W] -> [B, D]     one vector an image
+    tokens   the same                                 -> [B, N, D]  one vector a place, class token excluded
+    """
+
+    config: ViTBackbone | ResNetBackbone
+    dim: int
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ViTBackbone | ResNetBackbone) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1) * 255, persistent=False)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        raise TypeError("Backbone is made by build(): a ViT or a ResNet")
+
+    def save(self, folder: Path) -> None:
+        """Write config.json, model.safetensors and preprocessor_config.json: transformers' own three names."""
+        folder.mkdir(parents=True, exist_ok=True)
+        size = {"height": self.config.image_size, "width": self.config.image_size}
+        ViTImageProcessor(
+            size=size, image_mean=list(self.config.mean), image_std=list(self.config.std), do_convert_rgb=True
+        ).save_pretrained(folder)
+        self._save(folder)
+
+    def _save(self, folder: Path) -> None:
+        raise TypeError("Backbone is made by build(): a ViT or a ResNet")
+
+    def read_weights(self, folder: Path) -> None:
+        raise TypeError("Backbone is made by build(): a ViT or a ResNet")
+
+
+class ViT(Backbone):
+    """transformers' ViTModel without its pooler; `AutoModel.from_pretrained(folder)` loads what it saves."""
+
+    config: ViTBackbone
+
+    def __init__(self, config: ViTBackbone) -> None:
+        super().__init__(config)
+        shape = ViTConfig(
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.width,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.trunk: Any = ViTModel(shape, add_pooling_layer=False)
+        self.dim = config.width
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        other_size = pixels.shape[-1] != self.config.image_size or pixels.shape[-2] != self.config.image_size
+        out = self.trunk(self.normalize(pixels), interpolate_pos_encoding=other_size)
+        return out.last_hidden_state  # [B, 1 + N, D]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self._features(pixels)[:, 0]
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        return self._features(pixels)[:, 1:]
+
+    def _save(self, folder: Path) -> None:
+        self.trunk.save_pretrained(folder)
+
+    def read_weights(self, folder: Path) -> None:
+        """transformers' own reader, for the names on disk are older than those in memory."""
+        loaded, info = ViTModel.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
+        if info["missing_keys"]:
+            raise ValueError(f"{folder} lacks weights: {', '.join(sorted(info['missing_keys']))}")
+        self.trunk.load_state_dict(loaded.state_dict())
+
+
+class ResNet(Backbone):
+    """torchvision's ResNet without its classifier; its state dict's keys are torchvision's."""
+
+    config: ResNetBackbone
+
+    def __init__(self, config: ResNetBackbone) -> None:
+        super().__init__(config)
+        self.trunk: Any = {"resnet18": resnet18, "resnet50": resnet50}[config.kind](weights=None)
+        self.dim = self.trunk.fc.in_features
+        self.trunk.fc = nn.Identity()
+        if config.image_size <= SMALL_IMAGE:
+            self.trunk.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(self.trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.trunk.maxpool = nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.trunk(self.normalize(pixels))
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        trunk = self.trunk
+        x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(self.normalize(pixels)))))
+        x = trunk.layer4(trunk.layer3(trunk.layer2(trunk.layer1(x))))  # [B, D, h, w]
+        return x.flatten(2).transpose(1, 2)
+
+    def _save(self, folder: Path) -> None:
+        said = {"model_type": self.config.kind, **self.config.model_dump(mode="json")}
+        (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.contiguous() for k, v in self.trunk.state_dict().items()}, folder / "model.safetensors")
+
+    def read_weights(self, folder: Path) -> None:
+        self.trunk.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+def build(config: ViTBackbone | ResNetBackbone) -> Backbone:
+    """A new backbone with random weights."""
+    return ViT(config) if isinstance(config, ViTBackbone) else ResNet(config)
+
+
+def load(folder: Path) -> Backbone:
+    """A backbone that `save` wrote. Raises ValueError if the folder holds none."""
+    files = [folder / name for name in ("config.json", "model.safetensors", "preprocessor_config.json")]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{folder} holds no backbone: {', '.join(missing)} missing")
+    said, pixels = (json.loads(file.read_text(encoding="utf-8")) for file in (files[0], files[2]))
+    kind = said["model_type"]
+    statistics = {"mean": tuple(pixels["image_mean"]), "std": tuple(pixels["image_std"])}
+    if kind == "vit":
+        values = {
+            "image_size": said["image_size"],
+            "patch_size": said["patch_size"],
+            "width": said["hidden_size"],
+            "depth": said["num_hidden_layers"],
+            "heads": said["num_attention_heads"],
+            **statistics,
+        }
+        backbone: Backbone = ViT(parse(ViTBackbone, values, str(files[0])))
+    elif kind in ("resnet18", "resnet50"):
+        values = {"kind": kind, "image_size": said["image_size"], **statistics}
+        backbone = ResNet(parse(ResNetBackbone, values, str(files[0])))
+    else:
+        raise ValueError(f"{files[0]} says model_type {kind!r}; known: vit, resnet18, resnet50")
+    backbone.read_weights(folder)
+    return backbone

@@ -1,0 +1,60 @@
+"""A run can end at any step: its whole state is one file of tensors, and it is either there and whole or not there.
+
+No pickle: everything that must survive is a tensor, for schedules, data order and randomness are functions of the step.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+KEPT = 2
+
+
+def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write folder/step-N.safetensors: written, synced, renamed. The last two are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # clones: safetensors refuses tensors that share memory, and a tied weight is saved under each of its names
+    tensors = {f"module.{name}": value.detach().clone().contiguous() for name, value in module.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor):  # SGD's first step may leave None
+                tensors[f"optimizer.{index}.{name}"] = value.detach().clone().contiguous()
+    part = folder / "part.tmp"
+    save_file(tensors, part, metadata={"step": str(step)})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.rename(folder / f"step-{step}.safetensors")
+    for old in _all(folder)[:-KEPT]:
+        old.unlink()
+
+
+def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load the newest state in `folder` into module and optimizer; the step it was saved at, 0 if there is none."""
+    found = _all(folder)
+    if not found:
+        return 0
+    weights: dict[str, Tensor] = {}
+    slots: dict[int, dict[str, Any]] = {}
+    with safe_open(found[-1], framework="pt") as file:
+        step = int(file.metadata()["step"])
+        for key in file.keys():  # noqa: SIM118 (a file, not a dict)
+            kind, _, name = key.partition(".")
+            if kind == "module":
+                weights[name] = file.get_tensor(key)
+            else:
+                index, _, slot = name.partition(".")
+                slots.setdefault(int(index), {})[slot] = file.get_tensor(key)
+    module.load_state_dict(weights)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    return step
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"), key=lambda path: int(path.stem.removeprefix("step-")))

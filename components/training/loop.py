@@ -1,0 +1,181 @@
+"""The one training loop: pretraining, adapters and the connector all go through it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from components.training import checkpoints
+from components.training.optim import multiplier
+
+CHECK_EVERY = 10  # steps between looks at the loss and at a request to stop: each look waits for the device
+
+
+class Objective(Protocol):
+    """All the loop needs to know about what it trains (an nn.Module)."""
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        """Scalars by name; "loss" is minimized, the others are only logged."""
+        ...
+
+    def after_step(self, progress: float) -> None:
+        """`progress` runs from 0 to 1 over the whole run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long, and what is kept on the way."""
+
+    name: str  # shown in the progress line
+    steps: int
+    batch_size: int  # over all ranks
+    log: Path  # JSON lines
+    state: Path  # folder of checkpoints
+    seed: int = 0
+    save_every: int = 500  # steps
+
+
+class Stopped(SystemExit):
+    """SIGTERM came; the state is saved. Exit code 75: try again (sysexits.h, EX_TEMPFAIL)."""
+
+    def __init__(self) -> None:
+        super().__init__(75)
+
+
+def accelerator() -> Accelerator:
+    """bf16 where the device multiplies in it, else fp32; says how many processes there really are."""
+    made = Accelerator(mixed_precision="bf16" if _has_bf16() else "no")
+    made.print(
+        f"processes: {made.num_processes}, device: {made.device}, precision: {made.mixed_precision}, "
+        f"threads: {torch.get_num_threads()}",
+        flush=True,
+    )
+    return made
+
+
+def fit(
+    objective: nn.Module,
+    load: Callable[[int], Any],
+    optimizer: torch.optim.Optimizer,
+    settings: Any,
+    run: Run,
+    acc: Accelerator,
+) -> None:
+    """Train for `run.steps`, from the newest state in `run.state` if there is one.
+
+    load: step -> this rank's batch, a pure function, so that a resumed run sees what it would have seen.
+    settings: the optimizer's config (optim.SGD | optim.AdamW), for its schedule and its clipping.
+    Raises FloatingPointError when the loss is no longer finite; the last good state stays in `run.state`.
+    """
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    objective.to(acc.device).train()
+    first = checkpoints.restore(run.state, objective, optimizer)
+    if first:
+        acc.print(f"{run.name}: resumed at step {first} of {run.steps}")
+    wrapped, optimizer = acc.prepare(objective, optimizer)
+    stop = _StopRequest()
+    trainable = [p for p in objective.parameters() if p.requires_grad]
+    if acc.is_main_process:
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        _trim(run.log, first)
+    bar = tqdm(total=run.steps, initial=first, desc=run.name, unit="step", disable=not acc.is_main_process)
+    bar.mininterval = 0.5 if sys.stderr.isatty() else 10.0
+    started, waited = time.monotonic(), 0.0
+    with ThreadPoolExecutor(1, "prefetch") as pool:
+        ahead = pool.submit(load, first) if first < run.steps else None
+        for step in range(first, run.steps):
+            before = time.monotonic()
+            batch = _move(ahead.result(), acc.device)  # type: ignore[union-attr]
+            waited += time.monotonic() - before
+            ahead = pool.submit(load, step + 1) if step + 1 < run.steps else None
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * multiplier(settings.schedule, step / run.steps)
+            torch.manual_seed((run.seed * 1_000_003 + step) * acc.num_processes + acc.process_index)  # no state to save
+            losses = wrapped(batch)
+            acc.backward(losses["loss"])
+            if settings.clip:
+                acc.clip_grad_norm_(trainable, settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.after_step((step + 1) / run.steps)  # type: ignore[operator]
+            bar.update()
+            done = step + 1
+            if done % CHECK_EVERY and done != run.steps:
+                continue
+            values = {name: float(acc.reduce(value.detach(), "mean")) for name, value in losses.items()}
+            if not torch.isfinite(torch.tensor(values["loss"])):
+                raise FloatingPointError(
+                    f"{run.name}: loss is {values['loss']} at step {done}; the last good state is in {run.state}. "
+                    "Try a lower learning rate, a longer warm-up or gradient clipping."
+                )
+            rate = (done - first) * run.batch_size / (time.monotonic() - started)
+            bar.set_postfix(loss=f"{values['loss']:.3f}", img_s=f"{rate:.0f}", refresh=False)
+            stopping = bool(acc.reduce(torch.tensor(float(stop.asked), device=acc.device), "sum"))
+            if acc.is_main_process:
+                line = {"step": done, "lr": optimizer.param_groups[0]["lr"], **values}
+                with run.log.open("a", encoding="utf-8") as log:
+                    log.write(json.dumps({**line, "images_per_second": round(rate, 1)}) + "\n")
+                if stopping or done % run.save_every == 0:
+                    checkpoints.save(run.state, done, objective, acc.unwrap_model(optimizer))
+            if stopping and done < run.steps:
+                acc.wait_for_everyone()
+                raise Stopped
+    bar.close()
+    stop.close()
+    seconds = time.monotonic() - started
+    if run.steps > first:
+        acc.print(f"{run.name}: {run.steps - first} steps in {seconds:.0f} s, {100 * waited / seconds:.1f} % waiting for data")
+
+
+class _StopRequest:
+    """Remembers that SIGTERM came; the loop looks when it is ready to save."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def close(self) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def _has_bf16() -> bool:
+    """Emulated bf16 is hundreds of times slower than fp32, so ask for units that multiply in it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def _move(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: _move(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(_move(value, device) for value in batch)
+    return batch
+
+
+def _trim(log: Path, step: int) -> None:
+    """Forget lines past the state that is resumed from."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
