@@ -1,9 +1,9 @@
 """A method says in words how a picture is looked at; here the words are carried out, a whole batch at a time.
 
-The definitions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize), except
-that each picture of a batch draws its own parameters, and that they depend on (seed, epoch, row, view) alone: not on
-workers, ranks or restarts. Brightness, contrast, saturation and gray are affine in RGB, so any order of them is one
-3 × 4 matrix a picture; only hue is not, so what comes before it and what comes after it are two such matrices.
+The definitions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize),
+except that each picture of a batch draws its own parameters, and that they depend on (seed, epoch, row, view) alone:
+not on workers, ranks or restarts. Brightness, contrast, saturation and gray are affine in RGB, so any order of them is
+one 3 × 4 matrix a picture; only hue is not, so what comes before it and what comes after it are two such matrices.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> T
 
     splitmix64 (Steele, Lea & Flood, OOPSLA 2014, https://doi.org/10.1145/2660193.2660195) as a hash of the place.
     """
-    state = np.uint64(0)
+    state: np.ndarray | np.uint64 = np.uint64(0)
     with np.errstate(over="ignore"):
         for word in (seed, epoch, view):
             state = _mix(np.uint64(word) + state * np.uint64(0x9E3779B97F4A7C15))
@@ -79,7 +79,7 @@ def look(photos: Photos, rows: np.ndarray, views: Sequence[View], seed: int, epo
 def render(photos: Photos, rows: np.ndarray, view: View, draws: Tensor) -> Tensor:
     """One view of each picture from its own `draws` [B, DRAWS]: uint8 [B, 3, size, size]."""
     crop, rest = draws[:, : 2 * TRIES + 2], draws[:, 2 * TRIES + 2 :].float()
-    shapes = torch.from_numpy(photos.manifest.select("packed_height", "packed_width").to_numpy()[rows])
+    shapes = torch.from_numpy(photos.shapes[rows])
     boxes = crop_boxes(shapes, view, crop)
     out = torch.empty(len(rows), 3, view.size, view.size, dtype=torch.uint8)
     for place, row, (top, left, height, width), turn in zip(
@@ -92,7 +92,7 @@ def render(photos: Photos, rows: np.ndarray, view: View, draws: Tensor) -> Tenso
 
 
 def crop_boxes(shapes: Tensor, view: View, draws: Tensor) -> Tensor:
-    """RandomResizedCrop's boxes for pictures of `shapes` [B, 2] (height, width): int64 [B, 4] (top, left, height, width)."""
+    """RandomResizedCrop's boxes in pictures of `shapes` [B, 2]: int64 [B, 4], top, left, height, width."""
     height, width = shapes[:, :1].double(), shapes[:, 1:].double()
     area = height * width * (view.crop[0] + (view.crop[1] - view.crop[0]) * draws[:, :TRIES])
     low, high = math.log(view.ratio[0]), math.log(view.ratio[1])

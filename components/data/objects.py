@@ -1,7 +1,7 @@
 """A thing is known by its silhouette and by what is inside it: ten small objects, each a list of flat parts.
 
-Everything is drawn in the object's own square, x to the right and y down, both from -1 to 1, and knows neither color nor place: a part names
-a tone (`body`, `pale`, `ink`, ...) and `scenes` decides what it looks like. Every class uses the same tones, so that color never tells the class.
+Everything is drawn in the object's own square, x to the right and y down, both from -1 to 1, and knows neither color
+nor place: a part names a tone (`body`, `pale`, `ink`, ...) and `scenes` decides how that looks, for all classes alike.
 """
 
 import math
@@ -20,7 +20,7 @@ class Part(NamedTuple):
 
 
 def _oval(x: float, y: float, rx: float, ry: float, start: float = 0, stop: float = 360, turn: float = 0) -> Points:
-    """Points of an ellipse, or of the arc of it from `start` to `stop` degrees (clockwise, from the right), turned by `turn` degrees."""
+    """An ellipse, or its arc from `start` to `stop` degrees (clockwise, from the right), turned by `turn` degrees."""
     steps = max(6, round(abs(stop - start) / 15))
     cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     points = []
@@ -62,10 +62,13 @@ def _house(r: np.random.Generator) -> list[Part]:
     for row in range(1, 4):  # roof tiles
         y = -0.98 + (eaves + 1.03) * row / 4
         parts.append(Part([(-row / 4, y), (row / 4, y)], "ink", 0.04))
-    for x in (-door,):
-        parts += [Part(_box(x - 0.24, 0.15, x + 0.24, 0.62), "white"), Part(_box(x - 0.17, 0.22, x + 0.17, 0.55), "glass")]
-        parts += [Part([(x, 0.15), (x, 0.62)], "white", 0.06), Part([(x - 0.24, 0.385), (x + 0.24, 0.385)], "white", 0.06)]
-    parts += [Part(_box(door - 0.2, 0.25, door + 0.2, 0.95), "brown"), Part(_oval(door + 0.1, 0.62, 0.05, 0.05), "white")]
+    w = -door  # the window, on the other side of the door
+    parts += [Part(_box(w - 0.24, 0.15, w + 0.24, 0.62), "white"), Part(_box(w - 0.17, 0.22, w + 0.17, 0.55), "glass")]
+    parts += [Part([(w, 0.15), (w, 0.62)], "white", 0.06), Part([(w - 0.24, 0.385), (w + 0.24, 0.385)], "white", 0.06)]
+    parts += [
+        Part(_box(door - 0.2, 0.25, door + 0.2, 0.95), "brown"),
+        Part(_oval(door + 0.1, 0.62, 0.05, 0.05), "white"),
+    ]
     return [*parts, Part(_oval(0, -0.45, 0.15, 0.15), "white"), Part(_oval(0, -0.45, 0.09, 0.09), "glass")]
 
 
@@ -112,25 +115,26 @@ def _mushroom(r: np.random.Generator) -> list[Part]:
         Part(_oval(0, 0.08, 0.98, 1.02, 180, 360), "body"),
         Part([(-0.98, 0.06), (0.98, 0.06)], "ink", 0.04),
     ]
-    spots = [(-0.55, -0.3, 0.17), (0.02, -0.62, 0.18), (0.55, -0.38, 0.16), (-0.12, -0.2, 0.15), (0.32, -0.06, 0.1), (-0.72, -0.04, 0.09)]
+    spots = [(-0.55, -0.3, 0.17), (0.02, -0.62, 0.18), (0.55, -0.38, 0.16)]
+    spots += [(-0.12, -0.2, 0.15), (0.32, -0.06, 0.1), (-0.72, -0.04, 0.09)]
     return parts + [Part(_oval(x, y, s * 1.1, s), "white") for x, y, s in spots]
 
 
 def _umbrella(r: np.random.Generator) -> list[Part]:
-    ribs = [-0.98, -0.6, -0.21, 0.21, 0.6, 0.98]
+    ribs, arc = [-0.98, -0.6, -0.21, 0.21, 0.6, 0.98], [math.pi / 12 * step for step in range(7)]
     hook = r.choice([-1, 1])
     parts = [
         Part([(0, -0.9), (0, 0.75)], "brown", 0.09),
         Part(_oval(0.14 * hook, 0.75, 0.14, 0.17, 0, 180), "brown", 0.09),
         Part([(0, -1), (0, -0.8)], "ink", 0.07),
     ]
-    for i in range(5):  # panels, each with its scallop
+    for i in range(5):  # panels, each between two ribs and with its scallop
         left, right = ribs[i], ribs[i + 1]
-        rim = _oval((left + right) / 2, 0.05, (right - left) / 2, 0.13, 360, 180)
-        arch = [(x * math.sin(math.radians(a)), 0.05 - 0.93 * math.cos(math.radians(a))) for x in (left,) for a in range(90, -1, -15)]
-        back = [(right * math.sin(math.radians(a)), 0.05 - 0.93 * math.cos(math.radians(a))) for a in range(0, 91, 15)]
-        parts += [Part(arch + back + rim, "pale" if i % 2 else "body"), Part(arch, "ink", 0.035), Part(back, "ink", 0.035)]
-    return parts
+        there = [(left * math.sin(a), 0.05 - 0.93 * math.cos(a)) for a in arc]
+        back = [(right * math.sin(a), 0.05 - 0.93 * math.cos(a)) for a in reversed(arc)]
+        scallop = _oval((left + right) / 2, 0.05, (right - left) / 2, 0.13, 0, -180)
+        parts += [Part(back + there + scallop[::-1], "pale" if i % 2 else "body"), Part(there, "ink", 0.035)]
+    return [*parts, Part(back, "ink", 0.035)]
 
 
 def _butterfly(r: np.random.Generator) -> list[Part]:
@@ -157,8 +161,14 @@ def _cactus(r: np.random.Generator) -> list[Part]:
     low, high = r.uniform(-0.05, 0.1), r.uniform(-0.3, -0.15)
     parts = []
     for arm, y, top in ((side, low, -0.35), (-side, high, -0.6)):
-        parts += [Part([(0, y), (arm * 0.62, y)], "body", 0.26), Part([(arm * 0.62, y + 0.13), (arm * 0.62, top)], "body", 0.28)]
-        parts += [Part(_oval(arm * 0.62, top, 0.14, 0.14), "body"), Part([(arm * 0.62, y), (arm * 0.62, top)], "shade", 0.05)]
+        parts += [
+            Part([(0, y), (arm * 0.62, y)], "body", 0.26),
+            Part([(arm * 0.62, y + 0.13), (arm * 0.62, top)], "body", 0.28),
+        ]
+        parts += [
+            Part(_oval(arm * 0.62, top, 0.14, 0.14), "body"),
+            Part([(arm * 0.62, y), (arm * 0.62, top)], "shade", 0.05),
+        ]
     parts += [Part(_box(-0.3, -0.7, 0.3, 0.5), "body"), Part(_oval(0, -0.7, 0.3, 0.28), "body")]
     parts += [Part([(x, -0.85 + abs(x)), (x, 0.5)], "shade", 0.06) for x in (-0.17, 0, 0.17)]
     for row in range(6):  # spines
@@ -180,7 +190,10 @@ def _snail(r: np.random.Generator) -> list[Part]:
         Part([(0.8, 0.2), (0.88, -0.58)], "dim", 0.07),
         Part(_oval(0.5, -0.64, 0.09, 0.09), "ink"),
         Part(_oval(0.88, -0.6, 0.09, 0.09), "ink"),
-        Part([(-1, 0.8), (-0.5, 0.45), (0.35, 0.5), (0.45, 0.05), (0.75, -0.08), (0.98, 0.12), (0.92, 0.5), (0.65, 0.8)], "white"),
+        Part(
+            [(-1, 0.8), (-0.5, 0.45), (0.35, 0.5), (0.45, 0.05), (0.75, -0.08), (0.98, 0.12), (0.9, 0.5), (0.65, 0.8)],
+            "white",
+        ),
         Part([(-0.95, 0.78), (0.68, 0.78)], "dim", 0.07),
         Part(_oval(0.82, 0.28, 0.1, 0.08, 20, 120), "ink", 0.04),
         Part(_oval(x, y, 0.7, 0.7), "body"),
@@ -203,7 +216,8 @@ def _car(r: np.random.Generator) -> list[Part]:
         Part(_box(-0.99, 0.06, -0.88, 0.2), "brown"),
     ]
     for x in (-0.55, 0.55):
-        parts += [Part(_oval(x, 0.42, 0.27, 0.27), "ink"), Part(_oval(x, 0.42, 0.14, 0.14), "white"), Part(_oval(x, 0.42, 0.06, 0.06), "dim")]
+        parts += [Part(_oval(x, 0.42, 0.27, 0.27), "ink"), Part(_oval(x, 0.42, 0.14, 0.14), "white")]
+        parts.append(Part(_oval(x, 0.42, 0.06, 0.06), "dim"))
     return parts
 
 

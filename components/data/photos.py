@@ -1,21 +1,26 @@
-"""Decode once: all pictures of a data set are one flat file of uint8 pixels, and a manifest that says where each lies.
+"""Decode once: all pictures of a data set are one flat file of uint8 pixels, and an index that says where each lies.
 
 A folder written by `prepare` holds
-  manifest.parquet   one row a picture, see checks.Manifest
-  pixels.npy         uint8 [bytes]; picture i is height·width·3 bytes from manifest.offset, rows of RGB
+  pixels.bin         uint8; picture i is height·width·3 bytes from its offset, rows of RGB
+  index.npz          what training needs: offsets, shapes, splits, labels, classes
+  manifest.parquet   what a person and a check need: one row a picture, see checks.Manifest
   questions.parquet  row (of the manifest), question, answer
+Training reads only the first two, so that it runs where polars is not installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SPLITS = ("train", "val", "test")
 
@@ -23,44 +28,52 @@ SPLITS = ("train", "val", "test")
 class Photos:
     """The pictures of a prepared folder, memory-mapped.
 
+    classes: names in order; a label is a place in it, -1 where there is none.
     Raises ValueError if the folder is not one that `prepare` wrote.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / "manifest.parquet").is_file():
-            raise ValueError(f"{folder} is no prepared data set: it has no manifest.parquet; run the prepare stage first")
-        self.manifest = pl.read_parquet(folder / "manifest.parquet")
+        if not (folder / "index.npz").is_file():
+            raise ValueError(f"{folder} is no prepared data set: it has no index.npz; run the prepare stage first")
+        with np.load(folder / "index.npz", allow_pickle=False) as index:
+            self._offsets, self.shapes = index["offsets"], index["shapes"]  # [N], [N, 2] height and width
+            self._splits, self._labels = index["splits"], index["labels"]  # [N], places in SPLITS and classes
+            self.classes: tuple[str, ...] = tuple(index["classes"].tolist())
         # copy-on-write: torch wants writable memory, and nobody here writes
-        self.pixels = np.load(folder / "pixels.npy", mmap_mode="c")
-        self._offsets = self.manifest["offset"].to_numpy()
-        self._shapes = self.manifest.select("packed_height", "packed_width").to_numpy()
-        self.classes: tuple[str, ...] = tuple(sorted(self.manifest["label"].drop_nulls().unique()))
+        self.pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="c")
+
+    @property
+    def manifest(self) -> pl.DataFrame:
+        import polars as pl
+
+        return pl.read_parquet(self.folder / "manifest.parquet")
 
     def __len__(self) -> int:
-        return len(self.manifest)
+        return len(self._offsets)
 
     def __getitem__(self, row: int) -> Tensor:
         """uint8 [3, H, W], a view into the file."""
-        height, width = self._shapes[row]
+        height, width = self.shapes[row]
         start = self._offsets[row]
         flat = self.pixels[start : start + int(height) * int(width) * 3]
         return torch.from_numpy(flat.reshape(height, width, 3)).permute(2, 0, 1)
 
     def rows(self, *splits: str, labeled: bool = False) -> np.ndarray:
         """Row numbers of the given splits, int64, in order; with `labeled` only those that have a label."""
-        keep = pl.col("split").is_in(splits) & (pl.col("label").is_not_null() if labeled else pl.lit(value=True))
-        return self.manifest.with_row_index().filter(keep)["index"].to_numpy().astype(np.int64)
+        keep = np.isin(self._splits, [SPLITS.index(split) for split in splits])
+        return np.flatnonzero(keep & (self._labels >= 0) if labeled else keep)
 
     def labels(self, rows: np.ndarray) -> Tensor:
         """Places in `classes`, int64 [len(rows)]; -1 where there is no label."""
-        place = {name: index for index, name in enumerate(self.classes)}
-        return torch.tensor([place.get(name, -1) for name in self.manifest["label"].gather(rows.astype(np.uint32))])
+        return torch.from_numpy(self._labels[rows].astype(np.int64))
 
     def questions(self, *splits: str) -> pl.DataFrame:
         """row, question, answer, for pictures of the given splits."""
-        rows = pl.DataFrame({"row": self.rows(*splits)})
-        return pl.read_parquet(self.folder / "questions.parquet").join(rows, on="row", how="semi", maintain_order="left")
+        import polars as pl
+
+        asked = pl.read_parquet(self.folder / "questions.parquet")
+        return asked.filter(pl.col("row").is_in(self.rows(*splits).tolist()))
 
     def squares(self, rows: np.ndarray, size: int) -> Tensor:
         """Whole pictures, antialiased to size × size as ViTImageProcessor does it: uint8 [len(rows), 3, size, size]."""
@@ -73,6 +86,20 @@ class Photos:
         """`squares` of all rows, in order, `batch` at a time."""
         for start in range(0, len(rows), batch):
             yield self.squares(rows[start : start + batch], size)
+
+
+def write_index(folder: Path, table: pl.DataFrame) -> None:
+    """index.npz of a manifest."""
+    classes = sorted(table["label"].drop_nulls().unique())
+    place = {name: index for index, name in enumerate(classes)}
+    np.savez(
+        folder / "index.npz",
+        offsets=table["offset"].to_numpy(),
+        shapes=table.select("packed_height", "packed_width").to_numpy(),
+        splits=np.array([SPLITS.index(split) for split in table["split"]], dtype=np.int8),
+        labels=np.array([place.get(label, -1) for label in table["label"]], dtype=np.int32),
+        classes=np.array(classes, dtype=np.str_),
+    )
 
 
 def resized(image: Tensor, size: int) -> Tensor:

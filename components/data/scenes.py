@@ -1,8 +1,9 @@
-"""A tool must be tried before any photo is at hand: small made-up scenes, as hard for raw pixels as photos are, and true in every word.
+"""A tool must be tried before any photo is at hand: small made-up scenes, as hard for raw pixels as photos are.
 
-A scene is one object (its class) among nuisances: color, size, place, turn, surface, background, pebbles, light, shadow, lens and sensor noise.
-All are drawn independently of the class. Colors and backgrounds are few and shared by all classes on purpose: whatever two crops of one picture
-share and other pictures do not is what contrastive learning picks up first, and here that has to be the object.
+A scene is one object (its class) among nuisances: color, size, place, turn, surface, background, pebbles, light,
+shadow, lens and noise, all drawn independently of the class; what is said about it is true. Colors and backgrounds are
+few and shared by all classes on purpose: whatever two crops of one picture share and other pictures do not is what
+contrastive learning picks up first, and here that has to be the object.
 """
 
 from collections.abc import Iterator
@@ -15,15 +16,27 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from components.data.objects import OBJECTS
 
-Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Color = tuple[int, int, int]
 
 CLASSES: tuple[str, ...] = tuple(OBJECTS)
 SIDE = 64  # pixels
 FINER = 4  # objects are drawn this many times larger and then reduced
-COLORS = {"red": (214, 48, 44), "yellow": (240, 200, 40), "green": (52, 164, 66), "blue": (44, 104, 216), "purple": (146, 62, 186)}
-TONES = {"white": (244, 238, 224), "dim": (176, 164, 146), "ink": (44, 36, 40), "brown": (122, 82, 52), "glass": (150, 182, 196)}
-BACKGROUNDS = {  # as an answer, and as the end of "a red fish ..."
+COLORS: dict[str, Color] = {  # far enough apart in hue to keep their names under any light below
+    "red": (214, 48, 44),
+    "yellow": (244, 206, 44),
+    "green": (52, 164, 66),
+    "blue": (44, 104, 216),
+    "purple": (146, 62, 186),
+}
+TONES: dict[str, Color] = {
+    "white": (244, 238, 224),
+    "dim": (176, 164, 146),
+    "ink": (44, 36, 40),
+    "brown": (122, 82, 52),
+    "glass": (150, 182, 196),
+}
+BACKGROUNDS = {  # as an answer, and as what follows "a red fish"
     "grass": "on grass",
     "sand": "on sand",
     "wood": "on a wooden table",
@@ -31,26 +44,31 @@ BACKGROUNDS = {  # as an answer, and as the end of "a red fish ..."
     "water": "on water",
     "the night sky": "in the night sky",
 }
-SIZES = {"small": (17.0, 19.5), "big": (24.0, 27.0)}  # half the length of the object, in pixels; the gap keeps the words true
-PLACES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "center": (0, 0)}
-WHERE = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom", "center": "in the center"}
+SIZES = {"small": (17.0, 20.5), "big": (25.0, 30.0)}  # half the object's length in pixels; the gap keeps the words true
+PLACES = {  # the way from the middle of the picture, and the words for it
+    "left": ((-1, 0), "on the left"),
+    "right": ((1, 0), "on the right"),
+    "top": ((0, -1), "at the top"),
+    "bottom": ((0, 1), "at the bottom"),
+    "center": ((0, 0), "in the center"),
+}
 
 
 @dataclass(frozen=True)
 class Scene:
-    pixels: Pixels  # [64, 64, 3]
+    pixels: npt.NDArray[np.uint8]  # [64, 64, 3]
     label: str  # one of CLASSES
     caption: str  # "a small red fish on a wooden table, on the left"
-    questions: tuple[tuple[str, str], ...]  # (question, short answer)
+    questions: tuple[tuple[str, str], ...]  # (question, short answer): what, color, where, background, size, yes or no
 
 
 def draw(seed: int, index: int) -> Scene:
-    """The scene that `seed` and `index` alone decide; every ten consecutive indices from a multiple of ten hold every class once."""
+    """The scene that `seed` and `index` alone decide; each ten indices from a multiple of ten hold every class once."""
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must not be negative, got {seed} and {index}")
     # shuffled within its ten: with index % 10, whoever keeps every fifth picture for testing would test two classes
-    turn = np.random.default_rng([seed, index // len(CLASSES), 1]).permutation(len(CLASSES))
-    label = CLASSES[turn[index % len(CLASSES)]]
+    order = np.random.default_rng([seed, index // len(CLASSES), 1]).permutation(len(CLASSES))
+    label = CLASSES[order[index % len(CLASSES)]]
     r = np.random.default_rng([seed, index])
     color, background, size, place = (str(r.choice(list(words))) for words in (COLORS, BACKGROUNDS, SIZES, PLACES))
     caption, questions = _words(r, label, color, background, size, place)
@@ -64,136 +82,140 @@ def scenes(seed: int, count: int) -> Iterator[Scene]:
 def _words(
     r: np.random.Generator, label: str, color: str, background: str, size: str, place: str
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
-    named = _a(label)
-    thing, scene, where = _a(f"{size} {color} {label}"), BACKGROUNDS[background], WHERE[place]
-    caption = (f"{thing} {scene}, {where}", f"{where}, {thing} {scene}", f"a picture of {thing} {scene}, {where}")[r.integers(3)]
-    asked = label if r.random() < 0.5 else str(r.choice([other for other in CLASSES if other != label]))
+    """The caption and the questions, each in one of a few wordings."""
+    thing = f"{_a(f'{size} {color} {label}')} {BACKGROUNDS[background]}"
+    where = PLACES[place][1]
+    caption = (f"{thing}, {where}", f"{where}, {thing}", f"a picture of {thing}, {where}")[r.integers(3)]
+    other = str(r.choice([name for name in CLASSES if name != label]))
+    asked, answer = ((label, "yes"), (other, "no"))[r.integers(2)]
     ways = (
-        (("What is in the picture?", "What is this?"), named),
+        (("What is in the picture?", "What is this?"), _a(label)),
         ((f"What color is the {label}?", f"Which color does the {label} have?"), color),
         ((f"Where is the {label}?", f"In which part of the picture is the {label}?"), place),
         (("What is the background?", f"What is behind the {label}?"), background),
         ((f"Is the {label} big or small?", f"What size is the {label}?"), size),
-        ((f"Is there {_a(asked)} in the picture?", f"Do you see {_a(asked)}?"), "yes" if asked == label else "no"),
+        ((f"Is there {_a(asked)} in the picture?", f"Do you see {_a(asked)}?"), answer),
     )
-    return caption, tuple((questions[r.integers(2)], answer) for questions, answer in ways)
+    return caption, tuple((wordings[r.integers(2)], short) for wordings, short in ways)
 
 
 def _a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _pixels(r: np.random.Generator, label: str, color: str, background: str, size: str, place: str) -> Pixels:
-    """uint8 [64, 64, 3]: background and pebbles, the object's shadow, the object in its own relief, then light, lens and noise."""
+def _pixels(
+    r: np.random.Generator, label: str, color: str, background: str, size: str, place: str
+) -> npt.NDArray[np.uint8]:
+    """uint8 [64, 64, 3]: ground, pebbles, the object's shadow, the object in relief, then light, lens and noise."""
     angle, slope = r.uniform(0, 2 * np.pi), r.uniform(0.5, 1.0)
-    light = np.array([np.cos(angle) * slope, np.sin(angle) * slope, 1.0], np.float32)  # towards the lamp
-    layer = _object(r, label, _jittered(r, COLORS[color]), r.uniform(*SIZES[size]), place)
-    cover = np.asarray(layer, np.float32)[..., 3:] / 255  # [64, 64, 1]
-    shadow = _blurred(np.roll(cover, np.round(-3.5 * light[1::-1]).astype(int), (0, 1)), 2.0)
+    lamp = np.array([np.cos(angle) * slope, np.sin(angle) * slope, 1.0], np.float32)  # the way to it
+    layer = np.asarray(_object(r, label, COLORS[color], r.uniform(*SIZES[size]), place), np.float32)
+    cover = layer[..., 3:] / np.float32(255)  # [64, 64, 1]
+    shadow = _blurred(np.roll(cover, np.round(-3.5 * lamp[1::-1]).astype(int), (0, 1)), 2.0)
     ground = _pebbles(r, _ground(r, background)) * (1 - r.uniform(0.3, 0.6) * shadow)
-    surface = np.asarray(layer, np.float32)[..., :3] * _relief(cover, light) * _texture(r)
-    picture = ground * (1 - cover) + surface * cover
-
-    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)[..., None]
-    lamp = 1 + r.uniform(0, 0.25) * (x * light[0] + y * light[1])
-    vignette = 1 - r.uniform(0, 0.3) * (x**2 + y**2) / 2
-    warm = np.array([1, 1, 1]) + r.uniform(-0.07, 0.07) * np.array([1, 0.1, -1])
-    picture = picture * lamp * vignette * warm * r.uniform(0.65, 1.15)
-    noise = r.standard_normal((SIDE, SIDE, 3), np.float32) * r.uniform(2, 8)
-    pixels: Pixels = np.clip(picture + noise, 0, 255).astype(np.uint8)
+    surface = layer[..., :3] * _relief(cover, lamp) * _texture(r)
+    picture = (ground * (1 - cover) + surface * cover) * _light(r, lamp) * r.uniform(0.7, 1.3)
+    noise = r.standard_normal((SIDE, SIDE, 3), np.float32) * r.uniform(3, 5)
+    pixels: npt.NDArray[np.uint8] = np.clip(picture + noise, 0, 255).astype(np.uint8)
     return pixels
 
 
-def _object(r: np.random.Generator, label: str, body: tuple[int, ...], half: float, place: str) -> Image.Image:
-    """The object as RGBA, 64x64, the middle of what is seen of it where `place` says."""
-    shade, pale = (tuple(int(c * 0.68) for c in body), tuple(int(c * 0.5 + 120) for c in body))
-    tones = {**TONES, "body": body, "shade": shade, "pale": pale}
-    turn, mirror = np.radians(r.uniform(-25, 25)), r.choice([-1, 1])
-    sx, sy = half * FINER * r.uniform(0.9, 1.0, 2)
-    across, down = (sx * mirror * np.cos(turn), sx * mirror * np.sin(turn)), (-sy * np.sin(turn), sy * np.cos(turn))
+def _object(r: np.random.Generator, label: str, color: Color, half: float, place: str) -> Image.Image:
+    """The object as RGBA, 64x64, its middle where `place` says; the picture's edge may cut it."""
+    body = tuple(int(np.clip(c + r.integers(-14, 15), 0, 255)) for c in color)
+    shade, pale = tuple(int(c * 0.68) for c in body), tuple(int(c * 0.5 + 120) for c in body)
+    tones: dict[str, tuple[int, ...]] = {**TONES, "body": body, "shade": shade, "pale": pale}
+    turn, mirror = np.radians(r.uniform(-28, 28)), r.choice([-1, 1])
+    width, height = half * FINER * r.uniform(0.82, 1.0, 2)
+    (ax, ay), (bx, by) = (width * mirror * np.cos(turn), width * mirror * np.sin(turn)), (-np.sin(turn), np.cos(turn))
     canvas = Image.new("RGBA", (SIDE * FINER * 3 // 2,) * 2, (*TONES["ink"], 0))
     middle, pen = canvas.width / 2, ImageDraw.Draw(canvas)
-    for points, tone, width in OBJECTS[label](r):
-        placed = [(middle + x * across[0] + y * down[0], middle + x * across[1] + y * down[1]) for x, y in points]
-        if width:
-            pen.line(placed, tones[tone], max(1, round(width * half * FINER)), joint="curve")
+    for points, tone, thick in OBJECTS[label](r):
+        placed = [(middle + x * ax + y * height * bx, middle + x * ay + y * height * by) for x, y in points]
+        if thick:
+            pen.line(placed, tones[tone], max(1, round(thick * half * FINER)), joint="curve")
         else:
             pen.polygon(placed, tones[tone])
-    left, top, right, bottom = canvas.getbbox() or (0, 0, 0, 0)
-    away = r.uniform(8, 11) if place != "center" else 0.0
-    dx, dy = (FINER * (away * step + r.uniform(-2, 2)) for step in PLACES[place])
-    x0, y0 = round((left + right - SIDE * FINER) / 2 - dx), round((top + bottom - SIDE * FINER) / 2 - dy)
-    return canvas.crop((x0, y0, x0 + SIDE * FINER, y0 + SIDE * FINER)).reduce(FINER)
-
-
-def _jittered(r: np.random.Generator, color: tuple[int, int, int]) -> tuple[int, ...]:
-    return tuple(int(np.clip(c + r.integers(-14, 15), 0, 255)) for c in color)
+    box = canvas.getbbox()
+    assert box is not None
+    # 9 to 13 pixels off to one side or at most 5 off the middle: what lies between has no word that everybody would use
+    dx, dy = (FINER * (step * r.uniform(9, 13) or r.uniform(-5, 5)) for step in PLACES[place][0])
+    left, top = round((box[0] + box[2] - SIDE * FINER) / 2 - dx), round((box[1] + box[3] - SIDE * FINER) / 2 - dy)
+    return canvas.crop((left, top, left + SIDE * FINER, top + SIDE * FINER)).reduce(FINER)
 
 
 def _blurred(plane: Floats, radius: float) -> Floats:
     """[64, 64, 1] in 0 ... 1, likewise."""
     picture = Image.fromarray((plane[..., 0] * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
-    return np.asarray(picture, np.float32)[..., None] / 255
+    return np.asarray(picture, np.float32)[..., None] / np.float32(255)
 
 
-def _relief(cover: Floats, light: Floats) -> Floats:
+def _relief(cover: Floats, lamp: Floats) -> Floats:
     """Light on the object if it were a cushion, [64, 64, 1]: its blurred silhouette is its height."""
-    height = _blurred(cover, 3.5)[..., 0]
-    dy, dx = np.gradient(height)
-    slant = -8 * (dx * light[0] + dy * light[1])
-    shade = (1 + slant) / np.sqrt((1 + 64 * (dx**2 + dy**2)) * (light**2).sum()) * 1.25
-    lit: Floats = (0.45 + 0.62 * np.clip(shade, 0, 1.5)).astype(np.float32)[..., None]
+    dy, dx = np.gradient(_blurred(cover, 3.5)[..., 0])
+    facing = (1 - 8 * (dx * lamp[0] + dy * lamp[1])) / np.sqrt((1 + 64 * (dx**2 + dy**2)) * (lamp**2).sum())
+    lit: Floats = (0.45 + 0.62 * np.clip(1.25 * facing, 0, 1.5)).astype(np.float32)[..., None]
     return lit
 
 
 def _texture(r: np.random.Generator) -> Floats:
     """What the surface is made of, [64, 64, 1]: smooth, mottled or brushed, faint enough to leave the color alone."""
-    rows, columns = ((1, 1), (16, 16), (32, 4))[r.integers(3)]
-    grain = Image.fromarray(r.uniform(0.86, 1.14, (rows, columns)).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(grain, np.float32)[..., None]
+    grid = ((1, 1), (16, 16), (32, 4))[r.integers(3)]
+    return _stretched(r.uniform(0.86, 1.14, grid), SIDE)[..., None]
+
+
+def _stretched(grid: npt.NDArray[np.float64], side: int) -> Floats:
+    return np.asarray(Image.fromarray(grid.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def _light(r: np.random.Generator, lamp: Floats) -> Floats:
+    """What lamp, a bar of shade and lens leave of the light, [64, 64, 3]: what makes raw pixels useless."""
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)[..., None]
+    falloff = 1 + r.uniform(0, 0.25) * (x * lamp[0] + y * lamp[1])
+    vignette = 1 - r.uniform(0, 0.3) * (x**2 + y**2) / 2
+    angle, half = r.uniform(0, 2 * np.pi), r.uniform(0.3, 0.6)
+    outside = np.abs(x * np.cos(angle) + y * np.sin(angle) - r.uniform(-0.6, 0.6)) - half
+    shade = 1 - r.uniform(0, 0.5) / (1 + np.exp(outside / 0.05))
+    tint = 1 + r.uniform(-0.04, 0.04) * np.array([1, 0.1, -1])
+    light: Floats = (falloff * vignette * shade * tint).astype(np.float32)
+    return light
 
 
 def _pebbles(r: np.random.Generator, ground: Floats) -> Floats:
-    """Up to four small things that are no object, lying about."""
+    """Up to four small gray things that are no object, lying about."""
     picture = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8)).resize((SIDE * 2,) * 2)
     pen = ImageDraw.Draw(picture)
     for _ in range(r.integers(5)):
-        x, y, s = r.uniform(0, SIDE * 2), r.uniform(0, SIDE * 2), r.uniform(3, 6)
-        gray = int(r.uniform(70, 200))
-        pen.ellipse((x - s, y - s * 0.8, x + s, y + s * 0.8), (gray, gray, gray - 8), (gray // 2,) * 3)
+        x, y, radius, gray = r.uniform(0, SIDE * 2), r.uniform(0, SIDE * 2), r.uniform(3, 6), int(r.uniform(70, 200))
+        pen.ellipse((x - radius, y - 0.8 * radius, x + radius, y + 0.8 * radius), (gray,) * 3, (gray // 2,) * 3)
     return np.asarray(picture.reduce(2), np.float32)
 
 
 def _ground(r: np.random.Generator, background: str) -> Floats:
-    """A window of the one large picture that there is of each background, [64, 64, 3]: a kind of place, not this picture's fingerprint."""
+    """A window of the one large picture there is of each background, [64, 64, 3]: a place, not a fingerprint."""
     whole = _grounds()[background]
-    x, y = r.integers(whole.shape[1] - SIDE), r.integers(whole.shape[0] - SIDE)
+    x, y = r.integers(len(whole) - SIDE, size=2)
     window = whole[y : y + SIDE, x : x + SIDE]
     return window[:, :: r.choice([-1, 1])] * np.float32(r.uniform(0.85, 1.1))
 
 
 @cache
 def _grounds() -> dict[str, Floats]:
-    """float32 [192, 192, 3] of each background, muted so that objects stand out; not touched by any scene's seed."""
-    r, n = np.random.default_rng(0), 192
-    y, x = np.mgrid[:n, :n].astype(np.float32)
+    """[192, 192, 3] of each background, muted so that objects stand out; the same for every seed."""
+    r, side = np.random.default_rng(0), 192
+    y, x = np.mgrid[:side, :side].astype(np.float32)
 
     def cloud(rows: int, columns: int) -> Floats:  # smooth noise, about -1 ... 1
-        coarse = Image.fromarray(r.uniform(-1, 1, (rows, columns)).astype(np.float32))
-        return np.asarray(coarse.resize((n, n), Image.Resampling.BICUBIC), np.float32)
+        return _stretched(r.uniform(-1, 1, (rows, columns)), side)
 
-    course = y // 12
-    mortar = np.maximum(y % 12 < 1.5, (x + 12 * (course % 2)) % 24 < 1.5)
-    stars = np.asarray(Image.fromarray((r.random((n, n)) > 0.994).astype(np.float32) * 255).filter(ImageFilter.GaussianBlur(0.6))) \
-        if False else (r.random((n, n)) > 0.993) * r.uniform(60, 190, (n, n))
-    waves = np.sin(y / 2.6 + 1.6 * cloud(12, 12) + 2 * np.sin(x / 17))
-    board = np.sin((x + 7 * cloud(6, 6)) * 0 + y * 0.9 + 5 * cloud(10, 4))
-    shades = {
+    mortar = np.maximum(y % 12 < 1.5, (x + 12 * (y // 12 % 2)) % 24 < 1.5)
+    stars = (r.random((side, side)) > 0.993) * r.uniform(60, 190, (side, side))
+    paints: dict[str, tuple[Color, npt.NDArray[np.floating]]] = {
         "grass": ((112, 132, 84), 9 * cloud(64, 96) + 8 * cloud(8, 8) + 7 * cloud(40, 150)),
         "sand": ((196, 178, 140), 7 * np.sin(y / 3.4 + 2.5 * cloud(7, 7)) + 7 * cloud(150, 150)),
-        "wood": ((158, 122, 88), 7 * board + 5 * cloud(96, 8) - 38 * (y % 24 < 1.2)),
+        "wood": ((152, 124, 98), 7 * np.sin(0.9 * y + 5 * cloud(10, 4)) + 5 * cloud(96, 8) - 38 * (y % 24 < 1.2)),
         "a brick wall": ((150, 104, 90), 34 * mortar + (1 - mortar) * 7 * cloud(16, 8) + 6 * cloud(120, 120)),
-        "water": ((104, 138, 154), 10 * waves + 6 * cloud(10, 6)),
+        "water": ((104, 138, 154), 10 * np.sin(y / 2.6 + 1.6 * cloud(12, 12) + 2 * np.sin(x / 17)) + 6 * cloud(10, 6)),
         "the night sky": ((34, 38, 62), stars + 7 * cloud(5, 5)),
     }
-    return {name: (np.array(color, np.float32) + shade[..., None]).astype(np.float32) for name, (color, shade) in shades.items()}
+    return {name: (np.array(color) + grain[..., None]).astype(np.float32) for name, (color, grain) in paints.items()}

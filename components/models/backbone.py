@@ -8,6 +8,7 @@ B.9 of https://arxiv.org/abs/2002.05709) where images are small.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ from transformers.utils.logging import disable_progress_bar
 from components.config import Strict, parse
 
 disable_progress_bar()  # one bar a saved file is noise
+
+_from_pretrained: Any = ViTModel.from_pretrained  # typed as if it never gave loading info
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -65,7 +68,7 @@ class ResNetBackbone(Pixels):
 BackboneConfig = Annotated[ViTBackbone | ResNetBackbone, Field(discriminator="kind")]
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Pixels in, features out; the pixel statistics travel in its folder.
 
     forward  uint8 (or float in 0 … 255) [B, 3, H, W] -> [B, D]     one vector an image
@@ -74,6 +77,7 @@ class Backbone(nn.Module):
 
     config: ViTBackbone | ResNetBackbone
     dim: int
+    trunk: Any
     mean: Tensor
     std: Tensor
 
@@ -86,8 +90,8 @@ class Backbone(nn.Module):
     def normalize(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        raise TypeError("Backbone is made by build(): a ViT or a ResNet")
+    @abstractmethod
+    def tokens(self, pixels: Tensor) -> Tensor: ...
 
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors and preprocessor_config.json: transformers' own three names."""
@@ -98,11 +102,11 @@ class Backbone(nn.Module):
         ).save_pretrained(folder)
         self._save(folder)
 
-    def _save(self, folder: Path) -> None:
-        raise TypeError("Backbone is made by build(): a ViT or a ResNet")
+    @abstractmethod
+    def _save(self, folder: Path) -> None: ...
 
-    def read_weights(self, folder: Path) -> None:
-        raise TypeError("Backbone is made by build(): a ViT or a ResNet")
+    @abstractmethod
+    def read_weights(self, folder: Path) -> None: ...
 
 
 class ViT(Backbone):
@@ -122,7 +126,7 @@ class ViT(Backbone):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.trunk: Any = ViTModel(shape, add_pooling_layer=False)
+        self.trunk = ViTModel(shape, add_pooling_layer=False)
         self.dim = config.width
 
     def _features(self, pixels: Tensor) -> Tensor:
@@ -141,7 +145,7 @@ class ViT(Backbone):
 
     def read_weights(self, folder: Path) -> None:
         """transformers' own reader, for the names on disk are older than those in memory."""
-        loaded, info = ViTModel.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
+        loaded, info = _from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(f"{folder} lacks weights: {', '.join(sorted(info['missing_keys']))}")
         self.trunk.load_state_dict(loaded.state_dict())
@@ -154,7 +158,7 @@ class ResNet(Backbone):
 
     def __init__(self, config: ResNetBackbone) -> None:
         super().__init__(config)
-        self.trunk: Any = {"resnet18": resnet18, "resnet50": resnet50}[config.kind](weights=None)
+        self.trunk = {"resnet18": resnet18, "resnet50": resnet50}[config.kind](weights=None)
         self.dim = self.trunk.fc.in_features
         self.trunk.fc = nn.Identity()
         if config.image_size <= SMALL_IMAGE:

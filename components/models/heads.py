@@ -17,6 +17,6 @@ def mlp(*dims: int, norm: bool = True, last_norm: bool = False) -> nn.Sequential
     if last_norm:
         final = nn.BatchNorm1d(dims[-1])
         nn.init.zeros_(final.bias)
-        final.bias.requires_grad_(requires_grad=False)
+        final.bias.requires_grad_(False)  # noqa: FBT003
         layers.append(final)
     return nn.Sequential(*layers)

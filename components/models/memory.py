@@ -15,7 +15,7 @@ class Slow(nn.Module):
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
-        self.module: Any = deepcopy(student).requires_grad_(requires_grad=False)
+        self.module: Any = deepcopy(student).requires_grad_(False)  # noqa: FBT003
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -24,7 +24,8 @@ class Slow(nn.Module):
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
         """slow = momentum · slow + (1 - momentum) · student"""
-        slow, fast = list(self.module.parameters()), list(student.parameters())
+        slow: list[Tensor] = list(self.module.parameters())
+        fast: list[Tensor] = list(student.parameters())
         torch._foreach_lerp_(slow, fast, 1 - momentum)
 
 

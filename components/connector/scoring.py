@@ -1,0 +1,55 @@
+"""A model that looks at the picture must beat the best guess made without it, and must suffer from a wrong picture."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+Z = 1.959964  # of 95 %
+
+
+def normalized(answer: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces (the VQA rule, https://arxiv.org/abs/1505.00468, shortened)."""
+    bare = answer.lower().translate(str.maketrans(dict.fromkeys(string.punctuation, " ")))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def wilson(right: int, asked: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927); it stays within 0 … 1 and is sound for few and for extreme counts."""
+    share, z2 = right / asked, Z**2 / asked
+    middle = (share + z2 / 2) / (1 + z2)
+    half = Z * np.sqrt(share * (1 - share) / asked + z2 / (4 * asked)) / (1 + z2)
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+
+
+def blind_answers(training: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The most common training answer to each question, the first in the alphabet of equals."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for question, answer in training:
+        counts[question][answer] += 1
+    return {question: min(seen, key=lambda answer: (-seen[answer], answer)) for question, seen in counts.items()}
+
+
+def derangement(rows: np.ndarray, seed: int) -> np.ndarray:
+    """For each entry of `rows` the row of another picture; equal rows get the same other one. int64 [len(rows)].
+
+    Raises ValueError if there are fewer than two pictures.
+    """
+    pictures = np.random.default_rng(seed).permutation(np.unique(rows))
+    if len(pictures) < 2:
+        raise ValueError("pictures can be exchanged only if there are two at least")
+    other = dict(zip(pictures.tolist(), np.roll(pictures, 1).tolist(), strict=True))
+    return np.array([other[row] for row in rows.tolist()], dtype=np.int64)
+
+
+def bootstrap(values: Sequence[float] | np.ndarray, pictures: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of the mean of `values`, drawing whole pictures: the questions of one picture are no independent tries."""
+    _, picture = np.unique(pictures, return_inverse=True)
+    sums, counts = np.bincount(picture, values), np.bincount(picture)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
+    return float(low), float(high)

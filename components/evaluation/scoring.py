@@ -1,0 +1,58 @@
+"""A number means something beside what anyone would get without the backbone, on the same pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.data.photos import Photos
+from components.evaluation import knn, linear
+from components.evaluation.features import center, features, pixel_features, standardize
+from components.evaluation.statistics import share
+from components.models.backbone import ResNetBackbone, ViTBackbone, build
+
+
+def cannot_score(photos: Photos) -> str | None:
+    """Why nothing can be said about classes, in plain words; None if it can."""
+    if len(photos.classes) < 2:
+        return "the pictures have no labels (class subfolders would be labels)"
+    for split in ("train", "test"):
+        if not len(photos.rows(split, labeled=True)):
+            return f"the {split} split has no labeled picture"
+    return None
+
+
+def scores(vectors: Tensor, photos: Photos, shape: ViTBackbone | ResNetBackbone, k: int, seed: int) -> dict[str, Any]:
+    """kNN and linear top-1 on test, of the backbone's `vectors` and of three baselines, all on the same rows.
+
+    vectors: [N, D] of every picture; shape: of the backbone, for one with random weights drawn from `seed`.
+    """
+    rows = [photos.rows(split, labeled=True) for split in ("train", "val", "test")]
+    labels = [photos.labels(r) for r in rows]
+    torch.manual_seed(seed)
+    commonest = labels[0].mode().values
+    found: dict[str, Any] = {"majority": {"top1": share(int((labels[2] == commonest).sum()), len(labels[2]))}}
+    compared = {
+        "pixels": pixel_features(photos, shape.image_size),
+        "random": features(build(shape), photos, "random backbone"),
+        "backbone": vectors,
+    }
+    for name, known in compared.items():
+        found[name] = score([known[r] for r in rows], labels, len(photos.classes), k)
+    return found
+
+
+def score(vectors: list[Tensor], labels: list[Tensor], classes: int, k: int) -> dict[str, Any]:
+    """vectors [N, D] and labels [N] of the train, val and test rows -> both scores with their 95 % intervals."""
+    k = min(k, len(labels[0]))
+    bank, _, queries = center(*vectors)
+    voted = knn.classify(queries, bank, labels[0], k)
+    train, val, test = standardize(*vectors)
+    probed, penalty = linear.probe((train, labels[0]), (val, labels[1]), test, classes)
+    total = len(labels[2])
+    return {
+        "knn": {**share(int((voted == labels[2]).sum()), total), "k": k},
+        "linear": {**share(int((probed == labels[2]).sum()), total), "penalty": penalty},
+    }

@@ -1,0 +1,106 @@
+"""Stage: a backbone and labels -> a classifier that stock libraries run."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from components.adapters.classifier import LinearHead, save
+from components.config import Strict, read, write
+from components.data.photos import Photos
+from components.evaluation.features import features
+from components.evaluation.scoring import cannot_score
+from components.evaluation.statistics import share
+from components.models.backbone import load
+from components.stages.scratch import clear, digest, scratch
+from components.training import optim
+from components.training.loop import Run, accelerator, fit
+
+
+class AdaptConfig(Strict):
+    method: str  # whose backbone; dvc.yaml makes a path of it
+    epochs: int = Field(50, ge=1)
+    batch_size: int = Field(256, ge=1)
+    optimizer: optim.Optimizer = optim.AdamW(lr=1e-2, weight_decay=1e-2)
+    seed: int = Field(0, ge=0)
+
+
+def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str, Any]:
+    """Train a linear head on the frozen backbone; write model/, metrics.json, log.jsonl and config.json to `out`."""
+    photos = Photos(data)
+    out.mkdir(parents=True, exist_ok=True)
+    write(config, out / "config.json")
+    if why := cannot_score(photos):
+        metrics: dict[str, Any] = {"skipped": f"no classifier: {why}"}
+    else:
+        metrics = _train(config, folder, photos, out)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict[str, Any]:
+    acc = accelerator()
+    backbone = load(folder / "backbone")
+    vectors = features(backbone, photos)
+    train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
+    labels, held_out = photos.labels(train), photos.labels(test)
+    bank, size = vectors[train], min(config.batch_size, len(train))
+    per_epoch = len(train) // size
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(train))
+        chosen = order[place * size : (place + 1) * size]
+        return bank[chosen], labels[chosen]
+
+    torch.manual_seed(config.seed)
+    head = LinearHead(bank, len(photos.classes))
+    optimizer = optim.build(head, config.optimizer, size)
+    backbone_file = folder / "backbone" / "model.safetensors"
+    ingredients = (config.model_dump(mode="json"), digest(photos.folder / "index.npz"), digest(backbone_file))
+    state = scratch("adapt", *ingredients)
+    run = Run("adapt", config.epochs * per_epoch, size, out / "log.jsonl", state, config.seed)
+    fit(head, batch, optimizer, config.optimizer, run, acc)
+    head.cpu().eval()
+    said = head.logits(vectors[test]).argmax(1)
+    save(out / "model", backbone.cpu(), head.folded(), photos.classes)
+    clear(state)
+    return {
+        "accuracy": share(int((said == held_out).sum()), len(test)),
+        "majority": share(int((held_out == labels.mode().values).sum()), len(test)),
+        "classes": list(photos.classes),
+        "confusion": confusion(held_out, said, len(photos.classes)),
+    }
+
+
+def confusion(true: Tensor, said: Tensor, classes: int) -> list[list[int]]:
+    """Counts, a row for each true class and a column for each said one."""
+    return torch.bincount(true * classes + said, minlength=classes**2).view(classes, classes).tolist()
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
+    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    try:
+        metrics = adapt(read("adapt", AdaptConfig), given.backbone, given.data, given.out)
+    except ValueError as error:
+        parser.exit(2, f"adapt: {error}\n")
+    if "skipped" in metrics:
+        print(f"adapt: {metrics['skipped']}")
+        return
+    for name in ("majority", "accuracy"):
+        print("adapt: {:9} {value:.3f} ({low:.3f} to {high:.3f}) of {of}".format(name, **metrics[name]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Stage: a backbone and a language model -> a model that answers questions about pictures."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from components.config import Strict, read, write
+from components.connector.collate import Collator, epoch_batches
+from components.connector.llm import load_llm
+from components.connector.objective import Connector
+from components.connector.scoring import derangement
+from components.connector.vlm import assemble, check_tower
+from components.data.photos import Photos
+from components.stages.scratch import clear, digest, scratch
+from components.training import distributed, optim
+from components.training.loop import Run, accelerator, fit
+
+LOOKED_AT = 64  # val questions for the last look at what was learned
+
+
+class ConnectConfig(Strict):
+    """Only the projector is trained, at LLaVA's rate for that stage or above (https://arxiv.org/abs/2310.03744)."""
+
+    method: str  # whose backbone; dvc.yaml reads it
+    llm: str = "smollm2"
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+    answer_tokens: int = Field(64, ge=2)  # what is longer is cut
+    optimizer: optim.AdamW = optim.AdamW(lr=0.03, clip=1.0, schedule=optim.Cosine(warmup=0.04))
+
+
+def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dict[str, Any]:
+    """Train the projector on the questions of the train split; write the stock model to out/model. The metrics.
+
+    Without any question there is nothing to train on: then metrics.json says so, and there is no model.
+    """
+    check_tower(backbone / "backbone")
+    photos = Photos(data)
+    asked = photos.questions("train")
+    if not len(asked):
+        reason = "there are no questions, labels or captions to learn from"
+        return _finish(config, out, {"skipped": reason})
+    acc = accelerator()
+    if config.batch_size % acc.num_processes:
+        raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {acc.num_processes} processes")
+    if len(asked) < config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} is larger than the {len(asked)} training questions")
+    vlm, processor = assemble(backbone / "backbone", *load_llm(config.llm), seed=config.seed)
+    objective = Connector(vlm.to(acc.device), processor)
+    collator = Collator(processor, config.answer_tokens)
+    size = vlm.config.vision_config.image_size
+    load = loader(photos, asked, collator, size, config, (acc.process_index, acc.num_processes))
+    optimizer = optim.build(objective, config.optimizer, config.batch_size)
+    files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
+    state = scratch("connect", config.model_dump(mode="json"), *[digest(file) for file in files])
+    run = Run("connect", config.steps, config.batch_size, state / "log.jsonl", state, config.seed)
+    fit(objective, load, optimizer, config.optimizer, run, acc)
+    metrics: dict[str, Any] = {}
+    if acc.is_main_process:
+        log = run.log.read_text(encoding="utf-8")
+        metrics = {"loss": json.loads(log.splitlines()[-1])["loss"], **last_look(objective, photos, collator, size)}
+        vlm.save_pretrained(out / "model")
+        processor.save_pretrained(out / "model")
+        (out / "log.jsonl").write_text(log, encoding="utf-8")
+        _finish(config, out, metrics)
+        clear(state)
+    acc.end_training()
+    return metrics
+
+
+def loader(
+    photos: Photos, asked: Any, collator: Collator, size: int, config: ConnectConfig, place: tuple[int, int]
+) -> Callable[[int], dict[str, Tensor]]:
+    """step -> the batch of this process, a pure function of seed and step. place: (rank, number of processes)."""
+    rows, questions, answers = (asked[name].to_numpy() for name in ("row", "question", "answer"))
+    lengths = collator.lengths(questions.tolist(), answers.tolist())
+    per_epoch, (rank, world) = len(asked) // config.batch_size, place
+
+    @cache
+    def epoch(number: int) -> np.ndarray:
+        return epoch_batches(lengths, config.batch_size, config.seed, number)
+
+    def load(step: int) -> dict[str, Tensor]:
+        chosen = epoch(step // per_epoch)[step % per_epoch][rank::world]
+        batch = collator(questions[chosen].tolist(), answers[chosen].tolist())
+        return {**batch, "pixels": photos.squares(rows[chosen], size)}
+
+    return load
+
+
+@torch.no_grad()
+def last_look(objective: Connector, photos: Photos, collator: Collator, size: int) -> dict[str, float | None]:
+    """Loss on some val questions with the right picture and with another one; equal for a model that is blind."""
+    asked = photos.questions("val")
+    asked = asked.sample(min(LOOKED_AT, len(asked)), seed=0, shuffle=True)
+    if asked["row"].n_unique() < 2:
+        return {"val_loss": None, "val_gap": None}
+    other = derangement(asked["row"].to_numpy(), seed=0)
+    objective.eval()
+    sums = np.zeros(2)
+    for part, wrong in zip(asked.iter_slices(16), np.array_split(other, range(16, len(other), 16)), strict=True):
+        batch = collator(part["question"], part["answer"])
+        for index, rows in enumerate((part["row"].to_numpy(), wrong)):
+            moved = {**batch, "pixels": photos.squares(rows, size)}
+            moved = {name: value.to(objective.mean.device) for name, value in moved.items()}
+            sums[index] += objective.losses(moved).sum().item()
+    right, shuffled = sums / len(asked)
+    return {"val_loss": float(right), "val_gap": float(shuffled - right)}
+
+
+def _finish(config: ConnectConfig, out: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    write(config, out / "config.json")
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
+    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    try:
+        config = read("connect", ConnectConfig)
+        distributed.relaunch("components.stages.connect")
+        metrics = connect(config, given.backbone, given.data, given.out)
+    except ValueError as error:
+        parser.exit(2, f"connect: {error}\n")
+    print("connect: " + ", ".join(f"{name} {value}" for name, value in metrics.items()))
+
+
+if __name__ == "__main__":
+    main()

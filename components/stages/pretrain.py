@@ -1,0 +1,104 @@
+"""Stage: pictures -> a backbone, without a label."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, SerializeAsAny
+
+from components.config import Strict, parse, section, write
+from components.data.augment import look
+from components.data.photos import Photos
+from components.methods import METHODS, MethodConfig
+from components.models.backbone import BackboneConfig, build
+from components.stages.scratch import clear, digest, scratch
+from components.training import distributed, optim
+from components.training.loop import Run, accelerator, fit
+
+
+class PretrainConfig(Strict):
+    """pretrain.common of params.yaml, overridden by pretrain.METHOD; what is not named here belongs to the method."""
+
+    method: str
+    backbone: BackboneConfig
+    batch_size: int = Field(ge=2)
+    epochs: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+    settings: SerializeAsAny[MethodConfig]
+
+
+def configure(method: str, params: dict[str, Any]) -> PretrainConfig:
+    """The section `pretrain` as the config of one method.
+
+    Raises ValueError for a name that is not in METHODS, and for a setting that neither stage nor method knows.
+    """
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
+    chosen = {**params["common"], **(params.get(method) or {})}
+    own = {key: chosen.pop(key) for key in list(chosen) if key not in PretrainConfig.model_fields}
+    settings = parse(METHODS[method].config, own, f"params.yaml, section pretrain.{method}")
+    return parse(PretrainConfig, {**chosen, "method": method, "settings": settings}, f"pretrain, {method}")
+
+
+def epoch_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The rows in the order of one epoch."""
+    return rows[np.random.default_rng((seed, epoch)).permutation(len(rows))]
+
+
+def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
+    """Train on the pictures of the train split; write the backbone, the log and config.json to `out`."""
+    acc = accelerator()
+    photos = Photos(data)
+    rows = photos.rows("train")
+    recipe, world = METHODS[config.method], acc.num_processes
+    if config.batch_size % world:
+        raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {world} processes")
+    if len(rows) < config.batch_size:
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the {len(rows)} training pictures; "
+            f"try pretrain.common.batch_size: {max(2, len(rows) // 4)}"
+        )
+    recipe.method.check(config.settings, len(rows), config.batch_size, world)
+    views = recipe.method.views(config.settings, config.backbone.image_size)
+    per_epoch, share = len(rows) // config.batch_size, config.batch_size // world
+
+    def load(step: int) -> list[torch.Tensor]:
+        epoch, place = divmod(step, per_epoch)
+        start = place * config.batch_size + acc.process_index * share
+        return look(photos, epoch_rows(rows, config.seed, epoch)[start : start + share], views, config.seed, epoch)
+
+    torch.manual_seed(config.seed)
+    method = recipe.method(build(config.backbone), config.settings)
+    optimizer = optim.build(method, config.settings.optimizer, config.batch_size)
+    state = scratch("pretrain", config.model_dump(mode="json"), digest(data / "manifest.parquet"))
+    run = Run(config.method, config.epochs * per_epoch, config.batch_size, state / "log.jsonl", state, config.seed)
+    fit(method, load, optimizer, config.settings.optimizer, run, acc)
+    if acc.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        method.keep().save(out / "backbone")
+        (out / "log.jsonl").write_bytes(run.log.read_bytes())
+        write(config, out / "config.json")
+        clear(state)
+    acc.end_training()
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--method", required=True, help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    try:
+        config = configure(given.method, section("pretrain"))
+        distributed.relaunch("components.stages.pretrain")
+        pretrain(config, given.data, given.out)
+    except ValueError as error:
+        parser.exit(2, f"pretrain: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

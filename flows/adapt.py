@@ -1,0 +1,26 @@
+"""Fit an adapter to a frozen backbone.
+
+Runs the stage `adapt`, and before it whatever it needs that is not up to date.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, python sees flows/ and not the root
+
+from flows import script, stage, turns  # isort: split
+
+from prefect import State, flow
+
+
+@flow
+def adapt() -> State[None] | None:
+    """Fit an adapter to a frozen backbone."""
+    with turns.take() as turn:
+        stage.repro("adapt")
+    return turn.state
+
+
+if __name__ == "__main__":
+    script.parser(__doc__).parse_args()
+    raise SystemExit(script.launch(adapt))

@@ -1,0 +1,26 @@
+"""Ask the language model about pictures it has not seen.
+
+Runs the stage `answer`, and before it whatever it needs that is not up to date.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, python sees flows/ and not the root
+
+from flows import script, stage, turns  # isort: split
+
+from prefect import State, flow
+
+
+@flow
+def answer() -> State[None] | None:
+    """Ask the language model about pictures it has not seen."""
+    with turns.take() as turn:
+        stage.repro("answer")
+    return turn.state
+
+
+if __name__ == "__main__":
+    script.parser(__doc__).parse_args()
+    raise SystemExit(script.launch(answer))

@@ -1,0 +1,156 @@
+"""Whoever starts a process also ends it, and everything it started in turn.
+
+torchrun gives its workers sessions of their own, so that killing a process group is not enough, and a parent that was
+killed no longer leads to its children, so that walking the tree is not enough either. Every process therefore carries
+the mark of its run in its environment, which children inherit.
+"""
+
+import os
+import queue
+import subprocess
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+MARK = "SELFSIGHT_RUN"
+GRACE = 25.0  # seconds to save a state in; Prefect's runner kills a canceled flow after 30
+LINGER = 5.0  # seconds that output may stay open after its process has gone
+TAIL = 60  # lines kept
+
+_live: set[str] = set()  # marks of the commands that run now
+_stopped: set[str] = set()  # of those that we were asked to end
+
+
+class CommandError(RuntimeError):
+    """A command failed. Shows the tail of its output; `stopped` says whether we ended it ourselves."""
+
+    def __init__(self, argv: Sequence[str], code: int, tail: Sequence[str], stopped: bool = False) -> None:  # noqa: FBT001, FBT002
+        super().__init__(argv, code, tail, stopped)  # all of them, so that Prefect can pickle it
+        self.argv, self.code, self.tail, self.stopped = list(argv), code, list(tail), stopped
+
+    def __repr__(self) -> str:
+        return f"exit code {self.code}: {' '.join(self.argv)}"
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *self.tail[-12:]])
+
+
+def run_streaming(
+    argv: Sequence[str],
+    log: Callable[[str], object] = print,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Run `argv`, hand each line of its output to `log` as it comes, and return the last lines.
+
+    Raises CommandError if it fails. However this function is left, nothing that it started is left behind.
+    """
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        list(argv),
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {}), MARK: mark},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,  # which also makes a line of each \r of a progress bar
+        encoding="utf-8",
+        errors="replace",
+        bufsize=1,
+        start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
+    )
+    _live.add(mark)
+    tail: deque[str] = deque(maxlen=TAIL)
+    try:
+        _follow(process, tail, log)
+    finally:
+        kill_tree(mark)
+        _live.discard(mark)
+    code = process.wait()
+    if code:
+        raise CommandError(argv, code, tail, mark in _stopped)
+    return list(tail)
+
+
+def _follow(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[str], object]) -> None:
+    """Log lines until the output ends, or until its process has gone and nobody has written for a while."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line.rstrip())
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    heard = time.monotonic()
+    while True:
+        try:
+            line = lines.get(timeout=0.25)  # short: signals are only handled between two waits
+        except queue.Empty:
+            if process.poll() is not None and time.monotonic() - heard > LINGER:
+                return
+            continue
+        if line is None:
+            return
+        heard = time.monotonic()
+        if line:
+            tail.append(line)
+            log(line)
+
+
+def kill_tree(mark: str, grace: float = GRACE) -> None:
+    """Ask all that bear `mark` to stop; kill what has not after `grace` seconds."""
+    for process in _family(mark):
+        _tell(process, psutil.Process.terminate)
+    try:
+        _await_end(mark, grace)
+    finally:  # a second Ctrl-C comes through here: no more patience, but no orphans either
+        for process in _family(mark):
+            _tell(process, psutil.Process.kill)
+        _await_end(mark, 5.0)
+
+
+def kill_all(grace: float = GRACE) -> None:
+    """End every command that is running now, from any thread; they fail as `stopped`."""
+    running = list(_live)
+    _stopped.update(running)
+    for mark in running:
+        kill_tree(mark, grace)
+
+
+def _await_end(mark: str, seconds: float) -> None:
+    """Not psutil.wait_procs: it would collect our child's exit code, and Popen would then make it 0."""
+    until = time.monotonic() + seconds
+    while _family(mark) and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _family(mark: str) -> set[psutil.Process]:
+    """All processes that bear `mark`, and all below them."""
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                found |= {process, *process.children(recursive=True)}
+        except (psutil.Error, OSError):  # gone, or not ours to look at
+            continue
+    return {process for process in found if _alive(process)}
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _tell(process: psutil.Process, action: Callable[[psutil.Process], None]) -> None:
+    with suppress(psutil.NoSuchProcess):
+        action(process)
