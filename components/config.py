@@ -30,6 +30,11 @@ def section(name: str, path: Path = PARAMS) -> dict[str, Any]:
     return params[name] or {}
 
 
+def methods(path: Path = PARAMS) -> list[str]:
+    """The rows of the table."""
+    return list(yaml.safe_load(path.read_text(encoding="utf-8"))["methods"])
+
+
 def parse(schema: type[Schema], values: dict[str, Any], where: str) -> Schema:
     """`values` as a checked `schema`. Raises ValueError that says where, what was given and what is known."""
     try:

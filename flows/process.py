@@ -72,7 +72,7 @@ def run_streaming(
     finally:
         kill_tree(mark)
         _live.discard(mark)
-    code = process.wait()
+        code = process.wait()
     if code:
         raise CommandError(argv, code, tail, mark in _stopped)
     return list(tail)
@@ -84,8 +84,9 @@ def _follow(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[s
 
     def read() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line.rstrip())
+        with process.stdout as output:
+            for line in output:
+                lines.put(line.rstrip())
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Questions are put the way a user puts them: a picture and a sentence to the stock processor, and greedy generation."""
+"""Questions are put as a user puts them: a picture and a sentence to the stock processor, then greedy generation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from transformers import PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
 def load_vlm(folder: Path) -> tuple[Any, Any]:
     """The model and processor that connect saved. Raises ValueError if the folder holds none."""
-    if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
-        if not list(folder.glob("model-*.safetensors")) or "config.json" in missing:  # large models come in shards
-            raise ValueError(f"{folder} holds no model: {', '.join(missing)} missing; run the connect stage first")
-    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+    wanted = ("config.json", "processor_config.json", "model*.safetensors")  # large models come in shards
+    if missing := [name for name in wanted if not list(folder.glob(name))]:
+        raise ValueError(f"{folder} holds no model: {', '.join(missing)} missing; run the connect stage first")
+    model: Any = PaliGemmaForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
     return model.eval(), PaliGemmaProcessor.from_pretrained(folder)
 
 

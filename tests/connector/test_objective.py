@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from components.connector.answering import answers
+from components.connector.collate import IGNORE, Collator
+from components.connector.objective import Connector
+from tests.connector import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return tiny.vlm(tmp_path_factory.mktemp("vlm"))
+
+
+def pixels(count: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), dtype=np.uint8))
+
+
+def test_the_loss_is_the_naive_one(pair: tuple[Any, Any]) -> None:
+    """All logits, then a mean over each answer's own tokens, then over the batch; and no mean over all tokens."""
+    model, processor = pair
+    batch = Collator(processor, 64)([tiny.COLOR, tiny.SIDE], ["red", "a bright picture, all of it"])
+    shown = {**batch, "pixels": pixels(2)}
+    objective = Connector(model, processor)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        seen = (shown["pixels"] - objective.mean) / objective.std
+        scores = model(**batch, pixel_values=seen).logits
+        each = [
+            cross_entropy(scores[row, :-1][labels[row, 1:] != IGNORE], labels[row, 1:][labels[row, 1:] != IGNORE])
+            for row in range(2)
+        ]
+        torch.testing.assert_close(objective.losses(shown), torch.stack(each))
+        assert objective(shown)["loss"] == pytest.approx(float(torch.stack(each).mean()))
+
+
+def test_pixels_are_those_of_the_stock_processor(pair: tuple[Any, Any]) -> None:
+    model, processor = pair
+    objective = Connector(model, processor)
+    square = pixels(1)
+    picture = Image.fromarray(square[0].permute(1, 2, 0).numpy())
+    stock = processor(images=[[picture]], text=["<image>?"], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close((square - objective.mean) / objective.std, stock, atol=1e-5, rtol=1e-5)
+
+
+def train(objective: Connector, parameters: list[Tensor], batch: dict[str, Tensor], steps: int, lr: float) -> list[float]:
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0)
+    losses = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 10) * (1 - step / steps)
+        loss = objective(batch)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def sixteen(processor: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """One question, sixteen pictures, sixteen answers: without eyes no better than one in sixteen."""
+    words = [a + b for a in "abcd" for b in "wxyz"]
+    return {**Collator(processor, 8)([tiny.SIDE] * 16, words), "pixels": pixels(16)}, words
+
+
+def test_sixteen_pairs_are_learned_by_heart_and_said_again(tmp_path: Path) -> None:
+    """With everything free, for a tiny language model of random weights cannot be led by its first layer alone."""
+    model, processor = tiny.vlm(tmp_path, tied=False)
+    batch, words = sixteen(processor)
+    objective = Connector(model.requires_grad_(), processor)
+    learning = [*model.model.language_model.parameters(), *model.lm_head.parameters(), *objective.parameters()]
+    loss = train(objective, learning, batch, steps=150, lr=3e-3)[-1]
+    assert loss < 0.02
+    pictures = [Image.fromarray(square.permute(1, 2, 0).numpy()) for square in batch["pixels"]]
+    assert answers(model, processor, pictures, [tiny.SIDE] * 16, 4) == words
+    shuffled = objective.losses({**batch, "pixels": batch["pixels"].roll(1, 0)}).mean()
+    assert shuffled > loss + 1  # and it looks at the pictures
+
+
+def test_the_projector_learns_and_nothing_else_moves(tmp_path: Path) -> None:
+    """Tower and language model stay what they were, to the bit."""
+    model, processor = tiny.vlm(tmp_path, tied=False)
+    objective = Connector(model, processor)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = train(objective, list(objective.parameters()), sixteen(processor)[0], steps=60, lr=0.03)
+    assert losses[-1] < 0.6 * losses[0]
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {f"model.multi_modal_projector.linear.{kind}" for kind in ("weight", "bias")}
+
+
+def test_a_blind_model_loses_nothing_with_the_wrong_picture(tmp_path: Path) -> None:
+    model, processor = tiny.vlm(tmp_path)
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear.weight.zero_()
+        batch = {**Collator(processor, 8)([tiny.SIDE] * 4, ["no"] * 4), "pixels": pixels(4)}
+        objective = Connector(model, processor)
+        right = objective.losses(batch)
+        wrong = objective.losses({**batch, "pixels": batch["pixels"].roll(1, 0)})
+    assert torch.equal(right, wrong)

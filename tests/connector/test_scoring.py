@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from components.connector.scoring import blind_answers, bootstrap, derangement, normalized, wilson
+
+
+@pytest.mark.parametrize(
+    ("said", "same"), [("A fish.", "fish"), (" the  Night sky", "night sky"), ("Red!", "red"), ("an", ""), ("theater", "theater")]
+)
+def test_normalized(said: str, same: str) -> None:
+    assert normalized(said) == same
+
+
+def test_wilson_is_the_textbook_interval() -> None:
+    low, high = wilson(5, 10)  # Agresti & Coull, 1998, table 1
+    assert (round(low, 3), round(high, 3)) == (0.237, 0.763)
+    assert wilson(0, 20)[0] == 0.0
+    assert wilson(20, 20)[1] == 1.0
+    assert 0 < wilson(0, 20)[1] < 0.17
+
+
+def test_blind_answers_are_the_most_common_ones() -> None:
+    seen = [("color?", "red"), ("color?", "blue"), ("color?", "red"), ("big?", "yes"), ("big?", "no")]
+    assert blind_answers(seen) == {"color?": "red", "big?": "no"}
+
+
+@pytest.mark.parametrize("pictures", [2, 3, 50])
+def test_derangement_gives_no_picture_itself(pictures: int) -> None:
+    rows = np.repeat(np.arange(pictures) * 7, 3)
+    for seed in range(20):
+        other = derangement(rows, seed)
+        assert (other != rows).all()
+        assert (np.sort(other) == rows).all()
+        assert (other.reshape(-1, 3) == other[::3, None]).all()  # one picture's questions move together
+    with pytest.raises(ValueError, match="two"):
+        derangement(np.zeros(5, dtype=np.int64), 0)
+
+
+def test_bootstrap_draws_pictures_and_not_questions() -> None:
+    r = np.random.default_rng(0)
+    per_picture = r.normal(1.0, 1.0, 100)
+    low, high = bootstrap(per_picture, np.arange(100), seed=0)
+    assert low < 1.0 < high
+    assert high - low == pytest.approx(2 * 1.96 / 10, rel=0.25)
+    again = bootstrap(np.repeat(per_picture, 9), np.repeat(np.arange(100), 9), seed=0)  # nothing new is learned
+    assert again == pytest.approx((low, high))
+    assert bootstrap(np.zeros(10), np.arange(10), seed=0) == (0.0, 0.0)

@@ -1,0 +1,248 @@
+"""Files of every sick kind go in; every rejection is explained, and the good ones come through whole."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from tests.conftest import draw
+
+from components.data.photos import Photos
+from components.data.sources import DATASETS, read
+from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
+
+GOOD = 200
+
+
+def run(source: Path, out: Path, max_rejected: float = 0.1, **settings):
+    config = Ran(
+        data=DataConfig(source=str(source), size=32, max_rejected=max_rejected), prepare=PrepareConfig(**settings)
+    )
+    return prepare(config, out, out / "downloads")
+
+
+def sick(root: Path) -> dict[str, str | None]:
+    """Twenty odd files beside the good ones: path -> the kind of its rejection, None where it must come through."""
+    train, test = root / "train" / "a", root / "test" / "a"
+    whole = draw(root / "whole.jpg", 10_001, (300, 200)).read_bytes()
+    (root / "whole.jpg").unlink()
+    (train / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (train / "header_only.jpg").write_bytes(whole[:40])
+    (train / "zero.png").write_bytes(b"")
+    (train / "text.jpg").write_text("a letter, not a picture")
+    (train / "page.png").write_text("<html></html>")
+    broken = draw(train / "broken.png", 10_002).read_bytes()
+    (train / "broken.png").write_bytes(broken[:60] + b"\0" * 40 + broken[100:])
+    Image.new("L", (12_000, 12_000)).save(train / "bomb.png")
+    Image.new("RGB", (900, 10)).save(train / "stripe.png")
+    Image.new("RGB", (4, 4)).save(train / "dot.png")
+    Image.fromarray(np.ones((20, 20), np.float32)).save(train / "float.tif")
+    (train / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+    shutil.copy(train / "000.png", train / "copy_of_000.png")
+    shutil.copy(test / "180.png", train / "leak_of_180.png")
+    Image.open(train / "002.png").save(train / "same_pixels_as_002.bmp")
+    kinds: dict[str, str | None] = {
+        "truncated.jpg": "broken",
+        "header_only.jpg": "broken",
+        "zero.png": "empty",
+        "text.jpg": "no image",
+        "page.png": "no image",
+        "broken.png": "broken",
+        "bomb.png": "bomb",
+        "stripe.png": "aspect",
+        "dot.png": "small",
+        "float.tif": "range",
+        "phone.heic": "format",
+        "copy_of_000.png": "duplicate",
+        "leak_of_180.png": "leak",
+        "same_pixels_as_002.bmp": "duplicate",
+    }
+    odd = Image.open(draw(train / "odd.png", 10_003, (60, 40)))
+    (train / "odd.png").unlink()
+    odd.convert("CMYK").save(train / "cmyk.jpg")
+    deep = (np.asarray(odd.convert("L")).astype(np.uint16) * 257)[::-1]
+    Image.fromarray(deep).save(train / "sixteen.png")
+    turned = odd.copy()
+    turned.getexif()[0x0112] = 6
+    turned.save(train / "turned.jpg", exif=turned.getexif())
+    odd.rotate(90).convert("P").save(train / "palette.png")
+    odd.rotate(180).save(train / "animated.gif", save_all=True, append_images=[odd])
+    clear = odd.transpose(Image.Transpose.FLIP_LEFT_RIGHT).convert("RGBA")
+    clear.putalpha(Image.new("L", clear.size, 0))
+    clear.save(train / "clear.png")
+    return kinds | dict.fromkeys(
+        ("cmyk.jpg", "sixteen.png", "turned.jpg", "palette.png", "animated.gif", "clear.png"), None
+    )
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory):
+    root, out = tmp_path_factory.mktemp("ward"), tmp_path_factory.mktemp("out")
+    for index in range(GOOD):
+        split, label = ("test" if index >= 160 else "train"), "ab"[index % 2]
+        draw(root / split / label / f"{index:03d}.png", index)
+    kinds = sick(root)
+    return root, out, kinds, run(root, out, max_rejected=0.2)
+
+
+def test_twenty_sick_files_are_told_from_two_hundred_good_ones(ward):
+    _, out, kinds, summary = ward
+    rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert len(kinds) == 20
+    found = {Path(line["path"]).name: line["kind"] for line in rejected}
+    assert found == {name: kind for name, kind in kinds.items() if kind}
+    assert all(line["why"] for line in rejected)
+    assert summary["used"] == GOOD + sum(kind is None for kind in kinds.values())
+    assert sum(summary["rejected"].values()) == len(rejected)
+
+
+def test_the_good_ones_come_through_whole(ward):
+    root, out, _, _ = ward
+    photos = Photos(out)
+    table = photos.manifest
+    assert table.filter(pl.col("path").str.contains(r"/\d{3}\.png$")).height == GOOD
+    for row in range(0, len(photos), 17):
+        path = table["path"][row]
+        if path.endswith("png") and Path(path).stem.isdigit():
+            wanted = Image.open(root / path).convert("RGB").resize((32, 42))
+            assert np.abs(photos[row].permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted)).mean() < 2
+
+
+def test_a_leak_stays_where_we_measure_and_a_duplicate_says_of_what(ward):
+    _, out, _, _ = ward
+    why = {line["path"]: line["why"] for line in map(json.loads, (out / "rejected.jsonl").read_text().splitlines())}
+    assert why["train/a/leak_of_180.png"] == "the same picture as test/a/180.png, which stays in test"
+    assert why["train/a/copy_of_000.png"] == "the same picture as train/a/000.png"
+    assert "train/b/001.png" not in why
+    table = Photos(out).manifest
+    assert table.filter(pl.col("path") == "test/a/180.png")["split"].item() == "test"
+
+
+def test_odd_modes_are_converted_and_counted(ward):
+    root, out, _, summary = ward
+    photos = Photos(out)
+    rows = {Path(path).name: row for row, path in enumerate(photos.manifest["path"])}
+    assert summary["converted"] == {
+        "converted from P": 2,
+        "converted from CMYK": 1,
+        "converted from I;16": 1,
+        "turned upright by EXIF": 1,
+        "animated: first frame taken": 1,
+        "converted from RGBA": 1,
+    }
+    turned = photos.manifest.row(rows["turned.jpg"], named=True)
+    assert (turned["width"], turned["height"]) == (40, 60)  # stored 60 × 40
+    assert photos[rows["turned.jpg"]].shape == (3, 48, 32)
+    assert photos[rows["clear.png"]].min() == 255  # all transparent: white, not what lies beneath
+    deep = np.asarray(Image.open(root / "train" / "a" / "sixteen.png")).astype(float) / 257
+    assert abs(photos[rows["sixteen.png"]].float().mean().item() - deep.mean()) < 2
+
+
+def test_missing_splits_are_drawn_from_train_alone(ward):
+    _, out, _, summary = ward
+    assert summary["splits"]["test"] == 40
+    assert summary["splits"]["val"] > 0
+    table = Photos(out).manifest
+    assert table.filter(pl.col("path").str.starts_with("test/"))["split"].unique().to_list() == ["test"]
+
+
+def test_too_many_rejections_stop_the_stage_and_say_why(ward, tmp_path):
+    root, _, _, _ = ward
+    with pytest.raises(ValueError, match=r"more than data.max_rejected 0.05 rejected") as error:
+        run(root, tmp_path, max_rejected=0.05)
+    assert "'broken': 3" in str(error.value)
+    assert not (tmp_path / "index.npz").exists()  # nothing downstream can run on it
+    assert (tmp_path / "rejected.jsonl").read_text().count("\n") == 14  # and a person can see what was wrong
+
+
+def test_the_same_folder_gives_the_same_rows_whatever_the_order(folder, prepared, tmp_path):
+    run(folder, tmp_path)
+    assert Photos(tmp_path).manifest.equals(Photos(prepared).manifest)
+    assert (tmp_path / "pixels.bin").read_bytes() == (prepared / "pixels.bin").read_bytes()
+
+
+def test_a_flat_folder_is_unlabeled_and_captions_become_questions(tmp_path):
+    source = tmp_path / "album"
+    for index in range(30):
+        draw(source / f"{index}.png", index)
+    (source / "captions.csv").write_text("path,caption\n0.png,a red wall\n1.png,\"a door, open\"\n")
+    (source / "captions.jsonl").write_text('{"path": "2.png", "question": "What color?", "answer": "blue"}\n')
+    summary = run(source, tmp_path / "out")
+    photos = Photos(tmp_path / "out")
+    assert photos.classes == ()
+    assert summary["unlabeled"] == 30
+    assert summary["captioned"] == 2
+    asked = photos.questions("train", "val", "test")
+    assert set(asked["answer"]) == {"a red wall", "a door, open", "blue"}
+
+
+def test_captions_of_unknown_files_and_without_columns_are_refused(tmp_path):
+    draw(tmp_path / "0.png", 0)
+    (tmp_path / "captions.csv").write_text("path,caption\nmissing.png,a wall\n")
+    with pytest.raises(ValueError, match="captions name 1 files that are not in .*missing.png"):
+        read(str(tmp_path), 0, 0, tmp_path)
+    (tmp_path / "captions.csv").write_text("file,text\n0.png,a wall\n")
+    with pytest.raises(ValueError, match="row 1: needs path, and caption or question and answer; given: file, text"):
+        read(str(tmp_path), 0, 0, tmp_path)
+
+
+def test_one_lonely_class_folder_is_no_class(tmp_path):
+    for index in range(3):
+        draw(tmp_path / "holiday" / f"{index}.png", index)
+    source = read(str(tmp_path), 0, 0, tmp_path)
+    assert {entry.label for entry in source.entries} == {None}
+    assert "holiday" in source.notes[0]
+
+
+@pytest.mark.parametrize(("name", "said"), [("nowhere", "allowed: a folder"), (".", "holds no picture")])
+def test_a_source_that_is_none_says_what_is_allowed(name, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        read(name, 0, 0, tmp_path)
+
+
+def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    class Fake:
+        classes = ("cat", "dog")
+
+        def __init__(self, root, download, train):
+            self.pictures = [(Image.open(io.BytesIO(_png(index))), index % 2) for index in range(4 if train else 2)]
+
+        def __len__(self):
+            return len(self.pictures)
+
+        def __getitem__(self, index):
+            return self.pictures[index]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Fake)
+    entries = read("cifar10", 0, 0, tmp_path).entries
+    assert [(entry.split, entry.label) for entry in entries] == [("train", "cat"), ("train", "dog")] * 2 + [
+        ("test", "cat"),
+        ("test", "dog"),
+    ]
+    assert entries[0].fetch().size == (8, 8)
+
+    def offline(**_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(datasets, "CIFAR10", offline)
+    with pytest.raises(ValueError, match="cifar10 could not be downloaded.*no route to host.*needs internet once"):
+        read("cifar10", 0, 0, tmp_path)
+
+
+def test_every_named_data_set_is_torchvisions():
+    from torchvision import datasets
+
+    assert all(hasattr(datasets, kind) for kind, _ in DATASETS.values())
+
+
+def _png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,95 @@
+import copy
+import json
+
+import pytest
+import torch
+from torchvision.models import resnet18
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
+from components.models.memory import Queue, Slow
+
+PIXELS = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+SHAPES = [
+    ViTBackbone(image_size=16, patch_size=8, width=16, depth=2, heads=2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)),
+    ResNetBackbone(kind="resnet18", image_size=16),
+]
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: shape.kind)
+def backbone(request):
+    torch.manual_seed(0)
+    return build(request.param).eval()
+
+
+def test_saved_and_loaded_it_gives_the_same_features(backbone, tmp_path):
+    backbone.save(tmp_path)
+    again = load(tmp_path).eval()
+    assert again.config == backbone.config
+    assert torch.equal(again(PIXELS), backbone(PIXELS))
+    assert torch.equal(again.tokens(PIXELS), backbone.tokens(PIXELS))
+
+
+def test_shapes(backbone):
+    assert backbone(PIXELS).shape == (3, backbone.dim)
+    assert backbone.tokens(PIXELS).shape == (3, 4, backbone.dim)
+
+
+def test_a_saved_vit_is_transformers_own(tmp_path):
+    backbone = build(SHAPES[0]).eval()
+    backbone.save(tmp_path)
+    stock = AutoModel.from_pretrained(tmp_path).eval()
+    out = stock(backbone.normalize(PIXELS.float())).last_hidden_state
+    assert torch.equal(out[:, 0], backbone(PIXELS))
+    assert torch.equal(out[:, 1:], backbone.tokens(PIXELS))
+
+
+def test_a_saved_resnet_has_torchvisions_keys(tmp_path):
+    backbone = build(ResNetBackbone(kind="resnet18", image_size=128)).eval()
+    backbone.save(tmp_path)
+    stock = resnet18()
+    missing, unexpected = stock.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert (sorted(missing), unexpected) == (["fc.bias", "fc.weight"], [])
+
+
+def test_small_images_keep_their_resolution_in_the_stem():
+    assert build(ResNetBackbone(kind="resnet18", image_size=32)).tokens(PIXELS.repeat(1, 1, 2, 2)).shape[1] == 16
+    assert build(ResNetBackbone(kind="resnet18", image_size=96)).tokens(PIXELS.repeat(1, 1, 6, 6)).shape[1] == 9
+
+
+def test_a_vit_looks_at_other_sizes_too():
+    assert build(SHAPES[0])(PIXELS.repeat(1, 1, 2, 2)).shape == (3, 16)
+
+
+def test_what_is_no_backbone_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no backbone: config.json, model.safetensors"):
+        load(tmp_path)
+    build(SHAPES[0]).save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
+    with pytest.raises(ValueError, match="'swin'; known: vit, resnet18, resnet50"):
+        load(tmp_path)
+
+
+def test_a_slow_copy_follows_by_the_formula_and_keeps_its_own_statistics():
+    student = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    slow = Slow(student)
+    before = copy.deepcopy(slow.module.state_dict())
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(1)
+    student[1].running_mean.fill_(9)
+    slow.follow(student, 0.9)
+    for name, p in slow.module.named_parameters():
+        assert torch.allclose(p, before[name] * 0.9 + (before[name] + 1) * 0.1)
+    assert torch.equal(slow.module[1].running_mean, torch.zeros(3))
+    assert not any(p.requires_grad for p in slow.parameters())
+
+
+def test_a_queue_forgets_the_oldest_and_wraps():
+    queue = Queue(5, 2)
+    assert torch.allclose(queue.items.norm(dim=1), torch.ones(5))
+    for start in (0, 3, 6):
+        queue.push(torch.arange(start, start + 3).float()[:, None].repeat(1, 2))
+    assert queue.items[:, 0].tolist() == [5, 6, 7, 8, 4]  # 9 went in, 5 stay
+    assert int(queue.cursor) == 4

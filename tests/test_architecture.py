@@ -1,0 +1,81 @@
+"""The house stands as it was drawn."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_word_is_the_same_in_five_places(stage):
+    assert stage in PARAMS, "its section in params.yaml"
+    assert (ROOT / "components" / "stages" / f"{stage}.py").is_file(), "its file"
+    assert (ROOT / "flows" / f"{stage}.py").is_file(), "its flow"
+    assert f"-m components.stages.{stage} " in STAGES[stage]["cmd"], "its command"
+    assert all(out.startswith(f"artifacts/{stage}") for out in STAGES[stage]["outs"]), "its folder"
+
+
+def test_no_stage_file_and_no_section_without_a_stage():
+    files = {path.stem for path in (ROOT / "components" / "stages").glob("*.py")} - {"__init__", "scratch"}
+    assert files == set(STAGES)
+    assert set(PARAMS) == {*STAGES, "methods", "data"}
+
+
+def test_every_method_has_a_section_and_every_listed_method_is_known():
+    assert set(PARAMS["pretrain"]) == {"common", *METHODS}
+    assert set(PARAMS["methods"]) <= set(METHODS)
+
+
+def test_only_dvc_yaml_knows_a_path():
+    """Code gets its folders as arguments."""
+    for path in [*(ROOT / "components").rglob("*.py")]:
+        assert "artifacts/" not in re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL), path
+
+
+def test_imports_point_down():
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_components_import_with_prefect_dvc_and_for_training_pandera_and_polars_blocked():
+    script = """
+import sys
+for name in ("prefect", "dvc", "pandera", "polars", "matplotlib"):
+    sys.modules[name] = None
+import components.stages.pretrain, components.stages.evaluate, components.stages.adapt
+for name in ("pandera", "polars", "matplotlib"):
+    del sys.modules[name]
+import importlib, pkgutil, components
+for module in pkgutil.walk_packages(components.__path__, "components."):
+    importlib.import_module(module.name)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_name_hides_what_is_inside():
+    hidden = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core", "manager"}
+    files = [path for part in ("components", "flows") for path in (ROOT / part).rglob("*.py")]
+    assert not [path for path in files if path.stem in hidden]
+
+
+def test_no_pickle_no_remote_code():
+    for path in (p for part in ("components", "flows") for p in (ROOT / part).rglob("*.py")):
+        text = path.read_text()
+        assert not re.search(r"^\s*(import|from) pickle|torch\.save\(|torch\.load\(|trust_remote_code=True", text, re.M), path
+
+
+def test_what_torch_needs_stays_out_of_the_lock():
+    names = {re.split(r"[=;\s]", line)[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert not names & {"torch", "torchvision", "triton"}
+    assert not [name for name in names if name.startswith(("nvidia", "cuda"))]

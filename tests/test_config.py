@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from components.config import Strict, parse, read, section
+from components.stages.pretrain import configure
+
+
+class Inner(Strict):
+    depth: int
+
+
+class Outer(Strict):
+    inner: Inner
+    width: int = 3
+
+
+def test_an_unknown_key_is_refused_and_the_known_ones_are_named():
+    with pytest.raises(ValueError, match=r"inner.dept: no such setting; known here: depth"):
+        parse(Outer, {"inner": {"dept": 1}}, "here")
+
+
+def test_a_wrong_value_is_named_with_what_was_given():
+    with pytest.raises(ValueError, match=r"here is not valid:\n  width: .*given: 'wide'"):
+        parse(Outer, {"inner": {"depth": 1}, "width": "wide"}, "here")
+
+
+def test_a_missing_section_names_the_ones_there_are(tmp_path: Path):
+    (tmp_path / "params.yaml").write_text("a: {depth: 1}\nb:\n")
+    assert read("a", Inner, tmp_path / "params.yaml") == Inner(depth=1)
+    assert section("b", tmp_path / "params.yaml") == {}
+    with pytest.raises(ValueError, match="no section 'c'; it has: a, b"):
+        section("c", tmp_path / "params.yaml")
+
+
+COMMON = {"backbone": {"kind": "vit", "image_size": 32, "patch_size": 8}, "batch_size": 8, "epochs": 1}
+
+
+def test_a_methods_section_overrides_the_common_one_and_the_rest_is_the_methods():
+    config = configure("moco", {"common": COMMON, "moco": {"epochs": 3, "queue": 64}})
+    assert (config.epochs, config.batch_size, config.settings.queue) == (3, 8, 64)
+
+
+def test_a_methods_unknown_setting_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"pretrain.moco.*\n  tempature: no such setting; known here: .*temperature"):
+        configure("moco", {"common": COMMON, "moco": {"tempature": 1}})
+
+
+def test_an_unknown_method_names_the_known_ones():
+    with pytest.raises(ValueError, match="no method 'mocco'; known: simclr, moco, mocoscriptstyle"):
+        configure("mocco", {"common": COMMON})
+
+
+def test_a_backbones_unknown_setting_and_impossible_shape():
+    with pytest.raises(ValueError, match="patch: no such setting; known here: .*patch_size"):
+        configure("simclr", {"common": {**COMMON, "backbone": {"kind": "vit", "patch": 8}}, "simclr": {}})
+    with pytest.raises(ValueError, match="image_size 30 is not a multiple of patch_size 8; try image_size 24"):
+        configure("simclr", {"common": {**COMMON, "backbone": {"kind": "vit", "image_size": 30, "patch_size": 8}}})

@@ -1,0 +1,61 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.methods.losses import nt_xent
+from components.training import distributed
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
+    out = tmp_path / "said.json"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(Path(__file__).with_name("ranks.py")), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(out.read_text())
+    torch.manual_seed(0)
+    everything, weight = torch.randn(8, 5), torch.randn(5, 3, requires_grad=True)
+    loss = nt_xent(everything @ weight, everything.flip(1) @ weight, 0.2)
+    loss.backward()
+    assert said["ranks"] == 2
+    assert said["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert torch.allclose(torch.tensor(said["gradient"]), weight.grad.flatten(), atol=1e-6)
+
+
+def test_alone_everything_is_the_identity():
+    x = torch.randn(3, 2)
+    assert distributed.gather(x) is x
+    assert (distributed.world(), distributed.rank()) == (1, 0)
+
+
+def test_relaunch_asks_for_torchrun_only_when_told_to(monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "execv", lambda _, argv: calls.append(argv))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv(distributed.PROCESSES, raising=False)
+    distributed.relaunch("some.module")
+    assert calls == []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv(distributed.PROCESSES, "2")
+    distributed.relaunch("some.module")
+    assert "torch.distributed.run" in calls[0]
+    assert calls[0][calls[0].index("--nproc-per-node") + 1] == "2"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    distributed.relaunch("some.module")
+    assert len(calls) == 1  # a worker does not launch again
+    monkeypatch.setenv(distributed.PROCESSES, "two")
+    with pytest.raises(ValueError, match="is 'two'; allowed: a whole number from 1 on"):
+        distributed.relaunch("some.module")
