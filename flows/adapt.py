@@ -16,9 +16,7 @@ from prefect import State, flow
 @flow
 def adapt() -> State[None] | None:
     """Fit an adapter to a frozen backbone."""
-    with turns.take() as turn:
-        stage.repro("adapt")
-    return turn.state
+    return turns.take(lambda: stage.repro("adapt"))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ from prefect import State, flow
 @flow
 def answer() -> State[None] | None:
     """Ask the language model about pictures it has not seen."""
-    with turns.take() as turn:
-        stage.repro("answer")
-    return turn.state
+    return turns.take(lambda: stage.repro("answer"))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ from prefect import State, flow
 @flow
 def connect() -> State[None] | None:
     """Give a language model eyes."""
-    with turns.take() as turn:
-        stage.repro("connect")
-    return turn.state
+    return turns.take(lambda: stage.repro("connect"))
 
 
 if __name__ == "__main__":

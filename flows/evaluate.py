@@ -20,10 +20,12 @@ def evaluate(method: tracked.Method = tracked.NAMES[0]) -> State[None] | None:
     Args:
         method: whose backbone
     """
-    with turns.take() as turn:
+
+    def work() -> None:
         tracked.track(method, stage.logger().info)
         stage.repro(f"evaluate@{method}")
-    return turn.state
+
+    return turns.take(work)
 
 
 if __name__ == "__main__":

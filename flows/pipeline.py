@@ -25,11 +25,13 @@ def pipeline(processes: stage.Processes = stage.DEFAULT_PROCESSES) -> State[None
     Args:
         processes: how many processes train, one for each GPU
     """
-    with turns.take() as turn:
+
+    def work() -> None:
         for target in targets(tracked.tracked()):
             stage.repro(target, processes, single=True)
         publish()
-    return turn.state
+
+    return turns.take(work)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ from prefect import State, flow
 @flow
 def prepare() -> State[None] | None:
     """Read the pictures, check them, and pack them."""
-    with turns.take() as turn:
-        stage.repro("prepare")
-    return turn.state
+    return turns.take(lambda: stage.repro("prepare"))
 
 
 if __name__ == "__main__":

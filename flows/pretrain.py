@@ -24,10 +24,12 @@ def pretrain(
         method: how to learn; one that is new to params.yaml is added there
         processes: how many processes train, one for each GPU
     """
-    with turns.take() as turn:
+
+    def work() -> None:
         tracked.track(method, stage.logger().info)
         stage.repro(f"pretrain@{method}", processes)
-    return turn.state
+
+    return turns.take(work)
 
 
 if __name__ == "__main__":

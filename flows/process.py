@@ -20,10 +20,11 @@ import psutil
 
 MARK = "SELFSIGHT_RUN"
 GRACE = 25.0  # seconds to save a state in; Prefect's runner kills a canceled flow after 30
+LEAVE = 3.0  # of them, for a command whose children have gone to end by itself
 LINGER = 5.0  # seconds that output may stay open after its process has gone
 TAIL = 60  # lines kept
 
-_live: set[str] = set()  # marks of the commands that run now
+_live: dict[str, int] = {}  # marks and process ids of the commands that run now
 _stopped: set[str] = set()  # of those that we were asked to end
 
 
@@ -65,13 +66,13 @@ def run_streaming(
         bufsize=1,
         start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
     )
-    _live.add(mark)
+    _live[mark] = process.pid
     tail: deque[str] = deque(maxlen=TAIL)
     try:
         _follow(process, tail, log)
     finally:
-        kill_tree(mark)
-        _live.discard(mark)
+        kill_tree(mark, process.pid)
+        del _live[mark]
         code = process.wait()
     if code:
         raise CommandError(argv, code, tail, mark in _stopped)
@@ -106,30 +107,39 @@ def _follow(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[s
             log(line)
 
 
-def kill_tree(mark: str, grace: float = GRACE) -> None:
-    """Ask all that bear `mark` to stop; kill what has not after `grace` seconds."""
-    for process in _family(mark):
-        _tell(process, psutil.Process.terminate)
+def kill_tree(mark: str, command: int, grace: float = GRACE) -> None:
+    """End all that bear `mark` within `grace` seconds, the `command` (a process id) last.
+
+    DVC writes its lock file anew when its stage ends, and interrupted at that leaves it empty, which stops every later
+    run. So what it started is asked to stop, and DVC is given a moment to find that out by itself.
+    """
+
+    def below() -> set[psutil.Process]:
+        return {process for process in _family(mark) if process.pid != command}
+
     try:
-        _await_end(mark, grace)
+        if _tell(below(), psutil.Process.terminate):
+            _await_none(below, grace - 2 * LEAVE)
+            _await_none(lambda: _family(mark), LEAVE)
+        if _tell(_family(mark), psutil.Process.terminate):
+            _await_none(lambda: _family(mark), LEAVE)
     finally:  # a second Ctrl-C comes through here: no more patience, but no orphans either
-        for process in _family(mark):
-            _tell(process, psutil.Process.kill)
-        _await_end(mark, 5.0)
+        if _tell(_family(mark), psutil.Process.kill):
+            _await_none(lambda: _family(mark), LEAVE)
 
 
 def kill_all(grace: float = GRACE) -> None:
     """End every command that is running now, from any thread; they fail as `stopped`."""
-    running = list(_live)
+    running = dict(_live)
     _stopped.update(running)
-    for mark in running:
-        kill_tree(mark, grace)
+    for mark, command in running.items():
+        kill_tree(mark, command, grace)
 
 
-def _await_end(mark: str, seconds: float) -> None:
+def _await_none(processes: Callable[[], set[psutil.Process]], seconds: float) -> None:
     """Not psutil.wait_procs: it would collect our child's exit code, and Popen would then make it 0."""
     until = time.monotonic() + seconds
-    while _family(mark) and time.monotonic() < until:
+    while processes() and time.monotonic() < until:
         time.sleep(0.1)
 
 
@@ -152,6 +162,9 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _tell(process: psutil.Process, action: Callable[[psutil.Process], None]) -> None:
-    with suppress(psutil.NoSuchProcess):
-        action(process)
+def _tell(processes: set[psutil.Process], action: Callable[[psutil.Process], None]) -> bool:
+    """Whether there was anyone to tell."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            action(process)
+    return bool(processes)

@@ -37,10 +37,12 @@ def publish(root: Path = environment.ROOT) -> None:
 @flow
 def report() -> State[None] | None:
     """Draw the page that shows all of it."""
-    with turns.take() as turn:
+
+    def work() -> None:
         stage.repro("report")
         publish()
-    return turn.state
+
+    return turns.take(work)
 
 
 if __name__ == "__main__":

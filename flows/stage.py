@@ -1,10 +1,12 @@
 """Whether a stage has anything to do is for DVC alone to decide, so nothing here is cached."""
 
+import json
 import logging
 import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ from flows.process import CommandError, run_streaming
 
 PROCESSES = "SELFSIGHT_PROCESSES"  # as in components.training.distributed, which would import torch
 Processes = Annotated[int, Field(ge=1, description="processes that train, one for each GPU")]
+RWLOCK = Path(".dvc/tmp/rwlock")
 DEFAULT_PROCESSES = int(os.environ.get(PROCESSES, "1"))
 
 
@@ -68,10 +71,25 @@ def repro(target: str, processes: int = 1, *, single: bool = False) -> bool:
         ran = ran or line.startswith(f"Running stage '{target}'")
         log.info("%s", line)
 
+    mend(ROOT / RWLOCK)
     run_streaming(argv(target, single=single), tell, ROOT, environment(processes))
     if not ran:
         log.info("%s is up to date, so nothing ran; DVC does not count processes or GPUs.", target)
     return ran
+
+
+def mend(lock: Path) -> None:
+    """Remove a lock file of DVC's that it was killed while writing: it would refuse to run until somebody did."""
+    for patience in (1.0, 0.0):  # it may also be being written just now
+        if not lock.is_file():
+            return
+        try:
+            json.loads(lock.read_text(encoding="utf-8"))
+            return
+        except ValueError:
+            time.sleep(patience)
+    logger().warning("%s is not readable, left so by a run that was killed; removing it.", lock)
+    lock.unlink()
 
 
 def logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:

@@ -8,11 +8,9 @@ import fcntl
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flows.environment import ROOT  # isort: split
 
@@ -28,34 +26,30 @@ LOCK = Path(".scratch/flows.lock")
 WATCH_EVERY = 3.0  # seconds
 
 
-@dataclass
-class Turn:
-    """Our turn in the work tree; `state` is what the flow returns: nothing, or Cancelled."""
-
-    state: State[Any] | None = None
-
-
 class _CanceledError(RuntimeError):
     pass
 
 
-@contextmanager
-def take() -> Iterator[Turn]:
-    """Wait until no other flow works in this folder, then see to it that a cancellation reaches what we start."""
-    mine, canceled, over = Turn(), threading.Event(), threading.Event()
+def take(work: Callable[[], object]) -> State[None] | None:
+    """Do `work` when no other flow works in this folder, and see to it that a cancellation reaches what it starts.
+
+    What the flow returns: nothing, or the state Cancelled.
+    """
+    canceled, over = threading.Event(), threading.Event()
     if flow_run.id and not deployment.id:  # a served run is watched over by its runner, and a script by nobody
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(_watch, str(flow_run.id), canceled, over), daemon=True).start()
     try:
         with _alone(ROOT / LOCK, canceled):
-            yield mine
+            work()
     except (CommandError, _CanceledError):
         if not canceled.is_set():
             raise
-        mine.state = Cancelled(message="Canceled on request; nothing was left running.")
+        return Cancelled(message="Canceled on request; nothing was left running.")
     finally:
         over.set()
         kill_all()
+    return None
 
 
 @contextmanager

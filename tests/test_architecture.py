@@ -72,7 +72,9 @@ def test_no_name_hides_what_is_inside():
 def test_no_pickle_no_remote_code():
     for path in (p for part in ("components", "flows") for p in (ROOT / part).rglob("*.py")):
         text = path.read_text()
-        assert not re.search(r"^\s*(import|from) pickle|torch\.save\(|torch\.load\(|trust_remote_code=True", text, re.M), path
+        assert not re.search(
+            r"^\s*(import|from) pickle|torch\.save\(|torch\.load\(|trust_remote_code=True", text, re.M
+        ), path
 
 
 def test_what_torch_needs_stays_out_of_the_lock():

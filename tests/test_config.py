@@ -52,7 +52,7 @@ def test_an_unknown_method_names_the_known_ones():
 
 
 def test_a_backbones_unknown_setting_and_impossible_shape():
-    with pytest.raises(ValueError, match="patch: no such setting; known here: .*patch_size"):
+    with pytest.raises(ValueError, match=r"patch: no such setting; known here: .*patch_size"):
         configure("simclr", {"common": {**COMMON, "backbone": {"kind": "vit", "patch": 8}}, "simclr": {}})
     with pytest.raises(ValueError, match="image_size 30 is not a multiple of patch_size 8; try image_size 24"):
         configure("simclr", {"common": {**COMMON, "backbone": {"kind": "vit", "image_size": 30, "patch_size": 8}}})

@@ -58,6 +58,8 @@ def test_any_other_error_passes_through(body):
 
 def test_components_imports_torchvision_here():
     done = subprocess.run(
-        [sys.executable, "-c", "import components, torchvision; torchvision.transforms"], capture_output=True, check=False
+        [sys.executable, "-c", "import components, torchvision; torchvision.transforms"],
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

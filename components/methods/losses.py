@@ -7,13 +7,18 @@ from torch.nn.functional import cross_entropy, normalize
 from components.training import distributed
 
 
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, in float32 at least: half precision is too coarse for what follows. [B, D]"""
+    return normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """Each of the 2N projections must find its other view among all the rest: the mean over the 2N.
 
     a, b: [N, D] on each rank; negatives come from all ranks, with gradient. Chen et al., 2020, equation 1. (SimCLR's
     code sums the means of the two halves, which is twice this.)
     """
-    mine = normalize(torch.cat([a, b]).float(), dim=-1)
+    mine = unit(torch.cat([a, b]))
     everyone = distributed.gather(mine)
     logits = mine @ everyone.T / temperature  # [2N, 2N·W]
     n, offset = len(a), distributed.rank() * len(mine)

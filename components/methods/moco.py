@@ -16,10 +16,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from components.data.augment import Jitter, View
-from components.methods.losses import info_nce
+from components.methods.losses import info_nce, unit
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ResNet
 from components.models.heads import mlp
@@ -84,10 +83,10 @@ class MoCo(Method):
         self.groups = config.batch_norm_groups if isinstance(backbone, ResNet) else 1
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        q = normalize(self.query(batch[0]).float(), dim=-1)  # [B, D]
+        q = unit(self.query(batch[0]))  # [B, D]
         if self.training:
             self.key.follow(self.query, self.config.momentum)
-        k = normalize(self.encode_keys(batch[1]).float(), dim=-1)
+        k = unit(self.encode_keys(batch[1]))
         loss, found = info_nce(q, k, self.queue.items.clone(), self.config.temperature)  # the push must not reach it
         if self.training:
             self.queue.push(distributed.gather(k))

@@ -25,6 +25,7 @@ from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
 from components.training.loop import Run, accelerator, fit
 
+LAST = 5  # lines of the log that make the final training loss: one batch alone is noise
 LOOKED_AT = 64  # val questions for the last look at what was learned
 
 
@@ -69,7 +70,8 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     metrics: dict[str, Any] = {}
     if acc.is_main_process:
         log = run.log.read_text(encoding="utf-8")
-        metrics = {"loss": json.loads(log.splitlines()[-1])["loss"], **last_look(objective, photos, collator, size)}
+        last = [json.loads(line)["loss"] for line in log.splitlines()[-LAST:]]
+        metrics = {"loss": float(np.mean(last)), **last_look(objective, photos, collator, size)}
         vlm.save_pretrained(out / "model")
         processor.save_pretrained(out / "model")
         (out / "log.jsonl").write_text(log, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -57,8 +58,13 @@ class Stopped(SystemExit):
 
 
 def accelerator() -> Accelerator:
-    """bf16 where the device multiplies in it, else fp32; says how many processes there really are."""
-    made = Accelerator(mixed_precision="bf16" if _has_bf16() else "no")
+    """bf16 where the device multiplies in it, else fp32; says how many processes there really are.
+
+    Raises RuntimeError if there are fewer than torchrun started: each would train alone, without a word.
+    """
+    made = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if _has_bf16() else "no")
+    if made.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise RuntimeError(f"{made.num_processes} processes see each other, {os.environ['WORLD_SIZE']} were started")
     made.print(
         f"processes: {made.num_processes}, device: {made.device}, precision: {made.mixed_precision}, "
         f"threads: {torch.get_num_threads()}",

@@ -27,7 +27,7 @@ def test_prefix_is_token_for_token_what_the_stock_processor_builds(processor, qu
 
 
 def test_golden_ids(processor) -> None:
-    """[image x 5, BOS, question, "\\n", answer, EOS, PAD]; the "\\n" and the EOS stand alone, labels only on the answer."""
+    """[image x 5, BOS, question, "\\n", answer, EOS, PAD]; "\\n" and EOS stand alone, labels only on the answer."""
     tokens = processor.tokenizer
     batch = Collator(processor, 64)(["Is it bright?", "Is it bright?"], ["no", "a bright picture"])
     newline = tokens.convert_tokens_to_ids("Ċ")

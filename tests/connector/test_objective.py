@@ -54,7 +54,9 @@ def test_pixels_are_those_of_the_stock_processor(pair: tuple[Any, Any]) -> None:
     torch.testing.assert_close((square - objective.mean) / objective.std, stock, atol=1e-5, rtol=1e-5)
 
 
-def train(objective: Connector, parameters: list[Tensor], batch: dict[str, Tensor], steps: int, lr: float) -> list[float]:
+def train(
+    objective: Connector, parameters: list[Tensor], batch: dict[str, Tensor], steps: int, lr: float
+) -> list[float]:
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0)
     losses = []
     for step in range(steps):

@@ -5,7 +5,8 @@ from components.connector.scoring import blind_answers, bootstrap, derangement, 
 
 
 @pytest.mark.parametrize(
-    ("said", "same"), [("A fish.", "fish"), (" the  Night sky", "night sky"), ("Red!", "red"), ("an", ""), ("theater", "theater")]
+    ("said", "same"),
+    [("A fish.", "fish"), (" the  Night sky", "night sky"), ("Red!", "red"), ("an", ""), ("theater", "theater")],
 )
 def test_normalized(said: str, same: str) -> None:
     assert normalized(said) == same

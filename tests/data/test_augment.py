@@ -34,7 +34,12 @@ def test_draws_depend_on_seed_epoch_row_and_view_alone():
     whole = uniform(3, 5, ROWS, 1, 4)
     assert torch.equal(whole[2:5], uniform(3, 5, ROWS[2:5], 1, 4))
     assert torch.equal(whole.flip(0), uniform(3, 5, ROWS[::-1].copy(), 1, 4))
-    others = [uniform(4, 5, ROWS, 1, 4), uniform(3, 6, ROWS, 1, 4), uniform(3, 5, ROWS + 8, 1, 4), uniform(3, 5, ROWS, 2, 4)]
+    others = [
+        uniform(4, 5, ROWS, 1, 4),
+        uniform(3, 6, ROWS, 1, 4),
+        uniform(3, 5, ROWS + 8, 1, 4),
+        uniform(3, 5, ROWS, 2, 4),
+    ]
     assert all(not torch.isclose(whole, other).any() for other in others)
 
 
@@ -129,9 +134,7 @@ def test_whole_color_chain_is_torchvisions_in_any_order(gray_first):
     ours, differences = color(x.clone(), view, draws), []
     for i in range(24):
         strengths = [0.6 + 0.8 * float(d) for d in draws[i, 1:4]] + [(2 * float(draws[i, 4]) - 1) * 0.1]
-        wanted = reference(
-            x[i], jitter, ORDERS[i], strengths, gray=bool(draws[i, 6] < 0.5), gray_first=gray_first
-        )
+        wanted = reference(x[i], jitter, ORDERS[i], strengths, gray=bool(draws[i, 6] < 0.5), gray_first=gray_first)
         differences.append((ours[i] - wanted).abs().mean())
     assert torch.stack(differences).mean() < 1
 

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
-from tests.conftest import draw
 
 from components.data.photos import Photos
 from components.data.sources import DATASETS, read
 from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
+from tests.conftest import draw
 
 GOOD = 200
 
@@ -169,7 +169,7 @@ def test_a_flat_folder_is_unlabeled_and_captions_become_questions(tmp_path):
     source = tmp_path / "album"
     for index in range(30):
         draw(source / f"{index}.png", index)
-    (source / "captions.csv").write_text("path,caption\n0.png,a red wall\n1.png,\"a door, open\"\n")
+    (source / "captions.csv").write_text('path,caption\n0.png,a red wall\n1.png,"a door, open"\n')
     (source / "captions.jsonl").write_text('{"path": "2.png", "question": "What color?", "answer": "blue"}\n')
     summary = run(source, tmp_path / "out")
     photos = Photos(tmp_path / "out")
@@ -183,7 +183,7 @@ def test_a_flat_folder_is_unlabeled_and_captions_become_questions(tmp_path):
 def test_captions_of_unknown_files_and_without_columns_are_refused(tmp_path):
     draw(tmp_path / "0.png", 0)
     (tmp_path / "captions.csv").write_text("path,caption\nmissing.png,a wall\n")
-    with pytest.raises(ValueError, match="captions name 1 files that are not in .*missing.png"):
+    with pytest.raises(ValueError, match=r"captions name 1 files that are not in .*missing.png"):
         read(str(tmp_path), 0, 0, tmp_path)
     (tmp_path / "captions.csv").write_text("file,text\n0.png,a wall\n")
     with pytest.raises(ValueError, match="row 1: needs path, and caption or question and answer; given: file, text"):
@@ -232,7 +232,7 @@ def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monk
         raise OSError("no route to host")
 
     monkeypatch.setattr(datasets, "CIFAR10", offline)
-    with pytest.raises(ValueError, match="cifar10 could not be downloaded.*no route to host.*needs internet once"):
+    with pytest.raises(ValueError, match=r"cifar10 could not be downloaded.*no route to host.*needs internet once"):
         read("cifar10", 0, 0, tmp_path)
 
 

@@ -48,7 +48,8 @@ def test_refuses_what_is_no_index(seed: int, index: int) -> None:
 
 def test_classes_are_balanced_and_their_order_is_no_pattern(drawn: list[Scene]) -> None:
     labels = [scene.label for scene in drawn]
-    assert set(Counter(labels[:20]).values()) == {2} and len(CLASSES) == 10
+    assert set(Counter(labels[:20]).values()) == {2}
+    assert len(CLASSES) == 10
     assert set(labels[::10]) == set(CLASSES), "every tenth picture must not be of one class"
 
 

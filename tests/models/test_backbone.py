@@ -3,8 +3,8 @@ import json
 
 import pytest
 import torch
-from torchvision.models import resnet18
 from safetensors.torch import load_file
+from torchvision.models import resnet18
 from transformers import AutoModel
 
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
@@ -63,7 +63,7 @@ def test_a_vit_looks_at_other_sizes_too():
 
 
 def test_what_is_no_backbone_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no backbone: config.json, model.safetensors"):
+    with pytest.raises(ValueError, match=r"holds no backbone: config.json, model.safetensors"):
         load(tmp_path)
     build(SHAPES[0]).save(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))

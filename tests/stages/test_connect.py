@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from components.config import read
+from components.connector.answering import load_vlm
+from components.connector.collate import Collator
+from components.connector.vlm import assemble
+from components.data.photos import Photos
+from components.models.backbone import ResNetBackbone, build
+from components.models.backbone import load as load_backbone
+from components.stages import connect as module
+from components.stages.connect import ConnectConfig, connect, loader
+from components.training.loop import Run
+from tests.connector import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFSIGHT_SCRATCH", str(tmp_path / "scratch"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a language model, a backbone and a prepared data set."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.llm_folder(folder / "llm", tied=False)
+    tiny.backbone(folder / "simclr")
+    tiny.prepared(folder / "prepare")
+    return folder
+
+
+def config(world: Path, **chosen: Any) -> ConnectConfig:
+    return ConnectConfig(**{"method": "simclr", "llm": str(world / "llm"), "steps": 20, "batch_size": 8, **chosen})
+
+
+def test_the_section_in_params_yaml_is_valid() -> None:
+    chosen = read("connect", ConnectConfig)
+    assert chosen.llm == "smollm2"
+    assert chosen.optimizer.clip == 1.0  # T9
+    assert 0.03 <= chosen.optimizer.schedule.warmup <= 0.05
+
+
+def test_connect_writes_a_stock_folder(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "connect"
+    metrics = connect(config(world), world / "simclr", world / "prepare", out)
+    assert {"config.json", "log.jsonl", "metrics.json", "model"} == {path.name for path in out.iterdir()}
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert np.isfinite([metrics["loss"], metrics["val_loss"], metrics["val_gap"]]).all()
+    assert json.loads((out / "config.json").read_text())["optimizer"]["clip"] == 1.0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20]
+    assert metrics["loss"] == pytest.approx(np.mean([line["loss"] for line in lines]))
+    assert not list((tmp_path / "scratch" / "connect").iterdir())  # a finished run needs no way back
+
+    model, _ = load_vlm(out / "model")
+    tower = load_backbone(world / "simclr" / "backbone").trunk.state_dict()  # type: ignore[union-attr]
+    kept = model.model.vision_tower.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in tower.items())
+    llm = tiny.llm(tied=False)
+    rows = llm.config.vocab_size
+    assert torch.equal(model.lm_head.weight[:rows], llm.lm_head.weight)
+    layers = model.model.language_model.layers.state_dict()
+    assert all(torch.equal(value, layers[name]) for name, value in llm.model.layers.state_dict().items())
+
+
+def test_the_same_again_is_the_same_again(world: Path, tmp_path: Path) -> None:
+    runs = [connect(config(world), world / "simclr", world / "prepare", tmp_path / name) for name in "ab"]
+    assert runs[0] == runs[1]
+    first, second = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab")
+    assert first == second
+    other = connect(config(world, seed=1), world / "simclr", world / "prepare", tmp_path / "c")
+    assert other["loss"] != runs[0]["loss"]
+
+
+def test_a_run_goes_on_where_it_was_stopped(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept on the way is the projector, and no copy of what is frozen."""
+    whole = connect(config(world), world / "simclr", world / "prepare", tmp_path / "whole")
+    real = module.loader
+
+    def stopping(*args: Any) -> Any:
+        load = real(*args)
+
+        def stop(step: int) -> Any:
+            if step == 13:
+                raise KeyboardInterrupt
+            return load(step)
+
+        return stop
+
+    monkeypatch.setattr(module, "loader", stopping)
+    monkeypatch.setattr(module, "Run", lambda *given: dataclasses.replace(Run(*given), save_every=10))
+    with pytest.raises(KeyboardInterrupt):
+        connect(config(world), world / "simclr", world / "prepare", tmp_path / "resumed")
+    (state,) = (tmp_path / "scratch" / "connect").glob("*/step-10.safetensors")
+    assert state.stat().st_size < 4 * 4 * (32 * 64 + 64)  # weights and two moments
+    monkeypatch.setattr(module, "loader", real)
+    resumed = connect(config(world), world / "simclr", world / "prepare", tmp_path / "resumed")
+    assert resumed == whole
+
+
+def test_batches_are_a_function_of_the_step_and_are_shared_out(world: Path, tmp_path: Path) -> None:
+    photos = Photos(world / "prepare")
+    asked = photos.questions("train")
+    _, processor = assemble(world / "simclr" / "backbone", tiny.llm(), tiny.tokenizer())
+    collator, chosen = Collator(processor, 64), config(world)
+    alone = loader(photos, asked, collator, 16, chosen, (0, 1))
+    again = loader(photos, asked, collator, 16, chosen, (0, 1))
+    shared = [loader(photos, asked, collator, 16, chosen, (rank, 2)) for rank in range(2)]
+    again(0)
+    for step in (7, 3, len(asked) // 8 + 1):
+        batch, other = alone(step), again(step)
+        assert all(torch.equal(batch[name], other[name]) for name in batch)
+        parts = [load(step)["pixels"] for load in shared]
+        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), batch["pixels"])
+        assert batch["pixels"].dtype == torch.uint8
+
+
+def test_without_questions_it_says_why_there_is_nothing_to_do(world: Path, tmp_path: Path) -> None:
+    data = tiny.prepared(tmp_path / "mute", questions=False)
+    out = tmp_path / "connect"
+    metrics = connect(config(world, llm="/not/even/looked/for"), world / "simclr", data, out)
+    assert metrics == {"skipped": "there are no questions, labels or captions to learn from"}
+    assert {path.name for path in out.iterdir()} == {"config.json", "metrics.json"}
+
+
+def test_a_resnet_is_refused_before_anything_else(world: Path, tmp_path: Path) -> None:
+    build(ResNetBackbone(kind="resnet18", image_size=32)).save(tmp_path / "r" / "backbone")
+    with pytest.raises(ValueError, match="resnet18"):
+        connect(
+            config(world, llm="/not/even/looked/for"), tmp_path / "r", tmp_path / "no data either", tmp_path / "out"
+        )
+
+
+def test_too_few_questions(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size 4096 is larger than the 144 training questions"):
+        connect(config(world, batch_size=4096), world / "simclr", world / "prepare", tmp_path)
+
+
+def test_the_command_line_says_it_in_words(tmp_path: Path) -> None:
+    given = ["--backbone", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "components.stages.connect", *given], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("run the pretrain stage first")
+    assert "Traceback" not in done.stderr

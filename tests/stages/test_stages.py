@@ -1,0 +1,201 @@
+"""Stages as they are run: from one folder to the next."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import pipeline
+
+from components.data.photos import Photos
+from components.evaluation.features import features
+from components.models.backbone import load
+from components.stages.adapt import AdaptConfig, adapt, confusion
+from components.stages.evaluate import EvaluateConfig, evaluate
+from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
+from components.stages.pretrain import configure, epoch_rows, pretrain
+from components.stages.scratch import clear, scratch
+from tests.conftest import draw
+
+ROOT = Path(__file__).parents[2]
+PARAMS = {
+    "common": {
+        "backbone": {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
+        "batch_size": 16,
+        "epochs": 2,
+    },
+    "simclr": {"hidden": 8, "dim": 4},
+    "moco": {"queue": 32, "dim": 4},
+    "mocoscriptstyle": {"queue": 32, "dim": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFSIGHT_SCRATCH", str(tmp_path / "scratch"))
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco", "mocoscriptstyle"])
+def test_pretrain_leaves_a_folder_that_explains_itself(method, prepared, tmp_path):
+    pretrain(configure(method, PARAMS), prepared, tmp_path / "out")
+    ran = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (ran["method"], ran["batch_size"], ran["settings"]["dim"]) == (method, 16, 4)
+    assert load(tmp_path / "out" / "backbone").dim == 16
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 2 * (len(Photos(prepared).rows("train")) // 16)
+    assert not list((tmp_path / "scratch" / "pretrain").iterdir())  # nothing is left behind
+
+
+def test_the_same_run_gives_the_same_backbone_and_another_seed_another(prepared, tmp_path):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        config = configure("simclr", {**PARAMS, "common": {**PARAMS["common"], "seed": seed}})
+        pretrain(config, prepared, tmp_path / name)
+        weights.append((tmp_path / name / "backbone" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"common": {**PARAMS["common"], "batch_size": 500}}, "batch_size 500 is larger than the .* training pictures"),
+        ({"moco": {"queue": 500, "dim": 4}}, "queue 500 is longer than the data"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(changes, said, prepared, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        pretrain(configure("moco", {**PARAMS, **changes}), prepared, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_epoch_has_every_row_once_in_another_order():
+    import numpy as np
+
+    rows = np.arange(10, 60)
+    first, second = epoch_rows(rows, 0, 0), epoch_rows(rows, 0, 1)
+    assert sorted(first) == sorted(second) == rows.tolist()
+    assert first.tolist() != second.tolist()
+    assert first.tolist() == epoch_rows(rows, 0, 0).tolist()
+
+
+def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
+    pretrain(configure("simclr", PARAMS), prepared, tmp_path / "pre")
+    metrics = evaluate(EvaluateConfig(neighbors=5), tmp_path / "pre", prepared, tmp_path / "eval")
+    assert {"majority", "pixels", "random", "backbone", "health"} == set(metrics)
+    near = json.loads((tmp_path / "eval" / "neighbors.json").read_text())
+    photos = Photos(prepared)
+    assert sorted(map(int, near)) == photos.rows("test").tolist()
+    assert all(len(rows) == 5 and set(rows) <= set(photos.rows("train").tolist()) for rows in near.values())
+
+    adapted = adapt(AdaptConfig(method="simclr", epochs=30), tmp_path / "pre", prepared, tmp_path / "adapt")
+    total = len(photos.rows("test", labeled=True))
+    assert sum(map(sum, adapted["confusion"])) == adapted["accuracy"]["of"] == total
+    right = sum(adapted["confusion"][i][i] for i in range(2))
+    assert right / total == adapted["accuracy"]["value"] > adapted["majority"]["value"]
+
+    stock = pipeline("image-classification", model=str(tmp_path / "adapt" / "model"))
+    for row in photos.rows("test")[:6].tolist():
+        said = stock(Image.fromarray(photos[row].permute(1, 2, 0).numpy()))[0]["label"]
+        assert said in ("red", "green")
+    agree = [
+        stock(Image.fromarray(photos[row].permute(1, 2, 0).numpy()))[0]["label"] == photos.label(row)
+        for row in photos.rows("test").tolist()
+    ]
+    assert sum(agree) == right  # the saved folder is the model that was measured
+
+
+def test_a_folded_head_gives_the_same_logits(prepared, tmp_path):
+    from components.adapters.classifier import LinearHead
+
+    torch.manual_seed(0)
+    bank = torch.randn(50, 6) * 4 + 2
+    head = LinearHead(bank, 3)
+    torch.nn.init.normal_(head.linear.weight)
+    assert torch.allclose(head.logits(bank), head.folded()(bank), atol=1e-4)
+
+
+def test_an_adapted_resnet_is_torchvisions(prepared, tmp_path):
+    from safetensors.torch import load_file
+
+    shape = {"kind": "resnet18", "image_size": 16}
+    pretrain(
+        configure("simclr", {**PARAMS, "common": {**PARAMS["common"], "backbone": shape, "epochs": 1}}),
+        prepared,
+        tmp_path / "pre",
+    )
+    adapt(AdaptConfig(method="simclr", epochs=2), tmp_path / "pre", prepared, tmp_path / "adapt")
+    weights = load_file(tmp_path / "adapt" / "model" / "model.safetensors")
+    assert weights["fc.weight"].shape == (2, 512)
+    assert json.loads((tmp_path / "adapt" / "model" / "config.json").read_text())["classes"] == ["green", "red"]
+
+
+def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
+    for index in range(60):
+        draw(tmp_path / "album" / f"{index}.png", index)
+    data = tmp_path / "data"
+    prepare(Ran(data=DataConfig(source=str(tmp_path / "album"), size=32), prepare=PrepareConfig()), data, data)
+    pretrain(configure("simclr", PARAMS), data, tmp_path / "pre")
+    metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
+    assert set(metrics) == {"health", "not_measured"}
+    assert "no labels" in next(iter(metrics["not_measured"].values()))
+    assert "no labels" in adapt(AdaptConfig(method="simclr"), tmp_path / "pre", data, tmp_path / "adapt")["skipped"]
+
+
+def test_confusion_counts_rows_true_and_columns_said():
+    assert confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2) == [[1, 1], [0, 1]]
+
+
+def test_scratch_is_the_same_for_the_same_run_alone():
+    first = scratch("stage", {"a": 1}, "x")
+    assert first == scratch("stage", {"a": 1}, "x") != scratch("stage", {"a": 2}, "x")
+    clear(first)
+    assert not first.exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_say_so(prepared, tmp_path):
+    """The stage as DVC runs it, with SELFSIGHT_PROCESSES=2: torchrun, gloo, and the same number of steps."""
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"methods": ["moco"], "pretrain": PARAMS}))
+    command = [sys.executable, "-m", "components.stages.pretrain", "--method", "moco"]
+    environment = {**os.environ, "SELFSIGHT_PROCESSES": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--data", str(prepared), "--out", "out"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "processes: 2" in done.stdout
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 2 * (len(Photos(prepared).rows("train")) // 16)
+    assert load(tmp_path / "out" / "backbone").dim == 16
+
+
+def test_a_stage_refuses_with_exit_code_2(prepared, tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"pretrain": PARAMS}))
+    command = [sys.executable, "-m", "components.stages.pretrain", "--method", "mocco", "--data", str(prepared)]
+    done = subprocess.run(
+        [*command, "--out", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no method 'mocco'; known: simclr, moco, mocoscriptstyle" in done.stderr
+
+
+def test_features_of_a_saved_backbone_are_those_of_the_trained_one(prepared, tmp_path):
+    pretrain(configure("simclr", PARAMS), prepared, tmp_path / "pre")
+    photos = Photos(prepared)
+    once, again = (features(load(tmp_path / "pre" / "backbone"), photos) for _ in range(2))
+    assert torch.equal(once, again)
