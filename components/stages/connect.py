@@ -25,12 +25,16 @@ from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
 from components.training.loop import Run, accelerator, fit
 
+UNSCALED = 256  # the batch size for which optim.build takes rates: LLaVA and nanoVLM state theirs as they are
 LAST = 5  # lines of the log that make the final training loss: one batch alone is noise
 LOOKED_AT = 64  # val questions for the last look at what was learned
 
 
 class ConnectConfig(Strict):
-    """Only the projector is trained, at LLaVA's rate for that stage or above (https://arxiv.org/abs/2310.03744)."""
+    """Only the projector is trained, so at ten times LLaVA's rate for that stage (1e-3, https://arxiv.org/abs/2310.03744).
+
+    optimizer.lr: as it is, whatever the batch size.
+    """
 
     method: str  # whose backbone; dvc.yaml reads it
     llm: str = "smollm2"
@@ -38,7 +42,7 @@ class ConnectConfig(Strict):
     batch_size: int = Field(ge=1)
     seed: int = Field(0, ge=0)
     answer_tokens: int = Field(64, ge=2)  # what is longer is cut
-    optimizer: optim.AdamW = optim.AdamW(lr=0.03, clip=1.0, schedule=optim.Cosine(warmup=0.04))
+    optimizer: optim.AdamW = optim.AdamW(lr=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.04))
 
 
 def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -62,7 +66,7 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     collator = Collator(processor, config.answer_tokens)
     size = vlm.config.vision_config.image_size
     load = loader(photos, asked, collator, size, config, (acc.process_index, acc.num_processes))
-    optimizer = optim.build(objective, config.optimizer, config.batch_size)
+    optimizer = optim.build(objective, config.optimizer, UNSCALED)
     files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
     state = scratch("connect", config.model_dump(mode="json"), *[digest(file) for file in files])
     run = Run("connect", config.steps, config.batch_size, state / "log.jsonl", state, config.seed)
@@ -139,7 +143,8 @@ def main() -> None:
         metrics = connect(config, given.backbone, given.data, given.out)
     except ValueError as error:
         parser.exit(2, f"connect: {error}\n")
-    print("connect: " + ", ".join(f"{name} {value}" for name, value in metrics.items()))
+    if metrics:  # the first process alone has them
+        print("connect: " + ", ".join(f"{name} {value}" for name, value in metrics.items()))
 
 
 if __name__ == "__main__":

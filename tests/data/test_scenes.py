@@ -1,16 +1,14 @@
 """The pictures are what they say they are, the same every time, and nothing but the object tells the class."""
 
-import colorsys
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from components.data.scenes import BACKGROUNDS, CLASSES, COLORS, PLACES, SIZES, Scene, draw, scenes
+from components.data.scenes import BACKGROUNDS, CLASSES, NUMBERS, Scene, draw, scenes
 
-WHAT, COLOR, PLACE, BACKGROUND, SIZE, YES_NO = range(6)
+WHAT, NUMBER, BACKGROUND, YES_NO = range(4)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +52,11 @@ def test_classes_are_balanced_and_their_order_is_no_pattern(drawn: list[Scene]) 
 
 
 @pytest.mark.parametrize(
-    ("question", "values"), [(COLOR, COLORS), (PLACE, PLACES), (BACKGROUND, BACKGROUNDS), (SIZE, SIZES)]
+    ("question", "values"),
+    [(NUMBER, list(NUMBERS.values())), (BACKGROUND, list(BACKGROUNDS))],
+    ids=["number", "background"],
 )
-def test_class_is_independent_of(drawn: list[Scene], question: int, values: dict[str, object]) -> None:
+def test_class_is_independent_of(drawn: list[Scene], question: int, values: list[str]) -> None:
     seen = Counter(zip((scene.label for scene in drawn), answers(drawn, question), strict=True))
     expected = len(drawn) / len(CLASSES) / len(values)
     chi2 = sum((seen[label, value] - expected) ** 2 / expected for label in CLASSES for value in values)
@@ -67,47 +67,42 @@ def test_class_is_independent_of(drawn: list[Scene], question: int, values: dict
 
 def test_caption_and_answers_say_the_same(drawn: list[Scene]) -> None:
     for scene in drawn:
-        color, place, background, size = (scene.questions[question][1] for question in (COLOR, PLACE, BACKGROUND, SIZE))
-        assert f"a {size} {color} {scene.label} {BACKGROUNDS[background]}" in scene.caption
-        assert PLACES[place][1] in scene.caption
-        assert re.fullmatch(rf"an? {scene.label}", scene.questions[WHAT][1])
+        what, number, background, _ = (answer for _, answer in scene.questions)
+        assert scene.caption.removeprefix("a picture of ") == f"{number} {what} {BACKGROUNDS[background]}"
+        assert what.startswith(scene.label[:5])
         asked, answer = scene.questions[YES_NO]
-        assert answer == ("yes" if scene.label in asked else "no")
-        assert all(question.endswith("?") and " a umbrella" not in question for question, _ in scene.questions)
-        assert not any(other in scene.caption for other in CLASSES if other != scene.label)
+        assert answer == ("yes" if what in asked else "no")
+        assert all(question.endswith("?") for question, _ in scene.questions)
 
 
 def test_yes_and_no_are_as_frequent(drawn: list[Scene]) -> None:
     assert 0.45 < answers(drawn, YES_NO).count("yes") / len(drawn) < 0.55
 
 
-def object_pixels(scene: Scene) -> np.ndarray:
-    """The most saturated pixels, bool [64, 64]: backgrounds are muted, so nearly all are the object's."""
+def quarters(scene: Scene) -> int:
+    """In how many quarters of the picture, about its middle, something is colorful: backgrounds are muted."""
     brightest = scene.pixels.max(2).astype(float)
     saturation = (brightest - scene.pixels.min(2)) / (brightest + 20)
-    colorful: np.ndarray = saturation >= np.quantile(saturation, 0.93)
-    return colorful
+    return sum((saturation[y : y + 24, x : x + 24] > 0.55).sum() > 25 for x in (4, 36) for y in (4, 36))
 
 
-def test_the_color_named_is_the_color_seen(drawn: list[Scene]) -> None:
-    hues = {name: colorsys.rgb_to_hsv(*(c / 255 for c in rgb))[0] for name, rgb in COLORS.items()}
-
-    def nearest(scene: Scene) -> str:
-        red, green, blue = np.median(scene.pixels[object_pixels(scene)], axis=0) / 255
-        hue = colorsys.rgb_to_hsv(red, green, blue)[0]
-        return min(hues, key=lambda name: abs((hue - hues[name] + 0.5) % 1 - 0.5))
-
-    right = [nearest(scene) == answer for scene, answer in zip(drawn, answers(drawn, COLOR), strict=True)]
-    assert np.mean(right) > 0.97
+def test_as_many_are_said_as_are_seen(drawn: list[Scene]) -> None:
+    seen = [
+        [quarters(scene) for scene in drawn if scene.questions[NUMBER][1] == number] for number in ("three", "four")
+    ]
+    assert np.mean(seen[0]) < 3.3
+    assert np.mean(seen[1]) > 3.6
 
 
-def test_the_place_named_is_the_place_seen(drawn: list[Scene]) -> None:
-    right = []
-    for scene, place in zip(drawn, answers(drawn, PLACE), strict=True):
-        y, x = (np.argwhere(object_pixels(scene)).mean(0) - 31.5).tolist()
-        off = {"left": -x, "right": x, "top": -y, "bottom": y, "center": 11 - max(abs(x), abs(y))}
-        right.append(off[place] > 0)
-    assert np.mean(right) > 0.95
+def test_the_background_named_is_the_background_seen(drawn: list[Scene]) -> None:
+    """Grass is the one on which the muted pixels have more green than red."""
+    greener = []
+    for scene in drawn:
+        pixels = scene.pixels.reshape(-1, 3).astype(float)
+        muted = pixels[pixels.max(1) - pixels.min(1) < 50]
+        greener.append(np.median(muted[:, 1] - muted[:, 0]) > 0)
+    grass = [answer == "grass" for answer in answers(drawn, BACKGROUND)]
+    assert np.mean(np.array(greener) == np.array(grass)) > 0.97
 
 
 def test_raw_pixels_do_not_give_the_class_away(drawn: list[Scene]) -> None:
@@ -115,4 +110,4 @@ def test_raw_pixels_do_not_give_the_class_away(drawn: list[Scene]) -> None:
     labels = np.array([scene.label for scene in drawn])
     pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
     nearest = (pictures[600:] @ pictures[:600].T).argmax(1)
-    assert 0.08 < (labels[600:] == labels[:600][nearest]).mean() < 0.35
+    assert 0.08 < (labels[600:] == labels[:600][nearest]).mean() < 0.4

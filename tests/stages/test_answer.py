@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("SELFSIGHT_SCRATCH", str(folder / "scratch"))
         tiny.llm_folder(folder / "llm", tied=False)
         tiny.prepared(folder / "prepare")
-        rate = optim.AdamW(lr=1.0, clip=1.0, schedule=optim.Cosine(warmup=0.05))
+        rate = optim.AdamW(lr=0.03, clip=1.0, schedule=optim.Cosine(warmup=0.05))
         config = ConnectConfig(
             method="simclr", llm=str(folder / "llm"), steps=100, batch_size=8, answer_tokens=16, optimizer=rate
         )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,22 @@ def test_a_resnet_is_refused_before_anything_else(world: Path, tmp_path: Path) -
 def test_too_few_questions(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size 4096 is larger than the 144 training questions"):
         connect(config(world, batch_size=4096), world / "simclr", world / "prepare", tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(
+        f"connect: {{method: simclr, llm: {world / 'llm'}, steps: 20, batch_size: 8, seed: 0}}\n"
+    )
+    given = ["--backbone", str(world / "simclr"), "--data", str(world / "prepare")]
+    root = str(Path(__file__).resolve().parents[2])
+    found = []
+    for processes in "12":
+        command = [sys.executable, "-m", "components.stages.connect", *given, "--out", processes]
+        env = {**os.environ, "PYTHONPATH": root, "SELFSIGHT_PROCESSES": processes, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=tmp_path, env=env, check=True)
+        found.append(json.loads((tmp_path / processes / "metrics.json").read_text()))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_the_command_line_says_it_in_words(tmp_path: Path) -> None:

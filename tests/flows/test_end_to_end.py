@@ -1,0 +1,105 @@
+"""The real engine and the real DVC, on stages that take no time."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import get_current_settings
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.environment import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+STAGE = """
+import argparse, os, pathlib, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("--out", type=pathlib.Path)
+out = parser.parse_known_args()[0].out
+print("processes:", os.environ["SELFSIGHT_PROCESSES"], sys.executable, flush=True)
+if pathlib.Path("broken").exists():
+    raise SystemExit("this is why")
+out.mkdir(parents=True, exist_ok=True)
+(out / "summary.md").write_text("| method | knn |")
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(get_current_settings().api.url)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our flows, dvc.yaml and params.yaml, over stages that only leave a file."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml", "prefect.toml"):
+        shutil.copy(ROOT / name, root)
+    for name in ("data", "training", "models", "evaluation", "adapters", "connector", "reporting", "methods", "stages"):
+        (root / "components" / name).mkdir(parents=True)
+        (root / "components" / name / "__init__.py").touch()
+    (root / "components" / "__init__.py").touch()
+    shutil.copy(ROOT / "components" / "config.py", root / "components")
+    (root / "components" / "methods" / "__init__.py").write_text("METHODS = dict(simclr=1, moco=1, mocoscriptstyle=1)")
+    for path in (ROOT / "components" / "stages").glob("*.py"):
+        (root / "components" / "stages" / path.name).write_text(STAGE if path.stem != "__init__" else "")
+    for word in ("adapt", "connect", "answer", "report", "evaluate"):  # those that are still to be written
+        (root / "components" / "stages" / f"{word}.py").write_text(STAGE)
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=root, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+    return root
+
+
+def run(project: Path, server: str, name: str, *args: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "PREFECT_API_URL": server, "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        [sys.executable, str(project / "flows" / f"{name}.py"), *args],
+        cwd="/",
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_method_that_is_not_in_the_list(project: Path, server: str) -> None:
+    done = run(project, server, "pretrain", "--method", "mocoscriptstyle", "--processes", "2")
+    assert done.returncode == 0, done.stdout
+    assert f"processes: 2 {sys.executable}" in done.stdout
+    assert "mocoscriptstyle is now among the methods" in done.stdout
+    assert (project / "artifacts" / "pretrain" / "mocoscriptstyle").is_dir()
+    again = run(project, server, "pretrain", "--method", "mocoscriptstyle")
+    assert again.returncode == 0, again.stdout
+    assert "pretrain@mocoscriptstyle is up to date, so nothing ran" in again.stdout
+    assert "processes:" not in again.stdout
+
+
+def test_the_whole_pipeline_and_its_artifact(project: Path, server: str) -> None:
+    done = run(project, server, "pipeline")
+    assert done.returncode == 0, done.stdout
+    assert "Running stage 'report'" in done.stdout
+    with get_client(sync_client=True) as client:
+        shown = client._client.post("/artifacts/latest/filter", json={}).json()
+    assert [artifact["data"].splitlines()[0] for artifact in shown if artifact["key"] == "report"] == [
+        "| method | knn |"
+    ]
+
+
+def test_a_stage_that_fails_says_why(project: Path, server: str) -> None:
+    params = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(params.replace("answer:\n  pictures: ", "answer:\n  pictures: 1"))
+    (project / "broken").touch()
+    done = run(project, server, "answer")
+    (project / "broken").unlink()
+    assert done.returncode == 1
+    last = done.stdout.split("\nexit code 255: ")[1]
+    assert "this is why" in last
+    assert "Traceback" not in done.stdout

@@ -1,0 +1,152 @@
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.cache_policies import NO_CACHE
+
+from components.training import distributed
+from flows import pipeline, pretrain, process, report, stage, turns
+from flows.process import CommandError
+
+STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+def test_dvc_need_not_be_on_the_path() -> None:
+    assert stage.argv("prepare") == [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "prepare"]
+    assert stage.argv("prepare", single=True)[-2:] == ["--single-item", "prepare"]
+
+
+def test_a_stages_python_is_ours() -> None:
+    found = stage.environment(2)
+    assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert found[distributed.PROCESSES] == "2"
+
+
+def test_a_task_tells_what_dvc_says(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "flows")
+    asked = {}
+
+    def run(argv, log, cwd, env):
+        asked.update(argv=argv, cwd=cwd, env=env)
+        log("Stage 'prepare' didn't change, skipping")
+        log("Running stage 'pretrain@moco':" if argv[-1] == "pretrain@moco" else "Data and pipelines are up to date.")
+
+    monkeypatch.setattr(stage, "run_streaming", run)
+    assert stage.repro.fn("pretrain@moco", 2)
+    assert asked["argv"] == stage.argv("pretrain@moco")
+    assert asked["env"][distributed.PROCESSES] == "2"
+    assert "up to date, so nothing ran" not in caplog.text
+    assert not stage.repro.fn("pretrain@simclr", 2)
+    assert "pretrain@simclr is up to date, so nothing ran" in caplog.text
+
+
+def test_nothing_but_dvc_remembers() -> None:
+    assert stage.repro.cache_policy is NO_CACHE
+    assert stage.repro.persist_result is False
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "again"),
+    [
+        (255, "ERROR: failed to reproduce 'x': failed to run: python -m x, exited with 2", False),
+        (255, "exited with 1", False),
+        (255, "exited with 75", True),
+        (255, "exited with -9", True),
+        (255, "exited with 137", True),
+        (255, "  exitcode  : -9 (pid: 12)\nexited with 1", True),
+        (255, "  exitcode  : 1 (pid: 12)\nexited with 1", False),
+        (-9, "", True),
+    ],
+)
+def test_only_what_may_go_better_is_tried_again(code: int, said: str, again: bool) -> None:
+    assert stage.worth_a_retry(CommandError(["dvc"], code, said.split("\n"))) is again
+    assert not stage.worth_a_retry(CommandError(["dvc"], code, said.split("\n"), stopped=True))
+
+
+def test_a_lock_file_that_dvc_was_killed_over_is_removed(tmp_path: Path) -> None:
+    lock = tmp_path / "rwlock"
+    stage.mend(lock)
+    lock.write_text('{"some": {"write": []}}', encoding="utf-8")
+    stage.mend(lock)
+    assert lock.exists()
+    lock.write_text("", encoding="utf-8")
+    stage.mend(lock)
+    assert not lock.exists()
+
+
+def test_flows_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "ROOT", tmp_path)
+    order: list[str] = []
+
+    def slowly() -> None:
+        order.append("first begins")
+        time.sleep(1)
+        order.append("first ends")
+
+    first = threading.Thread(target=turns.take, args=(slowly,))
+    first.start()
+    time.sleep(0.3)
+    assert turns.take(lambda: order.append("second")) is None
+    first.join()
+    assert order == ["first begins", "first ends", "second"]
+
+
+def test_a_failure_is_not_a_cancellation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "ROOT", tmp_path)
+
+    def fail() -> None:
+        raise CommandError(["dvc"], 255, [])
+
+    with pytest.raises(CommandError):
+        turns.take(fail)
+    turns.take(lambda: None)  # and the lock is free again
+
+
+def test_a_failure_is_logged_without_sixty_lines_of_how_it_was_called(caplog: pytest.LogCaptureFixture) -> None:
+    error = CommandError(["dvc"], 255, ["why"])
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "failed: %r", (error,), (CommandError, error, None))
+    log = logging.getLogger("prefect.flow_runs")
+    assert log.filter(record)
+    assert record.exc_info is None
+
+
+def test_the_pipeline_has_every_stage_after_what_it_needs() -> None:
+    order = pipeline.targets(["a", "b"])
+    assert {re.sub("@.*", "", target) for target in order} == set(STAGES)
+    assert len(order) == len(set(order))
+    for target in order:
+        word, _, method = target.partition("@")
+        needs = {match for dep in STAGES[word]["deps"] for match in re.findall(r"^artifacts/(\w+)", dep)}
+        for need in needs:
+            before = f"{need}@{method}" if method and "matrix" in STAGES[need] else need
+            places = [i for i, t in enumerate(order) if t == before or t.startswith(f"{before}@")]
+            assert places, before
+            assert max(places) < order.index(target)
+
+
+def test_pretrain_tracks_the_method_and_runs_its_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    did: list[object] = []
+    monkeypatch.setattr(turns, "ROOT", tmp_path)
+    monkeypatch.setattr(pretrain.tracked, "track", lambda method, log: did.append(method))
+    monkeypatch.setattr(stage, "repro", lambda *args: did.append(args))
+    assert pretrain.pretrain.fn("moco", 2) is None
+    assert did == ["moco", ("pretrain@moco", 2)]
+
+
+def test_the_report_in_the_ui(tmp_path: Path) -> None:
+    assert report.markdown(tmp_path) is None
+    (tmp_path / "summary.md").write_text("| a |\n|---|\n| 1 |\n", encoding="utf-8")
+    text = report.markdown(tmp_path)
+    assert text is not None
+    assert text.startswith("| a |\n|---|\n| 1 |\n\nIn full: [index.html](file://")
+    assert f"`{tmp_path / 'index.html'}`" in text
+
+
+def test_there_is_time_to_save_before_prefect_kills_a_canceled_flow() -> None:
+    assert process.GRACE + process.LEAVE < 30
