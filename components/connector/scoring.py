@@ -9,21 +9,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-Z = 1.959964  # of 95 %
-
 
 def normalized(answer: str) -> str:
     """Lower case, no punctuation, no articles, single spaces (of the VQA rule, https://arxiv.org/abs/1505.00468)."""
     bare = answer.lower().translate({ord(mark): " " for mark in string.punctuation})
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-
-
-def wilson(right: int, asked: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927); it stays within 0 … 1 and is sound for few and for extreme counts."""
-    share, z2 = right / asked, Z**2 / asked
-    middle = (share + z2 / 2) / (1 + z2)
-    half = Z * np.sqrt(share * (1 - share) / asked + z2 / (4 * asked)) / (1 + z2)
-    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
 def blind_answers(training: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -95,7 +95,7 @@ def summary(findings: Findings) -> str:
     else:
         gap = answering["gap"]
         lines.append(
-            f"answers: {said(answering['exact_match'])} right, blind {said(answering['blind'])}; "
+            f"answers: {said(answering.get('exact_match'))} right, blind {said(answering.get('blind'))}; "
             f"a shuffled picture costs {gap['value']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}) nats"
         )
     return "\n".join(lines) + "\n"

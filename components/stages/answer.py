@@ -18,9 +18,10 @@ from components.config import Strict, read, write
 from components.connector.answering import answers, load_vlm
 from components.connector.collate import Collator
 from components.connector.objective import Connector
-from components.connector.scoring import blind_answers, bootstrap, derangement, normalized, wilson
+from components.connector.scoring import blind_answers, bootstrap, derangement, normalized
 from components.data.photos import Photos
 from components.data.sources import DESCRIBE
+from components.evaluation.statistics import share
 from components.training.loop import accelerator
 
 
@@ -65,7 +66,7 @@ def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str
     if other is not None:
         low, high = bootstrap(shuffled - right, rows, config.seed)
         gap = float((shuffled - right).mean())
-        metrics |= {"loss_shuffled": float(shuffled.mean()), "gap": gap, "gap_95": [low, high]}
+        metrics |= {"loss_shuffled": float(shuffled.mean()), "gap": {"value": gap, "low": low, "high": high}}
     return _finish(config, out, lines.sort("row", maintain_order=True).to_dicts(), metrics)
 
 
@@ -100,9 +101,8 @@ def exactness(lines: pl.DataFrame, training: pl.DataFrame) -> dict[str, Any]:
     found: dict[str, Any] = {"pictures": lines["row"].n_unique(), "questions": len(lines)}
     if len(short):
         found |= {
-            "exact_match": short["correct"].mean(),
-            "exact_match_95": list(wilson(int(short["correct"].sum()), len(short))),
-            "blind_exact_match": short["blind"].mean(),
+            "exact_match": share(int(short["correct"].sum()), len(short)),
+            "blind": share(int(short["blind"].sum()), len(short)),
         }
     return {**found, "per_question": {line.pop("question"): line for line in by_question.sort("question").to_dicts()}}
 

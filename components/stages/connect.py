@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from components.connector.llm import load_llm
 from components.connector.objective import Connector
 from components.connector.scoring import derangement
 from components.connector.vlm import assemble, check_tower
+from components.connector.warm_start import warm_start
 from components.data.photos import Photos
 from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
@@ -27,6 +28,7 @@ from components.training.loop import Run, accelerator, fit
 
 UNSCALED = 256  # the batch size for which optim.build takes rates: LLaVA and nanoVLM state theirs as they are
 LAST = 5  # lines of the log that make the final training loss: one batch alone is noise
+INTRODUCED = 2048  # pictures that the projector starts from
 LOOKED_AT = 64  # val questions for the last look at what was learned
 
 
@@ -66,6 +68,7 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     collator = Collator(processor, config.answer_tokens)
     size = vlm.config.vision_config.image_size
     load = loader(photos, asked, collator, size, config, (acc.process_index, acc.num_processes))
+    warm_start(vlm, introductions(objective, photos, asked, collator, size))
     optimizer = optim.build(objective, config.optimizer, UNSCALED)
     files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
     state = scratch("connect", config.model_dump(mode="json"), *[digest(file) for file in files])
@@ -83,6 +86,20 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
         clear(state)
     acc.end_training()
     return metrics
+
+
+def introductions(
+    objective: Connector, photos: Photos, asked: Any, collator: Collator, size: int
+) -> Iterator[tuple[Tensor, list[list[int]]]]:
+    """Some training pictures, normalized, and for each of them the tokens of everything that is said about it."""
+    said: dict[int, list[int]] = {}
+    for row, answer in asked.select("row", "answer").iter_rows():
+        if row in said or len(said) < INTRODUCED:
+            said.setdefault(row, []).extend(collator.suffix(answer)[:-1])
+    rows = np.array([row for row, tokens in said.items() if tokens])
+    for part in np.array_split(rows, max(1, len(rows) // 64)):
+        pixels = photos.squares(part, size).to(objective.mean.device)
+        yield (pixels - objective.mean) / objective.std, [said[row] for row in part.tolist()]
 
 
 def loader(

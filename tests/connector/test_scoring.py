@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from components.connector.scoring import blind_answers, bootstrap, derangement, normalized, wilson
+from components.connector.scoring import blind_answers, bootstrap, derangement, normalized
 
 
 @pytest.mark.parametrize(
@@ -10,14 +10,6 @@ from components.connector.scoring import blind_answers, bootstrap, derangement, 
 )
 def test_normalized(said: str, same: str) -> None:
     assert normalized(said) == same
-
-
-def test_wilson_is_the_textbook_interval() -> None:
-    low, high = wilson(5, 10)  # Agresti & Coull, 1998, table 1
-    assert (round(low, 3), round(high, 3)) == (0.237, 0.763)
-    assert wilson(0, 20)[0] == 0.0
-    assert wilson(20, 20)[1] == 1.0
-    assert 0 < wilson(0, 20)[1] < 0.17
 
 
 def test_blind_answers_are_the_most_common_ones() -> None:
