@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,14 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     views = recipe.method.views(config.settings, config.backbone.image_size)
     per_epoch, share = len(rows) // config.batch_size, config.batch_size // world
 
+    @lru_cache(maxsize=1)  # a permutation of all rows once an epoch, not once a step
+    def order(epoch: int) -> np.ndarray:
+        return epoch_rows(rows, config.seed, epoch)
+
     def load(step: int) -> list[torch.Tensor]:
         epoch, place = divmod(step, per_epoch)
         start = place * config.batch_size + acc.process_index * share
-        return look(photos, epoch_rows(rows, config.seed, epoch)[start : start + share], views, config.seed, epoch)
+        return look(photos, order(epoch)[start : start + share], views, config.seed, epoch)
 
     torch.manual_seed(config.seed)
     method = recipe.method(build(config.backbone), config.settings)
