@@ -17,9 +17,10 @@ from torch.nn.functional import cross_entropy
 from transformers import ViTForImageClassification
 
 from components.models.backbone import Backbone, ViT
+from components.training.objective import Objective
 
 
-class LinearHead(nn.Module):
+class LinearHead(Objective):
     """features [B, D] -> logits [B, C]; as an Objective it reads (features, labels [B])."""
 
     mean: Tensor
@@ -41,9 +42,6 @@ class LinearHead(nn.Module):
         features, labels = batch
         logits = self.logits(features)
         return {"loss": cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
-
-    def after_step(self, progress: float) -> None:
-        """Nothing moves outside the gradient."""
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from components.connector.collate import IGNORE
+from components.training.objective import Objective
 
 
-class Connector(nn.Module):
+class Connector(Objective):
     """The loop's Objective around a stock PaliGemma. Its parameters and its state are the projector's alone.
 
     Raises ValueError for an attention that cannot express the prefix mask.
@@ -56,6 +57,3 @@ class Connector(nn.Module):
         each = cross_entropy(logits.float(), targets[spoken], reduction="none")  # [K]
         row = spoken.nonzero()[:, 0]
         return each.new_zeros(len(spoken)).index_add(0, row, each) / spoken.sum(1)
-
-    def after_step(self, progress: float) -> None:
-        pass

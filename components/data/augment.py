@@ -23,7 +23,7 @@ from components.data.photos import Photos
 GRAY = torch.tensor([0.2989, 0.587, 0.114])  # as torchvision's rgb_to_grayscale
 ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
 TRIES = 10  # of a crop before the largest one in the middle is taken, as torchvision
-DRAWS = 2 * TRIES + 2 + 11  # numbers a view needs
+NEEDED = 2 * TRIES + 2 + 11  # numbers a view takes
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,16 @@ class View:
     solarize: float = 0.0
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Not a look but luck: `count` numbers in [0, 1) a picture, for what a method does with its views (masks, places).
+
+    Like every parameter of a view they depend on seed, epoch and picture alone, not on ranks or restarts.
+    """
+
+    count: int
+
+
 def uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> Tensor:
     """Numbers in [0, 1) that depend on nothing but the arguments: float64 [len(rows), count].
 
@@ -71,13 +81,19 @@ def uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> T
     return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-def look(photos: Photos, rows: np.ndarray, views: Sequence[View], seed: int, epoch: int) -> list[Tensor]:
-    """Every view of every picture: for each view uint8 [len(rows), 3, size, size]."""
-    return [render(photos, rows, view, uniform(seed, epoch, rows, i, DRAWS)) for i, view in enumerate(views)]
+def look(photos: Photos, rows: np.ndarray, views: Sequence[View | Draws], seed: int, epoch: int) -> list[Tensor]:
+    """For each View uint8 [len(rows), 3, size, size], for each Draws float32 [len(rows), count]."""
+    found = []
+    for i, view in enumerate(views):
+        if isinstance(view, Draws):
+            found.append(uniform(seed, epoch, rows, i, view.count).float().clamp_max_(1 - 2**-24))  # never rounded to 1
+        else:
+            found.append(render(photos, rows, view, uniform(seed, epoch, rows, i, NEEDED)))
+    return found
 
 
 def render(photos: Photos, rows: np.ndarray, view: View, draws: Tensor) -> Tensor:
-    """One view of each picture from its own `draws` [B, DRAWS]: uint8 [B, 3, size, size]."""
+    """One view of each picture from its own `draws` [B, NEEDED]: uint8 [B, 3, size, size]."""
     crop, rest = draws[:, : 2 * TRIES + 2], draws[:, 2 * TRIES + 2 :].float()
     shapes = torch.from_numpy(photos.shapes[rows])
     boxes = crop_boxes(shapes, view, crop)

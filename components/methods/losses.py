@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from components.training import distributed
+from components import ranks
 
 
 def unit(x: Tensor) -> Tensor:
@@ -19,9 +19,9 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     code sums the means of the two halves, which is twice this.)
     """
     mine = unit(torch.cat([a, b]))
-    everyone = distributed.gather(mine)
+    everyone = ranks.gather(mine)
     logits = mine @ everyone.T / temperature  # [2N, 2N·W]
-    n, offset = len(a), distributed.rank() * len(mine)
+    n, offset = len(a), ranks.rank() * len(mine)
     row = torch.arange(2 * n, device=a.device)
     logits[row, offset + row] = -torch.inf  # not itself
     return cross_entropy(logits, offset + (row + n) % (2 * n))

@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.config import Strict
-from components.data.augment import View
+from components.data.augment import Draws, View
 from components.models.backbone import Backbone
+from components.training.objective import Objective
 from components.training.optim import Optimizer
 
-Batch = Any  # one uint8 tensor [B, 3, S, S] a view; only the method that described the views looks inside
+Batch = Any  # uint8 [B, 3, S, S] for each View, float32 [B, count] for each Draws; only the method looks inside
 
 
 class MethodConfig(Strict):
@@ -22,12 +23,12 @@ class MethodConfig(Strict):
     optimizer: Optimizer
 
 
-class Method(nn.Module, ABC):
-    """One objective, in four answers. Inherited once, never twice.
+class Method(Objective, ABC):
+    """One objective, in four answers. Inherited once, never twice. The two hooks more that exist are in Objective.
 
     views       how is a picture looked at?           in words; carried out by data.augment
     forward     what is minimized?                    on the device, one batch
-    after_step  what moves outside the gradient?      slow copies, schedules
+    after_step  what moves outside the gradient?      slow copies, queues, centers
     keep        what survives training?               a backbone
     """
 
@@ -37,7 +38,7 @@ class Method(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def views(config: Any, image_size: int) -> Sequence[View]: ...
+    def views(config: Any, image_size: int) -> Sequence[View | Draws]: ...
 
     @staticmethod
     def check(config: Any, pictures: int, batch_size: int, world: int) -> None:
@@ -46,9 +47,6 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars by name; "loss" is minimized, the others are only logged."""
-
-    def after_step(self, progress: float) -> None:
-        """Once an optimizer step; `progress` runs from 0 to 1 over the whole of training."""
 
     @abstractmethod
     def keep(self) -> Backbone: ...

@@ -17,13 +17,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from components import ranks
 from components.data.augment import Jitter, View
 from components.methods.losses import info_nce, unit
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ResNet
 from components.models.heads import mlp
 from components.models.memory import Queue, Slow
-from components.training import distributed
 from components.training.optim import SGD, Cosine, Optimizer, Steps
 
 
@@ -80,16 +80,16 @@ class MoCo(Method):
         self.query: Any = nn.Sequential(backbone, head)
         self.key = Slow(self.query)
         self.queue = Queue(config.queue, config.dim)
+        self.fresh: list[Tensor] = []  # keys of this step, for the queue
+        if isinstance(backbone, ResNet):
+            self.coupled = "batch norm in the backbone reads the whole batch"
         self.groups = config.batch_norm_groups if isinstance(backbone, ResNet) else 1
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         q = unit(self.query(batch[0]))  # [B, D]
-        if self.training:
-            self.key.follow(self.query, self.config.momentum)
         k = unit(self.encode_keys(batch[1]))
-        loss, found = info_nce(q, k, self.queue.items.clone(), self.config.temperature)  # the push must not reach it
-        if self.training:
-            self.queue.push(distributed.gather(k))
+        loss, found = info_nce(q, k, self.queue.items, self.config.temperature)
+        self.fresh.append(k)
         return {"loss": loss, "accuracy": found}
 
     def encode_keys(self, images: Tensor) -> Tensor:
@@ -99,6 +99,13 @@ class MoCo(Method):
         order = torch.randperm(len(images), device=images.device)
         keys = torch.cat([self.key(group) for group in images[order].chunk(self.groups)])
         return keys[order.argsort()]
+
+    def after_step(self) -> None:
+        """The reference moves the copy before it encodes keys: that is now, after the step, but for the first, when the
+        two are equal. Its queue takes the keys of all ranks."""
+        self.queue.push(ranks.gather(torch.cat(self.fresh)))
+        self.fresh.clear()
+        self.key.follow(self.query, self.config.momentum)
 
     def keep(self) -> Backbone:
         return self.query[0]

@@ -33,6 +33,8 @@ class SimCLRConfig(MethodConfig):
 
 
 class SimCLR(Method):
+    coupled = "each picture is told from all others of the batch"
+
     @staticmethod
     def views(config: SimCLRConfig, image_size: int) -> tuple[View, View]:
         s = config.color_strength

@@ -48,6 +48,7 @@ class ViTBackbone(Pixels):
     width: int = Field(384, ge=8)
     depth: int = Field(12, ge=1)
     heads: int = Field(6, ge=1)
+    pool: Literal["class", "mean"] = "class"  # token, or of all others, where a method trains only those
 
     @model_validator(mode="after")
     def _divides(self) -> ViTBackbone:
@@ -71,9 +72,11 @@ BackboneConfig = Annotated[ViTBackbone | ResNetBackbone, Field(discriminator="ki
 class Backbone(nn.Module, ABC):
     """Pixels in, features out; the pixel statistics travel in its folder.
 
-    forward  uint8 (or float in 0 … 255) [B, 3, H, W] -> [B, D]     one vector an image
+    forward  uint8 (or float in 0 … 255) [B, 3, H, W] -> [B, D]     one vector an image, pooled as `pool` says
     tokens   the same                                 -> [B, N, D]  one vector a place, class token excluded
     """
+
+    pool: str
 
     config: ViTBackbone | ResNetBackbone
     dim: int
@@ -116,6 +119,7 @@ class ViT(Backbone):
 
     def __init__(self, config: ViTBackbone) -> None:
         super().__init__(config)
+        self.pool = config.pool
         shape = ViTConfig(
             hidden_size=config.width,
             num_hidden_layers=config.depth,
@@ -133,18 +137,40 @@ class ViT(Backbone):
         for weight in (p for p in self.trunk.parameters() if p.ndim in (2, 4)):
             nn.init.xavier_uniform_(weight.flatten(1))
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        other_size = pixels.shape[-1] != self.config.image_size or pixels.shape[-2] != self.config.image_size
-        out = self.trunk(self.normalize(pixels), interpolate_pos_encoding=other_size)
-        return out.last_hidden_state  # [B, 1 + N, D]
+    def embed(self, pixels: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] -> [B, 1 + N, D]: class token and patches, with their positions, as the first block sees them.
+
+        hidden: bool [B, N], patches in whose place `mask_token` [D] stands. Other sizes than image_size interpolate
+        the positions.
+        """
+        embeddings = self.trunk.embeddings
+        height, width = pixels.shape[-2:]
+        x = embeddings.patch_embeddings(self.normalize(pixels))  # [B, N, D]
+        if hidden is not None:
+            assert mask_token is not None
+            x = torch.where(hidden[:, :, None], mask_token.to(x.dtype), x)
+        x = torch.cat([embeddings.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return x + embeddings.interpolate_pos_encoding(x, height, width)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Any tokens that `embed` made, or a part of them, through all blocks and the norm: [B, M, D] -> [B, M, D]."""
+        for layer in self.trunk.layers:
+            x = layer(x, None)
+        return self.trunk.layernorm(x)
+
+    def sequence(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 1 + N, D], class token first."""
+        return self.encode(self.embed(pixels))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self._features(pixels)[:, 0]
+        x = self.sequence(pixels)
+        return x[:, 0] if self.pool == "class" else x[:, 1:].mean(1)
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        return self._features(pixels)[:, 1:]
+        return self.sequence(pixels)[:, 1:]
 
     def _save(self, folder: Path) -> None:
+        self.trunk.config.pool = self.pool
         self.trunk.save_pretrained(folder)
 
     def read_weights(self, folder: Path) -> None:
@@ -162,6 +188,7 @@ class ResNet(Backbone):
 
     def __init__(self, config: ResNetBackbone) -> None:
         super().__init__(config)
+        self.pool = "mean"
         self.trunk = {"resnet18": resnet18, "resnet50": resnet50}[config.kind](weights=None)
         self.dim = self.trunk.fc.in_features
         self.trunk.fc = nn.Identity()
@@ -208,6 +235,7 @@ def load(folder: Path) -> Backbone:
             "width": said["hidden_size"],
             "depth": said["num_hidden_layers"],
             "heads": said["num_attention_heads"],
+            "pool": said.get("pool", "class"),
             **statistics,
         }
         backbone: Backbone = ViT(parse(ViTBackbone, values, str(files[0])))

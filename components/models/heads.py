@@ -1,22 +1,59 @@
 """Small trainable pieces that sit on a backbone and are thrown away after pretraining."""
 
+from __future__ import annotations
+
 from itertools import pairwise
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from components import ranks
 
 
-def mlp(*dims: int, norm: bool = True, last_norm: bool = False) -> nn.Sequential:
-    """Linear layers through `dims`, batch norm (if asked) and ReLU between them; the last one is only linear.
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over the vectors of all ranks, on any device: what SyncBatchNorm is, but for CPUs too.
 
-    last_norm: batch norm without a shift after the last layer too (SimCLR's code: `model_util.py`, projection head).
+    A head's vectors are few, so they are gathered, with their gradients, and each rank keeps its own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or ranks.world() == 1:
+            return super().forward(x)
+        mine = len(x)
+        return super().forward(ranks.gather(x)).narrow(0, ranks.rank() * mine, mine)
+
+
+def mlp(
+    *dims: int, norm: bool = True, bias: bool | None = None, last_norm: Literal["none", "plain", "scale"] = "none"
+) -> nn.Sequential:
+    """Linear layers through `dims`, batch norm (if asked) and ReLU between them.
+
+    bias: of the hidden layers; by default where no batch norm follows. last_norm: after the last layer "none" (which
+    then has a bias), batch norm without scale and shift ("plain"), or with a scale alone ("scale", SimCLR's code).
     """
     layers: list[nn.Module] = []
     for a, b in pairwise(dims[:-1]):
-        layers += [nn.Linear(a, b, bias=not norm), *([nn.BatchNorm1d(b)] if norm else []), nn.ReLU(inplace=True)]
-    layers.append(nn.Linear(dims[-2], dims[-1], bias=not last_norm))
-    if last_norm:
-        final = nn.BatchNorm1d(dims[-1])
-        nn.init.zeros_(final.bias)
-        final.bias.requires_grad_(False)  # noqa: FBT003
-        layers.append(final)
+        hidden = [nn.Linear(a, b, bias=not norm if bias is None else bias), *([BatchNorm(b)] if norm else [])]
+        layers += [*hidden, nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(dims[-2], dims[-1], bias=last_norm == "none"))
+    if last_norm != "none":
+        layers.append(BatchNorm(dims[-1], affine=last_norm == "scale"))
+    if last_norm == "scale":
+        layers[-1].bias.requires_grad_(False)  # noqa: FBT003
     return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def sincos(side: int, dim: int) -> Tensor:
+    """Fixed positions of a grid of side² places, row by row: float32 [side², dim]. MoCo v3, MAE (appendix A.1).
+
+    Half the dimensions for the column, half for the row; in each half sines, then cosines, of 10000^(-i / (dim / 4)).
+    Raises ValueError if dim is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sine positions need a width that is a multiple of 4, not {dim}")
+    rates = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    row, column = (place.flatten().double() for place in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
+    angles = [place[:, None] * rates for place in (column, row)]
+    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -11,30 +12,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.progress import progress
-from components.training import checkpoints
-from components.training.optim import SGD, AdamW, multiplier
+from components.training import checkpoints, distributed, optim
+from components.training.objective import Objective
 
 CPUINFO = Path("/proc/cpuinfo")
 CHECK_EVERY = 10  # steps between looks at the loss and at a request to stop: each look waits for the device
-
-
-class Objective(Protocol):
-    """All the loop needs to know about what it trains (an nn.Module)."""
-
-    def __call__(self, batch: Any) -> dict[str, Tensor]:
-        """Scalars by name; "loss" is minimized, the others are only logged."""
-        ...
-
-    def after_step(self, progress: float) -> None:
-        """`progress` runs from 0 to 1 over the whole run."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -74,21 +63,27 @@ def accelerator() -> Accelerator:
 
 
 def fit(
-    objective: nn.Module,
+    objective: Objective,
     load: Callable[[int], Any],
     optimizer: torch.optim.Optimizer,
-    settings: SGD | AdamW,
+    settings: Any,
     run: Run,
     acc: Accelerator,
 ) -> None:
     """Train for `run.steps`, from the newest state in `run.state` if there is one.
 
     load: step -> this rank's batch, a pure function, so that a resumed run sees what it would have seen.
-    settings: what `optimizer` was built from, for its schedule and its clipping.
+    settings: the optim.Optimizer that `optimizer` was built from, for its schedules and its clipping.
+    A batch is computed in distributed.parts() parts, one after the other, where memory asks for it.
+    Raises ValueError if it must not be split.
     Raises FloatingPointError when the loss is no longer finite; the last good state stays in `run.state`.
     """
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    trainable = [p for p in objective.parameters() if p.requires_grad]
+    parts = distributed.parts()
+    if parts > 1 and objective.coupled:
+        raise ValueError(
+            f"{distributed.PARTS} is {parts}, but {run.name} cannot compute a batch in parts: {objective.coupled}; "
+            f"unset it, and take a smaller batch_size or more processes"
+        )
     objective.to(acc.device).train()
     first = checkpoints.restore(run.state, objective, optimizer)
     if first:
@@ -107,16 +102,15 @@ def fit(
             done = step + 1
             if done < run.steps:
                 ahead = pool.submit(load, done)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * multiplier(settings.schedule, step / run.steps)
+            objective.before_step(step / run.steps)
+            optim.set_rates(optimizer, settings, step / run.steps)
             torch.manual_seed((run.seed * 1_000_003 + step) * acc.num_processes + acc.process_index)  # no state to save
-            losses = wrapped(batch)
-            acc.backward(losses["loss"])
-            if settings.clip:
-                acc.clip_grad_norm_(trainable, settings.clip)
+            losses = _gradients(wrapped, batch, parts, acc)
+            objective.after_backward()
+            optim.clip(optimizer, settings)
             stepper.step()
             stepper.zero_grad()
-            objective.after_step(done / run.steps)  # type: ignore[operator]
+            objective.after_step()
             if done % CHECK_EVERY and done != run.steps:
                 continue
             values = {name: float(acc.reduce(value.detach(), "mean")) for name, value in losses.items()}
@@ -136,6 +130,31 @@ def fit(
     stop.close()
     seconds = time.monotonic() - started
     acc.print(f"{run.name}: {run.steps - first} steps in {seconds:.0f} s, {waited / seconds:.1%} waiting for data")
+
+
+def _gradients(wrapped: Any, batch: Any, parts: int, acc: Accelerator) -> dict[str, Tensor]:
+    """Backward through the mean over all parts; ranks meet at the last one. What was logged, as means too."""
+    means: dict[str, Tensor] = {}
+    for number, part in enumerate(_split(batch, parts)):
+        with contextlib.nullcontext() if number == parts - 1 else acc.no_sync(wrapped):
+            losses = wrapped(part)
+            acc.backward(losses["loss"] / parts)
+        for name, value in losses.items():
+            means[name] = means.get(name, 0.0) + value.detach() / parts
+    return means
+
+
+def _split(batch: Any, parts: int) -> list[Any]:
+    """The batch as `parts` smaller ones, each tensor cut along its first axis."""
+    if parts == 1:
+        return [batch]
+    if isinstance(batch, Tensor):
+        if len(batch) % parts:
+            raise ValueError(f"a batch of {len(batch)} a process cannot be split in {parts} equal parts")
+        return list(batch.chunk(parts))
+    if isinstance(batch, dict):
+        return [dict(zip(batch, values, strict=True)) for values in _split(list(batch.values()), parts)]
+    return [list(values) for values in zip(*(_split(value, parts) for value in batch), strict=True)]
 
 
 class _StopRequest:

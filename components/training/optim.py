@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -25,27 +26,34 @@ class Cosine(Strict):
 
 
 class Steps(Strict):
-    """Times `factor` at each milestone, a share of the run."""
+    """Linear warm-up over a share of the run, then times `factor` at each milestone, a share too."""
 
     kind: Literal["steps"] = "steps"
     milestones: tuple[float, ...]
     factor: float = 0.1
+    warmup: float = Field(0.0, ge=0, lt=1)
 
 
 Schedule = Annotated[Constant | Cosine | Steps, Field(discriminator="kind")]
 
 
 class _Common(Strict):
-    lr: float = Field(gt=0)  # for a batch of 256; scaled linearly
+    lr: float = Field(gt=0)  # for a batch of 256
+    scaling: Literal["linear", "sqrt"] = "linear"  # of the rate with batch_size / 256 (Goyal 2017; SimCLR, B.1)
+    plain_lr: float | None = Field(None, gt=0)  # of biases and norms, where it is another one
+    constant_lr: tuple[str, ...] = ()  # parameters, by the beginning of their name, whose rate the schedule leaves
     weight_decay: float = Field(0.0, ge=0)
+    final_weight_decay: float | None = Field(None, ge=0)  # reached by a cosine over the run (DINO)
     decay_all: bool = False  # also biases and norms, as the oldest scripts do
     schedule: Schedule = Cosine()
-    clip: float | None = Field(None, gt=0)  # norm of the whole gradient
+    clip: float | None = Field(None, gt=0)  # norm of the gradient
+    clip_each: bool = False  # of each parameter, not of all together (DINO)
 
 
 class SGD(_Common):
     kind: Literal["sgd"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
 
 
 class AdamW(_Common):
@@ -53,23 +61,89 @@ class AdamW(_Common):
     betas: tuple[float, float] = (0.9, 0.999)
 
 
-Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind")]
+class LARS(_Common):
+    """decay_all: adapts biases and norms too."""
+
+    kind: Literal["lars"] = "lars"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    trust: float = Field(1e-3, gt=0)
 
 
-def build(module: nn.Module, config: SGD | AdamW, batch_size: int) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters, its rates scaled by batch_size / 256 (Goyal et al., 2017)."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if p.ndim > 1 or config.decay_all]
-    plain = [p for p in trainable if p.ndim <= 1 and not config.decay_all]
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, config.weight_decay), (plain, 0.0))
-        if params
-    ]
-    lr = config.lr * batch_size / 256
+Optimizer = Annotated[SGD | AdamW | LARS, Field(discriminator="kind")]
+
+
+class Lars(torch.optim.Optimizer):
+    """Each layer moves by a share of its own norm: You et al., 2017, https://arxiv.org/abs/1708.03888.
+
+    g += decay · w;  g *= trust · ‖w‖ / ‖g‖ where both are above 0;  v = momentum · v + g;  w -= lr · v
+    (Barlow Twins' main.py, which is SimCLR's.) Groups with adapt=False are plain SGD. Never waits for the device.
+    """
+
+    def __init__(self, groups: Any, lr: float, momentum: float, trust: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            if not moved:
+                continue
+            change = torch._foreach_add([p.grad for p in moved], moved, alpha=group["weight_decay"])
+            if group["adapt"]:
+                ours, theirs = (torch.stack(torch._foreach_norm(x)) for x in (moved, list(change)))
+                ratio = torch.where((ours > 0) & (theirs > 0), group["trust"] * ours / theirs, 1.0)
+                torch._foreach_mul_(change, list(ratio.unbind()))
+            for p in moved:
+                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            velocity = [self.state[p]["momentum_buffer"] for p in moved]
+            torch._foreach_mul_(velocity, group["momentum"])
+            torch._foreach_add_(velocity, change)
+            torch._foreach_add_(moved, velocity, alpha=-group["lr"])
+
+
+def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> torch.optim.Optimizer:
+    """The optimizer of the trainable parameters, its rates scaled to the batch.
+
+    Each group remembers the `peak` its schedule multiplies, and whether it is `scheduled` and `decayed`.
+    """
+    relative = batch_size / 256
+    scale = relative if config.scaling == "linear" else math.sqrt(relative)
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            kinds.setdefault((p.ndim > 1, not name.startswith(config.constant_lr or ("\0",))), []).append(p)
+    groups = []
+    for (wide, scheduled), params in kinds.items():
+        peak = scale * (config.lr if wide or config.plain_lr is None else config.plain_lr)
+        decayed = wide or config.decay_all
+        decay = config.weight_decay if decayed else 0.0
+        group = {"params": params, "lr": peak, "peak": peak, "scheduled": scheduled, "decayed": decayed}
+        groups.append({**group, "weight_decay": decay, **({"adapt": decayed} if isinstance(config, LARS) else {})})
+    lr = config.lr * scale
+    if isinstance(config, LARS):
+        return Lars(groups, lr=lr, momentum=config.momentum, trust=config.trust)
     if isinstance(config, SGD):
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, config: SGD | AdamW | LARS, progress: float) -> None:
+    """Learning rates and weight decays of all groups at `progress` 0 … 1."""
+    now = multiplier(config.schedule, progress)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * (now if group["scheduled"] else 1.0)
+        if group["decayed"] and config.final_weight_decay is not None:
+            group["weight_decay"] = cosine(config.weight_decay, config.final_weight_decay, progress)
+
+
+def clip(optimizer: torch.optim.Optimizer, config: SGD | AdamW | LARS) -> None:
+    """Scale gradients down to config.clip where they are longer, all together or each alone."""
+    if config.clip is None:
+        return
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for some in [[p] for p in params] if config.clip_each else [params]:
+        torch.nn.utils.clip_grad_norm_(some, config.clip)
 
 
 def cosine(start: float, end: float, progress: float) -> float:
@@ -78,10 +152,10 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 def multiplier(schedule: Any, progress: float) -> float:
     """Of the peak rate at `progress` 0 … 1."""
+    if isinstance(schedule, Constant):
+        return 1.0
+    if progress < schedule.warmup:
+        return float(progress / schedule.warmup)
     if isinstance(schedule, Steps):
         return float(schedule.factor ** sum(progress >= milestone for milestone in schedule.milestones))
-    if isinstance(schedule, Cosine):
-        if progress < schedule.warmup:
-            return progress / schedule.warmup
-        return cosine(1.0, schedule.end, (progress - schedule.warmup) / (1 - schedule.warmup))
-    return 1.0
+    return cosine(1.0, schedule.end, (progress - schedule.warmup) / (1 - schedule.warmup))

@@ -7,8 +7,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from components.data.augment import (
-    DRAWS,
+    NEEDED,
     ORDERS,
+    Draws,
     Jitter,
     View,
     affine,
@@ -171,10 +172,23 @@ def test_a_whole_look_is_uint8_of_the_right_size_and_does_not_depend_on_the_batc
 def test_without_crop_and_color_a_view_is_the_resized_picture(photos):
     rows = photos.rows("train")[:4]
     view = View(24, crop=(1.0, 1.0), ratio=(0.5, 2.0), flip=0.0)
-    draws = torch.zeros(4, DRAWS, dtype=torch.float64)
+    draws = torch.zeros(4, NEEDED, dtype=torch.float64)
     shapes = torch.from_numpy(photos.shapes[rows])
     draws[:, 10] = torch.log(shapes[0, 1] / shapes[0, 0] / 0.5) / np.log(4)  # the first try: the picture's own ratio
     from components.data.augment import render
 
     out = render(photos, rows[:1], view, draws[:1])
     assert torch.equal(out[0], photos.squares(rows[:1], 24)[0])
+
+
+def test_draws_are_a_pictures_own_and_never_one(photos):
+    rows = photos.rows("train")
+    views = (View(16), Draws(5), Draws(5))
+    _, a, b = look(photos, rows, views, 3, 1)
+    assert a.shape == (len(rows), 5)
+    assert a.dtype == torch.float32
+    assert 0 <= a.min() <= a.max() < 1
+    assert not torch.equal(a, b)  # two entries are two draws
+    _, part, _ = look(photos, rows[2:5], views, 3, 1)
+    assert torch.equal(part, a[2:5])  # whoever else is in the batch
+    assert not torch.equal(look(photos, rows, views, 3, 2)[1], a)

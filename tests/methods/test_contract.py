@@ -31,11 +31,13 @@ def made(request, photos):
 
 def step(method, batch, optimizer, progress=0.5):
     torch.manual_seed(1)
+    method.before_step(progress)
     loss = method(batch)["loss"]
     optimizer.zero_grad()
     loss.backward()
+    method.after_backward()
     optimizer.step()
-    method.after_step(progress)
+    method.after_step()
     return loss.detach()
 
 

@@ -93,3 +93,32 @@ def test_a_queue_forgets_the_oldest_and_wraps():
         queue.push(torch.arange(start, start + 3).float()[:, None].repeat(1, 2))
     assert queue.items[:, 0].tolist() == [5, 6, 7, 8, 4]  # 9 went in, 5 stay
     assert int(queue.cursor) == 4
+
+
+def test_a_part_of_the_tokens_can_be_encoded():
+    torch.manual_seed(0)
+    vit = build(ViTBackbone(image_size=16, patch_size=8, width=16, depth=2, heads=2))
+    pixels = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
+    whole = vit.embed(pixels)
+    assert whole.shape == (3, 5, 16)
+    assert torch.equal(vit.encode(whole), vit.sequence(pixels))
+    assert torch.allclose(vit.encode(whole), vit.trunk(vit.normalize(pixels)).last_hidden_state, atol=1e-6)
+    assert vit.encode(whole[:, :3]).shape == (3, 3, 16)
+    hidden = torch.zeros(3, 4, dtype=torch.bool)
+    hidden[0, 2] = True
+    token = torch.full((16,), 7.0)
+    seen = vit.embed(pixels, hidden, token)
+    position = vit.trunk.embeddings.position_embeddings[0, 3]
+    assert torch.allclose(seen[0, 3], token + position)
+    seen[0, 3] = whole[0, 3]
+    assert torch.equal(seen, whole)  # nothing else was hidden
+
+
+def test_the_mean_of_the_patches_is_a_choice_that_is_saved(tmp_path):
+    vit = build(ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2)).eval()
+    pixels = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    vit.pool = "mean"
+    assert torch.allclose(vit(pixels), vit.tokens(pixels).mean(1))
+    vit.save(tmp_path)
+    assert torch.allclose(load(tmp_path).eval()(pixels), vit(pixels))
+    AutoModel.from_pretrained(tmp_path)

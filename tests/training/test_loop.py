@@ -9,12 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from components.training import checkpoints, loop
+from components.training import checkpoints, distributed, loop
 from components.training.loop import Run, Stopped, fit
+from components.training.objective import Objective
 from components.training.optim import SGD, AdamW, Cosine, build
 
 
-class Toy(nn.Module):
+class Toy(Objective):
     """Has what methods have: dropout (randomness), batch norm and a buffer that moves outside the gradient."""
 
     def __init__(self):
@@ -29,8 +30,8 @@ class Toy(nn.Module):
         loss = self.net(batch).square().mean()
         return {"loss": loss * float("nan") if self.calls == self.bad_at else loss}
 
-    def after_step(self, progress):
-        self.moved += progress
+    def after_step(self):
+        self.moved += self.progress
         if self.calls == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.calls == self.die_at:
@@ -100,6 +101,51 @@ def test_the_handler_of_sigterm_is_given_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     train(tmp_path, SETTINGS[0], steps=10)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Line(Objective):
+    """Each row counts for itself, so that a batch may be computed in parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 1)
+        self.steps = 0
+
+    def forward(self, batch):
+        x, (y, z) = batch["x"], batch["more"]
+        return {"loss": (self.net(x) - y + z).square().mean(), "seen": x.mean()}
+
+    def after_step(self):
+        self.steps += 1
+
+
+@pytest.mark.parametrize("parts", ["2", "4"])
+def test_a_batch_in_parts_is_the_batch(parts, tmp_path, monkeypatch):
+    def more(step):
+        return {"x": data(step), "more": [data(step + 100)[:, :1], data(step + 200)[:, :1]]}
+
+    found = []
+    for given in ("1", parts):
+        monkeypatch.setenv(distributed.PARTS, given)
+        torch.manual_seed(0)
+        line = Line().double()
+        run = Run("line", 20, 16, tmp_path / given / "log.jsonl", tmp_path / given)
+        load = lambda step: {"x": more(step)["x"].double(), "more": [m.double() for m in more(step)["more"]]}  # noqa: E731
+        fit(line, load, build(line, SETTINGS[1], 256), SETTINGS[1], run, Accelerator(cpu=True))
+        log = [json.loads(text) for text in run.log.read_text().splitlines()]
+        found.append((line.net.weight.detach(), [(at["loss"], at["seen"]) for at in log]))
+        assert line.steps == 20  # what moves outside the gradient moves once a step
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-12)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        assert a == pytest.approx(b, abs=1e-12)
+
+
+def test_what_must_not_be_split_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv(distributed.PARTS, "2")
+    with pytest.raises(ValueError, match="toy cannot compute a batch in parts: batch norm; unset it"):
+        train(tmp_path, SETTINGS[0], coupled="batch norm")
+    with pytest.raises(ValueError, match="batch of 5 a process cannot be split in 2 equal parts"):
+        loop._split(torch.zeros(5), 2)
 
 
 def test_bf16_only_where_the_chip_multiplies_in_it(monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.training.optim import SGD, AdamW, Constant, Cosine, Steps, build, multiplier
+from components.training.optim import LARS, SGD, AdamW, Constant, Cosine, Steps, build, clip, multiplier, set_rates
 
 
 def model():
@@ -20,7 +20,7 @@ def test_biases_and_norms_are_not_decayed_unless_the_script_does_so():
     groups = build(model(), SGD(lr=1, weight_decay=0.1), 256).param_groups
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 3)]
     groups = build(model(), SGD(lr=1, weight_decay=0.1, decay_all=True), 256).param_groups
-    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 4)]
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.1, 3)]
 
 
 def test_schedules_equal_their_closed_forms_point_by_point():
@@ -41,3 +41,68 @@ def test_frozen_parameters_are_not_given_to_the_optimizer():
     frozen[0].weight.requires_grad_(False)
     assert sum(len(group["params"]) for group in build(frozen, SGD(lr=1), 256).param_groups) == 3
     assert all(isinstance(group["params"][0], torch.Tensor) for group in build(frozen, SGD(lr=1), 256).param_groups)
+
+
+def test_lars_is_the_formula():
+    torch.manual_seed(0)
+    net = model().double()
+    config = LARS(lr=0.4, weight_decay=0.1, plain_lr=0.05)
+    optimizer = build(net, config, 512)
+    weights = {name: p.detach().clone() for name, p in net.named_parameters()}
+    velocity = {name: torch.zeros_like(p) for name, p in weights.items()}
+    x = torch.randn(5, 2).double()
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(x).square().sum().backward()
+        for name, p in net.named_parameters():
+            g = p.grad.clone()
+            if p.ndim > 1:
+                g += 0.1 * weights[name]
+                g *= 1e-3 * weights[name].norm() / g.norm()
+            velocity[name] = 0.9 * velocity[name] + g
+            weights[name] = weights[name] - (0.8 if p.ndim > 1 else 0.1) * velocity[name]
+        optimizer.step()
+        for name, p in net.named_parameters():
+            assert torch.allclose(p, weights[name], atol=1e-12), name
+
+
+def test_lars_leaves_alone_what_has_no_norm():
+    net = nn.Linear(2, 2, bias=False)
+    nn.init.zeros_(net.weight)
+    optimizer = build(net, LARS(lr=1.0), 256)
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert torch.equal(net.weight, -torch.ones(2, 2))  # a ratio of 0 would leave it at zero for ever
+
+
+def test_rates_scale_with_the_root_where_asked():
+    assert build(model(), SGD(lr=0.1, scaling="sqrt"), 1024).param_groups[0]["peak"] == pytest.approx(0.2)
+    assert build(model(), SGD(lr=0.1), 1024).param_groups[0]["peak"] == pytest.approx(0.4)
+
+
+def test_weight_decay_follows_its_cosine_and_constant_rates_stay():
+    net = nn.Sequential(model(), model())
+    config = AdamW(lr=1.0, weight_decay=0.04, final_weight_decay=0.4, constant_lr=("1.",))
+    optimizer = build(net, config, 256)
+    for progress in (0.0, 0.25, 0.9):
+        set_rates(optimizer, config, progress)
+        by_parameter = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for name, p in net.named_parameters():
+            group = by_parameter[id(p)]
+            decay = 0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * progress)) / 2 if p.ndim > 1 else 0.0
+            rate = 1.0 if name.startswith("1.") else (1 + math.cos(math.pi * progress)) / 2
+            assert (group["lr"], group["weight_decay"]) == pytest.approx((rate, decay)), name
+
+
+def test_clipping_all_together_or_each_alone():
+    for each in (False, True):
+        net = model()
+        optimizer = build(net, SGD(lr=1.0, clip=0.5, clip_each=each), 256)
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        clip(optimizer, SGD(lr=1.0, clip=0.5, clip_each=each))
+        norms = [p.grad.norm().item() for p in net.parameters()]
+        if each:
+            assert norms == pytest.approx([0.5] * len(norms), rel=1e-4)
+        else:
+            assert sum(norm**2 for norm in norms) == pytest.approx(0.25, rel=1e-4)
