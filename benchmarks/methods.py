@@ -1,0 +1,133 @@
+"""Every method on the same pictures with the backbone and the budget of params.yaml: kNN and linear, one table.
+
+    python -m benchmarks.methods                                   # all methods, on the pictures of params.yaml
+    python -m benchmarks.methods --methods dino byol --epochs 2    # twice the epochs of params.yaml
+    python -m benchmarks.methods --params benchmarks/cifar10.yaml  # other pictures, other settings
+
+Each method runs in its own processes, `pretrain` and `evaluate` as dvc.yaml runs them. What is finished is kept in
+--out and not repeated, so that a table can be made in several goes. --cards writes the numbers into docs/methods.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from components.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+MARK = "<!-- measured -->"
+
+
+def stage(name: str, *arguments: str | Path, cwd: Path) -> None:
+    """One stage, in a folder that has the params.yaml it is to read."""
+    command = [sys.executable, "-m", f"components.stages.{name}", *map(str, arguments)]
+    subprocess.run(command, cwd=cwd, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def measure(method: str, params: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
+    """Train and evaluate one method in out/METHOD; what is to be said about it. Done before: only read."""
+    place = out / method
+    result = place / "result.json"
+    if result.is_file():
+        return dict(json.loads(result.read_text(encoding="utf-8")))
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    started = time.monotonic()
+    stage("pretrain", "--method", method, "--data", data, "--out", place / "pretrain", cwd=place)
+    minutes = (time.monotonic() - started) / 60
+    stage("evaluate", "--backbone", place / "pretrain", "--data", data, "--out", place / "evaluate", cwd=place)
+    config, metrics = (
+        json.loads((place / name).read_text(encoding="utf-8"))
+        for name in ("pretrain/config.json", "evaluate/metrics.json")
+    )
+    last = (place / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    found = {
+        "method": method,
+        "epochs": config["epochs"],
+        "pictures": json.loads(last)["step"] * config["batch_size"],
+        "seed": config["seed"],
+        "minutes": round(minutes, 1),
+        **{name: metrics[name] for name in ("majority", "pixels", "random", "backbone")},
+    }
+    result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def percent(said: dict[str, Any]) -> str:
+    return f"{said['value']:.1%} ({100 * said['low']:.1f} to {100 * said['high']:.1f})".replace("%", " %")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: the floor first, then every method in the order given."""
+    lines = ["| | kNN top-1 | linear top-1 | pictures seen | minutes |", "|---|---|---|---|---|"]
+    floor = rows[0]
+    lines.append(f"| majority | {percent(floor['majority']['top1'])} | | | |")
+    for name, shown in (("pixels", "raw pixels"), ("random", "random backbone")):
+        lines.append(f"| {shown} | {percent(floor[name]['knn'])} | {percent(floor[name]['linear'])} | | |")
+    for row in rows:
+        knn, linear = (percent(row["backbone"][name]) for name in ("knn", "linear"))
+        lines.append(f"| {row['method']} | {knn} | {linear} | {row['pictures']:,} | {row['minutes']} |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} {platform.machine()} cores"
+    )
+    return f"{device}, torch {torch.__version__}"
+
+
+def write_cards(rows: list[dict[str, Any]], what: str, cards: Path) -> None:
+    """Below the mark of each method's card: its own numbers beside the floor."""
+    for row in rows:
+        card = cards / f"{row['method']}.md"
+        before, mark, rest = card.read_text(encoding="utf-8").partition(MARK)
+        if not mark:
+            raise ValueError(f"{card} has no line {MARK}")
+        after = rest[rest.index("\n## ") :] if "\n## " in rest else "\n"
+        said = f"{MARK}\n{what} Seed {row['seed']}, {row['epochs']} epochs.\n\n{table([row])}\n"
+        card.write_text(before + said + after, encoding="utf-8")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
+    parser.add_argument("--data", type=Path, help="folder written by prepare; made from --params if not given")
+    parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "benchmark")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--epochs", type=float, default=1.0, help="times the epochs of the parameters")
+    parser.add_argument("--cards", action="store_true", help="write the numbers into docs/methods")
+    given = parser.parse_args()
+    params = yaml.safe_load(given.params.read_text(encoding="utf-8"))
+    for settings in params["pretrain"].values():
+        if "epochs" in settings:
+            settings["epochs"] = max(1, round(settings["epochs"] * given.epochs))
+    out = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    data = given.data.resolve() if given.data else out / "prepare"
+    if not (data / "manifest.parquet").is_file():
+        (out / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        stage("prepare", "--out", data, "--downloads", ROOT / "data", cwd=out)
+    rows = [measure(method, params, data, out) for method in given.methods]
+    command = "`python -m benchmarks.methods" + "".join(f" {word}" for word in sys.argv[1:]) + "`"
+    what = f"Data {params['data']['source']}, {machine()}: {command}."
+    text = f"{what}\n\n{table(rows)}\n"
+    (out / "table.md").write_text(text, encoding="utf-8")
+    if given.cards:
+        write_cards(rows, what, ROOT / "docs" / "methods")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
