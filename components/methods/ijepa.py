@@ -4,8 +4,8 @@ Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predi
 https://arxiv.org/abs/2301.08243
 
 Blocks differ in size from picture to picture, tensors do not: what a picture has less of is there, but nobody looks at
-it. (The reference code draws one size a batch and cuts all contexts to the shortest, so that a picture's loss depends on
-the others of its batch, and what is low in the picture is dropped first.)
+it. (The reference code draws one size a batch and cuts all contexts to the shortest: a picture's loss then depends
+on the others of its batch, and what is low in the picture is dropped first.)
 """
 
 from __future__ import annotations
