@@ -9,6 +9,8 @@ Pulley, 1983) along random directions, SIGReg, which grows with the number of pi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pydantic import Field
 from torch import Tensor
