@@ -61,11 +61,11 @@ class IJEPA(Method):
         sizes = block_sizes(vit.side, config.target_scale, config.target_ratio)
         context_sizes = block_sizes(vit.side, config.context_scale, (1.0, 1.0))
         self.longest = int(sizes.prod(1).max())  # patches of a target
-        least = int(context_sizes.prod(1).min()) - config.targets * self.longest
-        if least < 1:
+        if sizes.prod(1).min() < 2:
             raise ValueError(
-                f"a grid of {vit.side} x {vit.side} patches is too small: {config.targets} targets of up to "
-                f"{self.longest} patches may leave no context; try a smaller backbone.patch_size, or fewer targets"
+                f"a grid of {vit.side} x {vit.side} patches is too small: a target of {config.target_scale} of it "
+                f"may be a single patch; allowed by the paper's target_scale: 4 x 4 and more; try a smaller "
+                f"backbone.patch_size"
             )
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("context_sizes", context_sizes, persistent=False)
@@ -91,7 +91,10 @@ class IJEPA(Method):
         return {"loss": each.mean(), "context": context.float().mean()}
 
     def blocks(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3 (M + 1)] -> what is context [B, N], and what each target [B, M, N]."""
+        """[B, 3 (M + 1)] -> what is context [B, N], and what each target [B, M, N].
+
+        On the smallest grids the targets may, once in thousands of pictures, leave no context but the class token.
+        """
         side, (first, rest) = self.backbone.side, draws.unflatten(1, (-1, 3)).split([1, self.config.targets], dim=1)
         targets = block(rest, self.sizes, side)
         return block(first, self.context_sizes, side)[:, 0] & ~targets.any(1), targets
