@@ -127,7 +127,7 @@ def test_positions_are_sines_and_stay():
 
 
 def test_mean_of_patches_is_what_is_kept():
-    """No loss trains the class token; on scenes it told classes apart no better."""
+    """No loss reads the class token but through the decoder."""
     method = mae()
     pixels = data(0)[0]
     kept = method.keep()
