@@ -81,6 +81,20 @@ def uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> T
     return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
+def more(draws: Tensor, count: int) -> Tensor:
+    """Any number of numbers in [0, 1) from a picture's two `draws` [B, 2]: float32 [B, count], on their device.
+
+    For a method that learns from its backbone alone how many it needs (an order of its patches). splitmix64 again.
+    """
+    high, low = (draws.float() * 2**24).long().unbind(1)  # whole: the draws have 24 bits
+    golden, first, second = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+    z = (high << 24 | low)[:, None] + golden * torch.arange(1, count + 1, device=draws.device)
+    z = (z ^ (z >> 30 & 2**34 - 1)) * first  # int64 wraps around, and its shift is arithmetic
+    z = (z ^ (z >> 27 & 2**37 - 1)) * second
+    z = z ^ (z >> 31 & 2**33 - 1)
+    return (z >> 40 & 2**24 - 1).float() * 2.0**-24
+
+
 def look(photos: Photos, rows: np.ndarray, views: Sequence[View | Draws], seed: int, epoch: int) -> list[Tensor]:
     """For each View uint8 [len(rows), 3, size, size], for each Draws float32 [len(rows), count]."""
     found = []

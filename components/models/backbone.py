@@ -22,6 +22,7 @@ from transformers.models.vit import ViTImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from components.config import Strict, parse
+from components.models.heads import sincos
 
 disable_progress_bar()  # one bar a saved file is noise
 
@@ -152,11 +153,28 @@ class ViT(Backbone):
         x = torch.cat([embeddings.cls_token.expand(len(x), -1, -1), x], dim=1)
         return x + embeddings.interpolate_pos_encoding(x, height, width)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Any tokens that `embed` made, or a part of them, through all blocks and the norm: [B, M, D] -> [B, M, D]."""
+    def encode(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Any tokens that `embed` made, or a part of them, through all blocks and the norm: [B, M, D] -> [B, M, D].
+
+        seen: bool [B, M], the tokens that any of them may look at; what comes out of the others means nothing.
+        """
+        attended = None if seen is None else seen[:, None, None, :]  # [B, heads, from, to]
         for layer in self.trunk.layers:
-            x = layer(x, None)
+            x = layer(x, attended)
         return self.trunk.layernorm(x)
+
+    @torch.no_grad()
+    def fix_positions(self) -> None:
+        """Sines in place of learned positions, and none for the class token, frozen: MAE (appendix A.1), I-JEPA."""
+        positions = self.trunk.embeddings.position_embeddings  # [1, 1 + N, D]
+        positions[:, 0] = 0
+        positions[:, 1:] = sincos(self.side, self.dim)
+        positions.requires_grad_(False)  # noqa: FBT003
+
+    @property
+    def side(self) -> int:
+        """Patches in a row of a whole image."""
+        return self.config.image_size // self.config.patch_size
 
     def sequence(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 1 + N, D], class token first."""
@@ -213,6 +231,13 @@ class ResNet(Backbone):
 
     def read_weights(self, folder: Path) -> None:
         self.trunk.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+def patches_of(backbone: Backbone, method: str) -> ViT:
+    """The backbone as the ViT that `method` needs. Raises ValueError if it is none."""
+    if not isinstance(backbone, ViT):
+        raise ValueError(f"{method} needs patches, and {backbone.config.kind} has none; try backbone.kind: vit")
+    return backbone
 
 
 def build(config: ViTBackbone | ResNetBackbone) -> Backbone:

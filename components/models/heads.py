@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -42,6 +43,35 @@ def mlp(
     if last_norm == "scale":
         layers[-1].bias.requires_grad_(False)  # noqa: FBT003
     return nn.Sequential(*layers)
+
+
+class Blocks(nn.Module):
+    """Pre-norm transformer blocks and a last norm, as a ViT's, started as MAE's: [B, M, D] -> [B, M, D].
+
+    seen: bool [B, M], the tokens that any of them may look at. Raises ValueError if width is not a multiple of heads.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}; try {-(-width // heads) * heads}")
+        block = partial(nn.TransformerEncoderLayer, width, heads, 4 * width, dropout=0.0, activation="gelu")
+        self.layers = nn.ModuleList(block(layer_norm_eps=1e-6, batch_first=True, norm_first=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.apply(plain_start)
+
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=None if seen is None else ~seen)
+        return self.norm(x)
+
+
+@torch.no_grad()
+def plain_start(module: nn.Module) -> None:
+    """Xavier weights and no bias, as MAE's decoder (models_mae.py): for `module.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
 
 
 @torch.no_grad()

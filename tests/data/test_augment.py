@@ -18,6 +18,7 @@ from components.data.augment import (
     finish,
     gaussian_blur,
     look,
+    more,
     turn_hue,
     uniform,
 )
@@ -53,6 +54,22 @@ def test_draws_are_uniform_and_independent():
     assert (torch.corrcoef(draws.T) - torch.eye(8)).abs().max() < 0.03
     steps = torch.corrcoef(torch.stack([draws[:-1, 0], draws[1:, 0]]))[0, 1]
     assert abs(steps) < 0.03
+
+
+def test_two_draws_give_as_many_more_as_asked_by_splitmix64():
+    draws = torch.tensor([[0.0, 0.0], [0.25, 0.5], [1 - 2**-24, 1 - 2**-24]])
+    for row, (high, low) in zip(more(draws, 3), draws.tolist(), strict=True):
+        state = (int(high * 2**24) << 24) + int(low * 2**24)
+        for value in row.tolist():  # the generator of Steele, Lea & Flood, word by word
+            state = (state + 0x9E3779B97F4A7C15) % 2**64
+            z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+            assert value == ((z ^ z >> 31) >> 40) / 2**24
+    many = more(uniform(0, 0, np.arange(20_000), 0, 2).float(), 6)
+    assert 0 <= many.min() < 1e-3
+    assert 1 - 1e-3 < many.max() < 1
+    assert torch.allclose(many.mean(0), torch.full((6,), 0.5), atol=0.01)
+    assert (torch.corrcoef(many.T) - torch.eye(6)).abs().max() < 0.03
 
 
 def test_crops_have_torchvisions_distribution():

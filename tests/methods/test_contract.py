@@ -1,32 +1,39 @@
 """What every method owes; a new line in METHODS gets all of these for free."""
 
 import copy
+import re
 
 import pytest
 import torch
+from small import SHAPES, batch, make
 
 from components.config import parse
-from components.data.augment import look
 from components.methods import METHODS
-from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
+from components.models.backbone import load
 
-SMALL = {"simclr": {"hidden": 8, "dim": 4}, "moco": {"queue": 20, "dim": 4}, "mocoscriptstyle": {"queue": 20, "dim": 4}}
-SHAPES = {
-    "vit": ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2),
-    "resnet": ResNetBackbone(kind="resnet18", image_size=16),
-}
-BATCH = 8
+
+def refusal(name, shape):
+    """Why the method does not take such a backbone, or None."""
+    try:
+        make(name, shape)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @pytest.fixture(params=[(name, shape) for name in METHODS for shape in SHAPES], ids="-".join)
 def made(request, photos):
     name, shape = request.param
-    torch.manual_seed(0)
-    recipe = METHODS[name]
-    config = parse(recipe.config, SMALL.get(name, {}), name)
-    method = recipe.method(build(SHAPES[shape]), config).train()
-    views = recipe.method.views(config, 16)
-    return method, lambda epoch: look(photos, photos.rows("train")[:BATCH], views, 0, epoch)
+    if why := refusal(name, shape):
+        pytest.skip(why)
+    return make(name, shape), lambda epoch: batch(name, photos, epoch)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_backbone_is_taken_or_refused_with_advice(name):
+    said = [refusal(name, shape) for shape in SHAPES]
+    assert None in said
+    assert all(re.search(r"resnet18|vit.*; try ", why) for why in said if why), said
 
 
 def step(method, batch, optimizer, progress=0.5):

@@ -8,6 +8,7 @@ from torchvision.models import resnet18
 from transformers import AutoModel
 
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
+from components.models.heads import sincos
 from components.models.memory import Queue, Slow
 
 PIXELS = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -122,3 +123,21 @@ def test_the_mean_of_the_patches_is_a_choice_that_is_saved(tmp_path):
     vit.save(tmp_path)
     assert torch.allclose(load(tmp_path).eval()(pixels), vit(pixels))
     AutoModel.from_pretrained(tmp_path)
+
+
+def test_tokens_that_are_not_seen_might_as_well_be_away():
+    torch.manual_seed(0)
+    vit = build(SHAPES[0]).double().eval()
+    x = vit.embed(PIXELS)
+    seen = torch.tensor([[True, True, False, True, False]] * 3)
+    assert torch.allclose(vit.encode(x, seen)[seen], vit.encode(x[:, [0, 1, 3]]).flatten(0, 1), atol=1e-9)
+    assert not torch.allclose(vit.encode(x)[seen], vit.encode(x[:, [0, 1, 3]]).flatten(0, 1), atol=1e-3)
+
+
+def test_fixed_positions_are_sines_and_none_for_the_class_token():
+    vit = build(SHAPES[0])
+    vit.fix_positions()
+    positions = vit.trunk.embeddings.position_embeddings
+    assert not positions.requires_grad
+    assert not positions[0, 0].any()
+    assert torch.equal(positions[0, 1:], sincos(2, 16))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.models.heads import BatchNorm, mlp, sincos
+from components.models.heads import BatchNorm, Blocks, mlp, sincos
 
 
 def test_layers_are_the_papers():
@@ -39,3 +39,44 @@ def test_sine_positions_equal_their_formula_place_by_place():
             assert found[3 * row + column].tolist() == pytest.approx(wanted, abs=1e-6)
     with pytest.raises(ValueError, match="multiple of 4, not 6"):
         sincos(3, 6)
+
+
+def by_hand(blocks, x):
+    """The blocks' formulas for one sequence [M, D], a head and a token at a time."""
+
+    def norm(layer, v):
+        deviation = (v.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+        return (v - v.mean(-1, keepdim=True)) / deviation * layer.weight + layer.bias
+
+    for layer in blocks.layers:
+        attention = layer.self_attn
+        y = norm(layer.norm1, x)
+        q, k, v = (y @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, dim=-1)
+        size = attention.head_dim
+        rows = []
+        for token in range(len(x)):
+            heads = []
+            for start in range(0, x.shape[1], size):
+                part = slice(start, start + size)
+                weights = torch.stack([q[token, part] @ other / math.sqrt(size) for other in k[:, part]]).exp()
+                heads.append((weights / weights.sum()) @ v[:, part])
+            rows.append(torch.cat(heads))
+        x = x + torch.stack(rows) @ attention.out_proj.weight.T + attention.out_proj.bias
+        y = norm(layer.norm2, x) @ layer.linear1.weight.T + layer.linear1.bias
+        y = y * (1 + torch.erf(y / math.sqrt(2))) / 2
+        x = x + y @ layer.linear2.weight.T + layer.linear2.bias
+    return norm(blocks.norm, x)
+
+
+def test_blocks_are_their_formula_and_who_is_not_seen_might_as_well_be_away():
+    torch.manual_seed(0)
+    blocks = Blocks(8, 2, 2).double()
+    x = torch.randn(2, 5, 8).double()
+    for row, found in zip(x, blocks(x), strict=True):
+        assert torch.allclose(found, by_hand(blocks, row), atol=1e-10)
+    seen = torch.tensor([[True, False, True, True, False], [True, True, True, True, True]])
+    for row, there, found in zip(x, seen, blocks(x, seen), strict=True):
+        assert torch.allclose(found[there], by_hand(blocks, row[there]), atol=1e-10)
+    assert all(not layer.linear1.bias.any() and layer.linear1.weight.any() for layer in blocks.layers)
+    with pytest.raises(ValueError, match="width 8 is not a multiple of heads 3; try 9"):
+        Blocks(8, 1, 3)

@@ -1,0 +1,98 @@
+"""Two steps of the real loop for every method, in double precision: by the test alone, by torchrun with its ranks.
+
+Each process writes what it saw to FOLDER/rank-N.safetensors: losses, gradients as the optimizer got them, the state.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from safetensors.torch import save_file
+from small import BATCH, batch, make
+
+from components import ranks
+from components.data.photos import Photos
+from components.methods import METHODS
+from components.training import distributed, loop, optim
+from components.training.loop import Run, fit
+from components.training.objective import Objective
+
+STEPS = 2
+SETTINGS = optim.SGD(lr=0.1, momentum=0.9, schedule=optim.Constant())
+
+
+def train(objective: Objective, load, name: str, acc: Accelerator) -> dict[str, torch.Tensor]:
+    """loss/STEP, gradient/STEP/NAME and state/NAME of two steps of `fit`."""
+    found = {}
+    optimizer = optim.build(objective, SETTINGS, 256)
+    step = iter(range(STEPS))
+
+    def before(*_):
+        at = next(step)
+        for key, p in objective.named_parameters():
+            if p.grad is not None:
+                found[f"gradient/{at}/{key}"] = p.grad.clone()
+
+    optimizer.register_step_pre_hook(before)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(name, STEPS, BATCH, Path(folder) / "log.jsonl", Path(folder))
+        fit(objective, load, optimizer, SETTINGS, run, acc)
+        log = [json.loads(line) for line in run.log.read_text().splitlines()] if acc.is_main_process else []
+    acc.free_memory()
+    found |= {f"loss/{at}": torch.tensor(line["loss"], dtype=torch.double) for at, line in enumerate(log)}
+    return found | {f"state/{key}": value.clone() for key, value in objective.state_dict().items()}
+
+
+def run(name: str, photos: Photos, acc: Accelerator) -> dict[str, torch.Tensor]:
+    """A method of METHODS on this process's share of the batch."""
+    share = BATCH // acc.num_processes
+    load = lambda step: batch(name, photos, step, acc.process_index * share, share)  # noqa: E731
+    return train(make(name, "vit").double(), load, name, acc)
+
+
+class Local(Objective):
+    """What a method must not do: it reads the spread of a batch, and of this rank's share alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(4, 3)
+
+    def forward(self, batch):
+        return {"loss": self.net(batch).var(0).sqrt().mean()}
+
+
+def run_local(acc: Accelerator) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    local, share = Local().double(), BATCH // acc.num_processes
+    everything = torch.randn(STEPS, BATCH, 4, dtype=torch.double)
+    mine = slice(acc.process_index * share, (acc.process_index + 1) * share)
+    return train(local, lambda step: everything[step, mine], "local", acc)
+
+
+def main(data: Path, out: Path) -> None:
+    loop.CHECK_EVERY = 1  # every loss in the log
+    # a rank that waits for one which failed gives up in a minute
+    acc = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=60))])
+    photos, found, failed = Photos(data), {"ranks": torch.tensor(ranks.world())}, {}
+    found |= {f"local/1/{key}": value for key, value in run_local(acc).items()}
+    for name in METHODS:
+        try:  # one method's failure is not the others'
+            for parts in (1,) if make(name, "vit").coupled else (1, 2):
+                os.environ[distributed.PARTS] = str(parts)
+                found |= {f"{name}/{parts}/{key}": value for key, value in run(name, photos, acc).items()}
+        except Exception:
+            failed[name] = traceback.format_exc()
+    save_file({key: value.contiguous() for key, value in found.items()}, out / f"rank-{acc.process_index}.safetensors")
+    (out / f"failed-{acc.process_index}.json").write_text(json.dumps(failed))
+    acc.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
