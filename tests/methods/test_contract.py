@@ -10,7 +10,13 @@ from components.data.augment import look
 from components.methods import METHODS
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
 
-SMALL = {"simclr": {"hidden": 8, "dim": 4}, "moco": {"queue": 20, "dim": 4}, "mocoscriptstyle": {"queue": 20, "dim": 4}}
+HEAD = {"hidden": 8, "bottleneck": 4, "prototypes": 6}
+SMALL = {
+    "dino": {**HEAD, "local_crops": 2},
+    "simclr": {"hidden": 8, "dim": 4},
+    "moco": {"queue": 20, "dim": 4},
+    "mocoscriptstyle": {"queue": 20, "dim": 4},
+}
 SHAPES = {
     "vit": ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2),
     "resnet": ResNetBackbone(kind="resnet18", image_size=16),
