@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from components.data.augment import View
-from components.methods.distillation import Distillation, Targets, by_size, crops, temperature, whole_patches
+from components.methods.distillation import Distillation, Targets, crops, temperature
 from components.methods.losses import across_views, entropies
 from components.methods.method import Batch, Method
+from components.methods.multicrop import by_size, whole_patches
 from components.models.backbone import Backbone, ResNet
 from components.models.heads import PrototypeHead
 from components.models.memory import Slow
@@ -31,7 +32,7 @@ class DINO(Method):
 
     def __init__(self, backbone: Backbone, config: DINOConfig) -> None:
         super().__init__(config)
-        whole_patches(backbone, config)
+        whole_patches(backbone, config.local_size)
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
         self.student: Any = nn.Sequential(backbone, head)
         self.teacher = Slow(self.student)

@@ -5,8 +5,6 @@ Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Literal
 
 import torch
@@ -17,7 +15,7 @@ from torch.nn.functional import softmax
 from components.data.augment import Jitter, View
 from components.methods.losses import sinkhorn
 from components.methods.method import MethodConfig
-from components.models.backbone import Backbone, ViT
+from components.methods.multicrop import local_side
 from components.models.memory import Center
 from components.training.optim import AdamW, Cosine, Optimizer
 
@@ -52,38 +50,17 @@ class Distillation(MethodConfig):
     )
 
 
-def local_side(config: Distillation, image_size: int) -> int:
-    """Pixels of a local crop."""
-    return config.local_size or max(8, round(image_size * 96 / 224 / 8) * 8)
-
-
 def crops(config: Distillation, image_size: int) -> list[View]:
     """Two global crops, then the local ones."""
     s = config.color_strength
     jitter = Jitter(0.4 * s, 0.4 * s, 0.2 * s, 0.1 * s, p=0.8)
     first, second, rest = config.blur
-    glance = View(local_side(config, image_size), crop=config.local_crop, jitter=jitter, gray=0.2, blur=rest)
+    glance = View(local_side(config.local_size, image_size), crop=config.local_crop, jitter=jitter, gray=0.2, blur=rest)
     return [
         View(image_size, crop=config.global_crop, jitter=jitter, gray=0.2, blur=first),
         View(image_size, crop=config.global_crop, jitter=jitter, gray=0.2, blur=second, solarize=config.solarize),
         *[glance] * config.local_crops,
     ]
-
-
-def whole_patches(backbone: Backbone, config: Distillation) -> None:
-    """Raises ValueError where local crops are not a whole number of the backbone's patches."""
-    if isinstance(backbone, ViT) and config.local_crops:
-        side, patch = local_side(config, backbone.config.image_size), backbone.config.patch_size
-        if side % patch:
-            raise ValueError(
-                f"local_size {side} is not a multiple of the backbone's patch_size {patch}; "
-                f"try {max(1, round(side / patch)) * patch}"
-            )
-
-
-def by_size(net: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
-    """One forward for all neighboring views of one size: [V·B, …] in the order of `views`."""
-    return torch.cat([net(torch.cat(list(same))) for _, same in groupby(views, lambda view: view.shape[-1])])
 
 
 def temperature(config: Distillation, progress: float) -> float:

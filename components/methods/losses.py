@@ -74,3 +74,14 @@ def entropies(p: Tensor) -> tuple[Tensor, Tensor]:
     """
     most = math.log(p.shape[-1])
     return torch.special.entr(p).sum(-1).mean() / most, torch.special.entr(p.mean(0)).sum() / most
+
+
+def on_hidden(targets: Tensor, logits: Tensor, hidden: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy at the hidden patches: the mean of each picture's mean, where a picture that hides none counts as 0.
+
+    targets (probabilities) and logits: [M, K], one for each True of hidden: bool [B, N]. Zhou et al., 2022 (iBOT),
+    equation 2, weighted as in ibot/main_ibot.py.
+    """
+    said = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    weights = (1 / hidden.sum(1, keepdim=True).clamp_min(1)).expand_as(hidden)[hidden]  # [M]
+    return -((targets * said).sum(-1) * weights).sum() / len(hidden)

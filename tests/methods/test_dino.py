@@ -9,8 +9,9 @@ import torch
 
 from components.methods import METHODS
 from components.methods.dino import DINO, DINOConfig
-from components.methods.distillation import by_size, temperature
+from components.methods.distillation import temperature
 from components.methods.losses import across_views, entropies, sinkhorn
+from components.methods.multicrop import by_size
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 from components.models.heads import PrototypeHead
 from components.training import optim
