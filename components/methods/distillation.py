@@ -66,7 +66,9 @@ def crops(config: Distillation, image_size: int) -> list[View]:
 def temperature(config: Distillation, progress: float) -> float:
     """Of the teacher: linear over the warm-up, then constant."""
     start, end = config.teacher_temperature
-    return end if progress >= config.temperature_warmup else start + (end - start) * progress / config.temperature_warmup
+    return (
+        end if progress >= config.temperature_warmup else start + (end - start) * progress / config.temperature_warmup
+    )
 
 
 class Targets(nn.Module):

@@ -61,7 +61,9 @@ class SwAV(Method):
     @staticmethod
     def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
         if 0 < config.queue < batch_size:
-            raise ValueError(f"queue {config.queue} is shorter than batch_size {batch_size}; try {4 * batch_size}, or 0")
+            raise ValueError(
+                f"queue {config.queue} is shorter than batch_size {batch_size}; try {4 * batch_size}, or 0"
+            )
         if config.queue > pictures:
             raise ValueError(
                 f"queue {config.queue} is longer than the data ({pictures} pictures), so that pictures would be in it "

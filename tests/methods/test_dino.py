@@ -249,7 +249,11 @@ def test_no_gradient_reaches_the_teacher_which_is_what_is_kept():
 def test_defaults_are_the_papers():
     config = DINOConfig()
     assert (config.hidden, config.bottleneck, config.prototypes) == (2048, 256, 65536)
-    assert (config.student_temperature, config.teacher_temperature, config.temperature_warmup) == (0.1, (0.04, 0.07), 0.1)
+    assert (config.student_temperature, config.teacher_temperature, config.temperature_warmup) == (
+        0.1,
+        (0.04, 0.07),
+        0.1,
+    )
     assert (config.momentum, config.center_momentum, config.freeze_last) == (0.996, 0.9, pytest.approx(1 / 300))
     assert config.optimizer == AdamW(
         lr=5e-4,
@@ -264,7 +268,9 @@ def test_defaults_are_the_papers():
     assert (second.size, second.crop, second.blur, second.solarize) == (224, (0.4, 1.0), 0.1, 0.2)
     assert len(rest) == 8
     assert {(view.size, view.crop, view.blur, view.solarize) for view in rest} == {(96, (0.05, 0.4), 0.5, 0.0)}
-    assert all(vars(v.jitter) == {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8} for v in rest)
+    assert all(
+        vars(v.jitter) == {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8} for v in rest
+    )
     assert all((view.gray, view.flip) == (0.2, 0.5) for view in (first, second, *rest))
 
 
