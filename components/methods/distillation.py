@@ -29,7 +29,7 @@ class Distillation(MethodConfig):
     student_temperature: float = Field(0.1, gt=0)
     teacher_temperature: tuple[float, float] = (0.04, 0.07)  # at the start, and after the warm-up
     temperature_warmup: float = Field(0.1, ge=0, le=1)  # 30 of 300 epochs
-    targets: Literal["centering", "sinkhorn"] = "centering"  # Sinkhorn: table 7's row 8, and DINOv2
+    targets: Literal["centering", "sinkhorn"] = "centering"  # Sinkhorn: DINOv2's choice
     center_momentum: float = Field(0.9, ge=0, le=1)
     momentum: float = Field(0.996, ge=0, le=1)  # of the teacher; goes to 1 by a cosine
     freeze_last: float = Field(1 / 300, ge=0, le=1)  # share of the run without a step of the prototypes: one epoch

@@ -77,7 +77,7 @@ def entropies(p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def on_hidden(targets: Tensor, logits: Tensor, hidden: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy at the hidden patches: the mean of each picture's mean, where a picture that hides none counts as 0.
+    """Cross-entropy at the hidden patches: the mean of each picture's mean; one that hides none counts as 0.
 
     targets (probabilities) and logits: [M, K], one for each True of hidden: bool [B, N]. Zhou et al., 2022 (iBOT),
     equation 2, weighted as in ibot/main_ibot.py.

@@ -62,8 +62,8 @@ def sincos(side: int, dim: int) -> Tensor:
 class PrototypeHead(nn.Module):
     """DINO's head: an MLP without batch norm down to a bottleneck, whose cosine with each prototype is a logit.
 
-    Caron et al., 2021, appendix C, and dino/vision_transformer.py: truncated normal weights of 0.02 and no biases at the
-    start; prototypes are weight-normalized with a gain of 1 that is not learned, so that none is louder than another.
+    Caron et al., 2021, appendix C, and dino/vision_transformer.py: weights start truncated normal with 0.02, biases at
+    0; prototypes are weight-normalized with a gain of 1 that is not learned, so that none is louder than another.
     """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
