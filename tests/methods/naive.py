@@ -48,9 +48,9 @@ def slopes_agree(method, loss, naive, among=lambda name: True):
         direction, at = torch.randn_like(p), p.detach().clone()
         values = []
         for sign in (1, -1):
-            p.data = at + sign * 1e-5 * direction
+            p.data = at + sign * 1e-6 * direction
             values.append(naive())
         p.data = at
-        wanted = (values[0] - values[1]) / 2e-5
+        wanted = (values[0] - values[1]) / 2e-6
         found = float((p.grad * direction).sum())
         assert abs(found - wanted) <= 1e-6 * max(1, abs(wanted)), (name, found, wanted)
