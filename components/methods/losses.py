@@ -62,7 +62,7 @@ def across_views(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
     """
     said = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
     pairs = -torch.stack([(target * said).sum(-1).mean(1) for target in targets])  # [T, V]
-    other = ~torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
+    other = ~torch.eye(len(targets), len(said), dtype=torch.bool, device=pairs.device)
     return pairs[other].mean()
 
 

@@ -47,6 +47,7 @@ class SwAVConfig(MethodConfig):
 
 
 class SwAV(Method):
+    queued: Tensor  # [], features that went into each queue
     coupled = "Sinkhorn shares the whole batch among the prototypes"
 
     @staticmethod
@@ -77,8 +78,8 @@ class SwAV(Method):
         self.backbone = backbone
         self.projector = mlp(backbone.dim, config.hidden, config.dim, bias=True)
         self.prototypes = nn.Linear(config.dim, config.prototypes, bias=False)
-        self.queues = nn.ModuleList(Queue(config.queue, config.dim) for _ in range(2 if config.queue else 0))
-        self.register_buffer("queued", torch.zeros((), dtype=torch.long))  # features that went into each queue
+        self.queues: Any = nn.ModuleList(Queue(config.queue, config.dim) for _ in range(2 if config.queue else 0))
+        self.register_buffer("queued", torch.zeros((), dtype=torch.long))
         self.fresh: list[Tensor] = []  # features of this step's global crops, each [2, B, D]
         self.unit_prototypes()
 
