@@ -1,8 +1,10 @@
 """Losses that methods share. A loss of one method lives in that method's file."""
 
+import math
+
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from components import ranks
 
@@ -36,3 +38,50 @@ def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float) -> tup
     logits = torch.cat([positive, q @ negatives.T], dim=1) / temperature  # [B, 1 + K]
     target = logits.new_zeros(len(q), dtype=torch.long)
     return cross_entropy(logits, target), logits.detach().argmax(1).eq(0).float().mean()
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, temperature: float, rounds: int = 3) -> Tensor:
+    """Share the vectors of all ranks evenly among the prototypes: probabilities [B, K], from cosines [B, K].
+
+    B may differ from rank to rank, and may be 0. Caron et al., 2020 (SwAV), equation 3; Cuturi, NIPS 2013. Rounds
+    scale the prototypes to equal shares, then the vectors; after the last every row sums to 1.
+    """
+    q = torch.exp((scores.to(torch.promote_types(scores.dtype, torch.float32)) - 1) / temperature)  # cosines: at most 1
+    count = ranks.total(q.new_tensor(float(len(q))))
+    for _ in range(rounds):
+        q = q / (ranks.total(q.sum(0)) * q.shape[1]).clamp_min(torch.finfo(q.dtype).tiny)
+        q = q / (q.sum(1, keepdim=True) * count).clamp_min(torch.finfo(q.dtype).tiny)
+    return q * count
+
+
+def across_views(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy between each target and each *other* view, the mean over pairs and pictures.
+
+    targets: probabilities [T, B, K], of the first T views; logits: [V, B, K]. Equation 3 of DINO, 2 of SwAV.
+    """
+    said = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    pairs = -torch.stack([(target * said).sum(-1).mean(1) for target in targets])  # [T, V]
+    other = ~torch.eye(len(targets), len(said), dtype=torch.bool, device=pairs.device)
+    return pairs[other].mean()
+
+
+def entropies(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row, and of the mean row, as shares of log K: ([], []), from probabilities [B, K].
+
+    The two ways to collapse: the first at 1 is one answer of "anything" to everything, the second at 0 is one
+    prototype for all. (DINO, section 5.3.)
+    """
+    most = math.log(p.shape[-1])
+    return torch.special.entr(p).sum(-1).mean() / most, torch.special.entr(p.mean(0)).sum() / most
+
+
+def on_hidden(targets: Tensor, logits: Tensor, hidden: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy at the hidden patches: the mean of each picture's mean; one that hides none counts as 0.
+
+    targets (probabilities) and logits: [M, K], one for each True of hidden: bool [B, N]. Zhou et al., 2022 (iBOT),
+    equation 2, weighted as in ibot/main_ibot.py.
+    """
+    said = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    weights = (1 / hidden.sum(1, keepdim=True).clamp_min(1)).expand_as(hidden)[hidden]  # [M]
+    return -((targets * said).sum(-1) * weights).sum() / len(hidden)

@@ -87,3 +87,27 @@ def sincos(side: int, dim: int) -> Tensor:
     row, column = (place.flatten().double() for place in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
     angles = [place[:, None] * rates for place in (column, row)]
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head: an MLP without batch norm down to a bottleneck, whose cosine with each prototype is a logit.
+
+    Caron et al., 2021, appendix C, and dino/vision_transformer.py: weights start truncated normal with 0.02, biases at
+    0; prototypes are weight-normalized with a gain of 1 that is not learned, so that none is louder than another.
+    """
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        dims = (width, hidden, hidden, bottleneck)
+        layers = [layer for a, b in pairwise(dims) for layer in (nn.Linear(a, b), nn.GELU())]
+        self.mlp = nn.Sequential(*layers[:-1])
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last = nn.Linear(bottleneck, prototypes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width] -> [B, prototypes], in -1 … 1."""
+        x = nn.functional.normalize(self.mlp(x), dim=-1)
+        return nn.functional.linear(x, nn.functional.normalize(self.last.weight, dim=-1))

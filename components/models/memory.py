@@ -1,10 +1,12 @@
-"""What a method remembers between steps: a slow copy of itself, and a queue of the past."""
+"""What a method remembers between steps: a slow copy of itself, a queue of the past, a center of it."""
 
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from components import ranks
 
 
 class Slow(nn.Module):
@@ -50,3 +52,32 @@ class Queue(nn.Module):
         places = (self.cursor + torch.arange(len(batch), device=batch.device)) % len(self.items)
         self.items[places] = batch.to(self.items.dtype)
         self.cursor.add_(len(batch)).remainder_(len(self.items))
+
+
+class Center(nn.Module):
+    """A slowly moving mean of vectors, over all ranks and all parts of a batch: DINO's center.
+
+    mean  [dim]  moved by `move`, once an optimizer step, after the losses that read it (dino/main_dino.py)
+    """
+
+    mean: Tensor
+
+    def __init__(self, dim: int, momentum: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.momentum = momentum
+        self._sums: list[Tensor] = []  # of this step, each [dim + 1]: the sum of vectors, and how many they are
+
+    @torch.no_grad()
+    def note(self, x: Tensor) -> None:
+        """x: [B, dim], any B; it counts at the next `move`."""
+        x = x.to(self.mean.dtype)
+        self._sums.append(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Every rank, whatever it has seen."""
+        total = ranks.total(torch.stack(self._sums).sum(0))
+        self._sums.clear()
+        if total[-1] > 0:
+            self.mean.lerp_(total[:-1] / total[-1], 1 - self.momentum)

@@ -10,7 +10,12 @@ from components.data.photos import Photos
 from components.methods import METHODS, Method
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 
+HEAD = {"hidden": 8, "bottleneck": 4, "prototypes": 6, "local_crops": 2}
 SMALL: dict[str, dict[str, Any]] = {
+    "dino": HEAD,
+    "ibot": HEAD,
+    "dinov2": {**HEAD, "patch_bottleneck": 4},
+    "swav": {"hidden": 8, "dim": 4, "prototypes": 6, "local_crops": 2, "queue": 16, "queue_from": 0},
     "simclr": {"hidden": 8, "dim": 4},
     "moco": {"queue": 20, "dim": 4},
     "mocoscriptstyle": {"queue": 20, "dim": 4},

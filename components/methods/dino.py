@@ -1,0 +1,64 @@
+"""DINO: from any crop of a picture, say what a slow copy of yourself says of the whole.
+
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021. https://arxiv.org/abs/2104.14294
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.data.augment import View
+from components.methods.distillation import Distillation, Targets, crops, temperature
+from components.methods.losses import across_views, entropies
+from components.methods.method import Batch, Method
+from components.methods.multicrop import by_size, whole_patches
+from components.models.backbone import Backbone, ResNet
+from components.models.heads import PrototypeHead
+from components.models.memory import Slow
+from components.training.optim import cosine
+
+
+class DINOConfig(Distillation):
+    """Defaults: as they stand in Distillation, which are DINO's."""
+
+
+class DINO(Method):
+    @staticmethod
+    def views(config: DINOConfig, image_size: int) -> list[View]:
+        return crops(config, image_size)
+
+    def __init__(self, backbone: Backbone, config: DINOConfig) -> None:
+        super().__init__(config)
+        whole_patches(backbone, config.local_size)
+        head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
+        self.student: Any = nn.Sequential(backbone, head)
+        self.teacher = Slow(self.student)
+        self.targets = Targets(config, config.prototypes)
+        if isinstance(backbone, ResNet):
+            self.coupled = "batch norm in the backbone reads the whole batch"
+        elif config.targets == "sinkhorn":
+            self.coupled = "Sinkhorn shares the whole batch among the prototypes"
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        backbone, head = self.student
+        logits = head(by_size(backbone, batch)).unflatten(0, (len(batch), -1))  # [V, B, K]
+        said = self.teacher(torch.cat(list(batch[:2])))  # [2·B, K]: the teacher sees the global crops only
+        targets = self.targets(said, temperature(self.config, self.progress))
+        loss = across_views(targets.unflatten(0, (2, -1)), logits, self.config.student_temperature)
+        entropy, used = entropies(targets)
+        return {"loss": loss, "entropy": entropy, "used": used, "center": self.targets.center.mean.norm()}
+
+    def after_backward(self) -> None:
+        if self.progress < self.config.freeze_last:
+            self.student[1].last.weight.grad = None
+
+    def after_step(self) -> None:
+        self.targets.center.move()
+        self.teacher.follow(self.student, cosine(self.config.momentum, 1.0, self.progress))
+
+    def keep(self) -> Backbone:
+        """The teacher, which is better than its student all along (section 5.2)."""
+        return self.teacher.module[0]

@@ -1,0 +1,134 @@
+"""DINOv2: iBOT's two tasks with a head each, Sinkhorn's targets, and features pushed apart.
+
+Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, TMLR 2024. https://arxiv.org/abs/2304.07193
+KoLeo: Sablayrolles et al., Spreading Vectors for Similarity Search, ICLR 2019. https://arxiv.org/abs/1806.03198
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from components import ranks
+from components.data.augment import Draws, View
+from components.methods.blocks import NEEDED, block_masks
+from components.methods.distillation import Distillation, Targets, crops, temperature
+from components.methods.losses import across_views, entropies, on_hidden, unit
+from components.methods.method import Batch, Method
+from components.methods.multicrop import by_size, whole_patches
+from components.models.backbone import Backbone, ViT
+from components.models.heads import PrototypeHead
+from components.models.memory import Slow
+from components.training.optim import AdamW, Cosine, Optimizer, cosine
+
+
+class DINOv2Config(Distillation):
+    """Defaults: configs/train/vitl14.yaml (ImageNet-22k), 500 "epochs" of 1,250 steps; the rate is for sqrt scaling."""
+
+    bottleneck: int = Field(384, ge=1)  # of the class token's head
+    patch_bottleneck: int = Field(256, ge=1)
+    prototypes: int = Field(131072, ge=2)
+    separate_heads: bool = True  # section 4, untying head weights; False: one head for both, as iBOT
+    targets: Literal["centering", "sinkhorn"] = "sinkhorn"
+    temperature_warmup: float = Field(30 / 500, ge=0, le=1)  # 30 epochs
+    momentum: float = Field(0.994, ge=0, le=1)
+    freeze_last: float = Field(1 / 500, ge=0, le=1)  # one epoch
+    global_crop: tuple[float, float] = (0.32, 1.0)
+    local_crop: tuple[float, float] = (0.05, 0.32)
+    mask_probability: float = Field(0.5, ge=0, le=1)  # of a global crop
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
+    patch_weight: float = Field(1.0, ge=0)
+    koleo_weight: float = Field(0.1, ge=0)  # of each global crop
+    optimizer: Optimizer = AdamW(
+        lr=1e-4,  # 2e-4 for 1,024
+        scaling="sqrt",
+        weight_decay=0.04,
+        final_weight_decay=0.2,
+        schedule=Cosine(warmup=80 / 500, end=5e-3),  # 80 epochs; down to 1e-6 of 2e-4
+        clip=3.0,
+    )
+
+
+def koleo(features: Tensor) -> Tensor:
+    """-log of the distance to the nearest other picture, over all ranks, the mean over mine: [B, D] -> [].
+
+    Only which one is nearest is without gradient. The features are of unit length (section 4, KoLeo).
+    """
+    mine = unit(features)
+    everyone = ranks.gather(mine)
+    row = torch.arange(len(mine), device=mine.device)
+    with torch.no_grad():
+        alike = mine @ everyone.T
+        alike[row, ranks.rank() * len(mine) + row] = -2.0  # not itself
+        nearest = alike.argmax(1)
+    # eps as in dinov2/loss/koleo_loss.py: two equal features would be infinitely bad
+    return -torch.log(nn.functional.pairwise_distance(mine, everyone[nearest], eps=1e-8) + 1e-8).mean()
+
+
+class DINOv2(Method):
+    coupled = "each feature is pushed from the nearest of the batch"
+
+    @staticmethod
+    def views(config: DINOv2Config, image_size: int) -> list[View | Draws]:
+        return [*crops(config, image_size), Draws(NEEDED), Draws(NEEDED)]
+
+    @staticmethod
+    def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
+        if config.koleo_weight and batch_size < 2:
+            raise ValueError(f"batch_size {batch_size} leaves no other picture to be pushed from; try 256")
+
+    def __init__(self, backbone: Backbone, config: DINOv2Config) -> None:
+        super().__init__(config)
+        if not isinstance(backbone, ViT):
+            raise ValueError("dinov2 hides patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
+        whole_patches(backbone, config.local_size)
+        head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
+        self.student: Any = nn.ModuleList([backbone, head])
+        if config.separate_heads:
+            patch_head = PrototypeHead(backbone.dim, config.hidden, config.patch_bottleneck, config.prototypes)
+            self.student.append(patch_head)
+        self.teacher = Slow(self.student)
+        self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
+        self.targets = Targets(config, config.prototypes)
+        self.patch_targets = Targets(config, config.prototypes)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        (backbone, head, *_), config = self.student, self.config
+        views, draws = batch[:-2], torch.cat(list(batch[-2:]))
+        whole = torch.cat(list(views[:2]))  # [2·B, 3, S, S]
+        side = backbone.config.image_size // backbone.config.patch_size
+        hidden = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
+        seen = backbone.encode(backbone.embed(whole, hidden, self.mask_token))  # [2·B, 1 + N, D]
+        glances = [by_size(lambda x: backbone.sequence(x)[:, 0], views[2:])] if len(views) > 2 else []
+        logits = head(torch.cat([seen[:, 0], *glances])).unflatten(0, (len(views), -1))  # [V, B, K]
+        patch_logits = self.student[-1](seen[:, 1:][hidden])  # [M, K]
+        with torch.no_grad():  # the teacher sees everything
+            slow_backbone, slow_head, *_ = self.teacher.module
+            said = slow_backbone.sequence(whole)  # [2·B, 1 + N, D]
+            class_said, patches_said = slow_head(said[:, 0]), self.teacher.module[-1](said[:, 1:][hidden])
+        now = temperature(config, self.progress)
+        targets, patch_targets = self.targets(class_said, now), self.patch_targets(patches_said, now)
+        views_loss = across_views(targets.unflatten(0, (2, -1)), logits, config.student_temperature)
+        patch_loss = on_hidden(patch_targets, patch_logits, hidden, config.student_temperature)
+        spread = sum((koleo(crop) for crop in seen[:, 0].chunk(2)), start=views_loss.new_zeros(()))
+        entropy, used = entropies(targets)
+        logged = {"views": views_loss, "patches": patch_loss, "koleo": spread, "entropy": entropy, "used": used}
+        loss = views_loss + config.patch_weight * patch_loss + config.koleo_weight * spread
+        return {"loss": loss, **logged}
+
+    def after_backward(self) -> None:
+        if self.progress < self.config.freeze_last:
+            for head in self.student[1:]:
+                head.last.weight.grad = None
+
+    def after_step(self) -> None:
+        self.targets.center.move()
+        self.patch_targets.center.move()
+        self.teacher.follow(self.student, cosine(self.config.momentum, 1.0, self.progress))
+
+    def keep(self) -> Backbone:
+        """The teacher."""
+        return self.teacher.module[0]

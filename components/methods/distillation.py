@@ -1,0 +1,90 @@
+"""What DINO, iBOT and DINOv2 share: many crops of a picture, and a slow teacher's answers as targets.
+
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021. https://arxiv.org/abs/2104.14294
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import softmax
+
+from components.data.augment import Jitter, View
+from components.methods.losses import sinkhorn
+from components.methods.method import MethodConfig
+from components.methods.multicrop import local_side
+from components.models.memory import Center
+from components.training.optim import AdamW, Cosine, Optimizer
+
+
+class Distillation(MethodConfig):
+    """Defaults: DINO's section 3.2 and main_dino.py, for 300 epochs of batches of 1,024."""
+
+    hidden: int = Field(2048, ge=1)
+    bottleneck: int = Field(256, ge=1)
+    prototypes: int = Field(65536, ge=2)
+    student_temperature: float = Field(0.1, gt=0)
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)  # at the start, and after the warm-up
+    temperature_warmup: float = Field(0.1, ge=0, le=1)  # 30 of 300 epochs
+    targets: Literal["centering", "sinkhorn"] = "centering"  # Sinkhorn: DINOv2's choice
+    center_momentum: float = Field(0.9, ge=0, le=1)
+    momentum: float = Field(0.996, ge=0, le=1)  # of the teacher; goes to 1 by a cosine
+    freeze_last: float = Field(1 / 300, ge=0, le=1)  # share of the run without a step of the prototypes: one epoch
+    global_crop: tuple[float, float] = (0.4, 1.0)
+    local_crop: tuple[float, float] = (0.05, 0.4)
+    local_crops: int = Field(8, ge=0)
+    local_size: int | None = Field(None, ge=1)  # pixels; None: 96 of 224, to the nearest 8
+    color_strength: float = Field(1.0, ge=0)
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # of the first, the second, the local crops (BYOL's)
+    solarize: float = Field(0.2, ge=0, le=1)  # of the second
+    optimizer: Optimizer = AdamW(
+        lr=5e-4,
+        weight_decay=0.04,
+        final_weight_decay=0.4,
+        schedule=Cosine(warmup=1 / 30, end=5e-4),  # 10 of 300 epochs; down to 1e-6 of 2e-3
+        clip=3.0,
+        clip_each=True,
+    )
+
+
+def crops(config: Distillation, image_size: int) -> list[View]:
+    """Two global crops, then the local ones."""
+    s = config.color_strength
+    jitter = Jitter(0.4 * s, 0.4 * s, 0.2 * s, 0.1 * s, p=0.8)
+    first, second, rest = config.blur
+    glance = View(local_side(config.local_size, image_size), crop=config.local_crop, jitter=jitter, gray=0.2, blur=rest)
+    return [
+        View(image_size, crop=config.global_crop, jitter=jitter, gray=0.2, blur=first),
+        View(image_size, crop=config.global_crop, jitter=jitter, gray=0.2, blur=second, solarize=config.solarize),
+        *[glance] * config.local_crops,
+    ]
+
+
+def temperature(config: Distillation, progress: float) -> float:
+    """Of the teacher: linear over the warm-up, then constant."""
+    start, end = config.teacher_temperature
+    return (
+        end if progress >= config.temperature_warmup else start + (end - start) * progress / config.temperature_warmup
+    )
+
+
+class Targets(nn.Module):
+    """A teacher's logits -> what the student is to say, by moving center or by Sinkhorn; either keeps one prototype
+    from winning every picture, while the temperature keeps them from all being equally likely (section 3.1).
+    """
+
+    def __init__(self, config: Distillation, prototypes: int) -> None:
+        super().__init__()
+        self.even = config.targets == "sinkhorn"
+        self.center = Center(prototypes, config.center_momentum)
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
+        """[B, K] -> probabilities [B, K]; these logits count in the center of the next steps, not of this one."""
+        self.center.note(logits)
+        if self.even:
+            return sinkhorn(logits, temperature)
+        return softmax((logits.to(self.center.mean.dtype) - self.center.mean) / temperature, dim=-1)

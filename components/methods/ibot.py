@@ -1,0 +1,100 @@
+"""iBOT: DINO, and say of every hidden patch what a slow copy of yourself says that sees it.
+
+Zhou et al., Image BERT Pre-Training with Online Tokenizer, ICLR 2022. https://arxiv.org/abs/2111.07832
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from components.data.augment import Draws, View
+from components.methods.blocks import NEEDED, block_masks
+from components.methods.distillation import Distillation, Targets, crops, temperature
+from components.methods.losses import across_views, entropies, on_hidden
+from components.methods.method import Batch, Method
+from components.methods.multicrop import by_size, whole_patches
+from components.models.backbone import Backbone, ViT
+from components.models.heads import PrototypeHead
+from components.models.memory import Slow
+from components.training.optim import AdamW, Cosine, Optimizer, cosine
+
+
+class IBOTConfig(Distillation):
+    """Defaults: the README's command for ViT-S/16, 800 epochs of batches of 1,024; the script's own are others."""
+
+    prototypes: int = Field(8192, ge=2)
+    temperature_warmup: float = Field(30 / 800, ge=0, le=1)  # 30 epochs
+    freeze_last: float = Field(1 / 800, ge=0, le=1)  # one epoch
+    global_crop: tuple[float, float] = (0.25, 1.0)
+    local_crop: tuple[float, float] = (0.05, 0.25)
+    local_crops: int = Field(10, ge=0)
+    mask_probability: float = Field(0.5, ge=0, le=1)  # of a global crop: pred_ratio 0 or 0.3
+    mask_ratio: tuple[float, float] = (0.1, 0.5)  # 0.3 ± 0.2
+    patch_weight: float = Field(1.0, ge=0)
+    optimizer: Optimizer = AdamW(
+        lr=5e-4,
+        weight_decay=0.04,
+        final_weight_decay=0.4,
+        schedule=Cosine(warmup=10 / 800, end=5e-4),  # 10 epochs; down to 1e-6 of 2e-3
+        clip=3.0,
+        clip_each=True,
+    )
+
+
+class IBOT(Method):
+    @staticmethod
+    def views(config: IBOTConfig, image_size: int) -> list[View | Draws]:
+        return [*crops(config, image_size), Draws(NEEDED), Draws(NEEDED)]
+
+    def __init__(self, backbone: Backbone, config: IBOTConfig) -> None:
+        super().__init__(config)
+        if not isinstance(backbone, ViT):
+            raise ValueError("ibot hides patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
+        whole_patches(backbone, config.local_size)
+        head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)  # of class and patches
+        self.student: Any = nn.Sequential(backbone, head)
+        self.teacher = Slow(self.student)
+        self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
+        self.targets = Targets(config, config.prototypes)
+        self.patch_targets = Targets(config, config.prototypes)  # with a center of their own
+        if config.targets == "sinkhorn":
+            self.coupled = "Sinkhorn shares the whole batch among the prototypes"
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        (backbone, head), config = self.student, self.config
+        views, draws = batch[:-2], torch.cat(list(batch[-2:]))
+        whole = torch.cat(list(views[:2]))  # [2·B, 3, S, S]
+        side = backbone.config.image_size // backbone.config.patch_size
+        hidden = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
+        seen = backbone.encode(backbone.embed(whole, hidden, self.mask_token))  # [2·B, 1 + N, D]
+        glances = [by_size(lambda x: backbone.sequence(x)[:, 0], views[2:])] if len(views) > 2 else []
+        logits = head(torch.cat([seen[:, 0], *glances])).unflatten(0, (len(views), -1))  # [V, B, K]
+        patch_logits = head(seen[:, 1:][hidden])  # [M, K]
+        with torch.no_grad():  # the teacher sees everything
+            slow_backbone, slow_head = self.teacher.module
+            said = slow_head(slow_backbone.sequence(whole))  # [2·B, 1 + N, K]
+        now = temperature(config, self.progress)
+        targets = self.targets(said[:, 0], now)
+        patch_targets = self.patch_targets(said[:, 1:].flatten(0, 1), now)[hidden.flatten()]  # [M, K]
+        views_loss = across_views(targets.unflatten(0, (2, -1)), logits, config.student_temperature)
+        patch_loss = on_hidden(patch_targets, patch_logits, hidden, config.student_temperature)
+        entropy, used = entropies(targets)
+        logged = {"views": views_loss, "patches": patch_loss, "entropy": entropy, "used": used}
+        return {"loss": views_loss + config.patch_weight * patch_loss, **logged}
+
+    def after_backward(self) -> None:
+        if self.progress < self.config.freeze_last:
+            self.student[1].last.weight.grad = None
+
+    def after_step(self) -> None:
+        self.targets.center.move()
+        self.patch_targets.center.move()
+        self.teacher.follow(self.student, cosine(self.config.momentum, 1.0, self.progress))
+
+    def keep(self) -> Backbone:
+        """The teacher."""
+        return self.teacher.module[0]

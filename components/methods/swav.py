@@ -1,0 +1,123 @@
+"""SwAV: name a picture's cluster from another crop of it, where clusters are dealt out evenly.
+
+Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, NeurIPS 2020.
+https://arxiv.org/abs/2006.09882
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from components import ranks
+from components.data.augment import Jitter, View
+from components.methods.losses import across_views, entropies, sinkhorn, unit
+from components.methods.method import Batch, Method, MethodConfig
+from components.methods.multicrop import by_size, local_side, whole_patches
+from components.models.backbone import Backbone
+from components.models.heads import mlp
+from components.models.memory import Queue
+from components.training.optim import LARS, Cosine, Optimizer
+
+
+class SwAVConfig(MethodConfig):
+    """Defaults: the README's 800 epochs of batches of 4,096. Batches of 256: queue 3840, queue_from 15 / 200."""
+
+    hidden: int = Field(2048, ge=1)
+    dim: int = Field(128, ge=1)
+    prototypes: int = Field(3000, ge=2)
+    temperature: float = Field(0.1, gt=0)
+    epsilon: float = Field(0.05, gt=0)  # of Sinkhorn; 0.03 where all becomes one (README)
+    rounds: int = Field(3, ge=1)
+    queue: int = Field(0, ge=0)  # older features of each global crop, which share in Sinkhorn; 0: none
+    queue_from: float = Field(15 / 200, ge=0, le=1)  # share of the run
+    freeze_prototypes: float = Field(1 / 800, ge=0, le=1)  # share of the run: 313 steps, one epoch
+    global_crop: tuple[float, float] = (0.14, 1.0)
+    local_crop: tuple[float, float] = (0.05, 0.14)
+    local_crops: int = Field(6, ge=0)
+    local_size: int | None = Field(None, ge=1)  # pixels; None: 96 of 224, to the nearest 8
+    color_strength: float = Field(1.0, ge=0)
+    blur: float = Field(0.5, ge=0, le=1)
+    optimizer: Optimizer = LARS(
+        lr=0.3, weight_decay=1e-6, decay_all=True, schedule=Cosine(warmup=10 / 800, end=1e-3)
+    )  # 4.8 for 4,096, down to 0.0048; LARC adapts every parameter
+
+
+class SwAV(Method):
+    queued: Tensor  # [], features that went into each queue
+    coupled = "Sinkhorn shares the whole batch among the prototypes"
+
+    @staticmethod
+    def views(config: SwAVConfig, image_size: int) -> list[View]:
+        s = config.color_strength
+        jitter = Jitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, p=0.8)
+        whole = View(image_size, crop=config.global_crop, jitter=jitter, gray=0.2, blur=config.blur)
+        side = local_side(config.local_size, image_size)
+        glance = View(side, crop=config.local_crop, jitter=jitter, gray=0.2, blur=config.blur)
+        return [whole, whole, *[glance] * config.local_crops]
+
+    @staticmethod
+    def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
+        if 0 < config.queue < batch_size:
+            raise ValueError(
+                f"queue {config.queue} is shorter than batch_size {batch_size}; try {4 * batch_size}, or 0"
+            )
+        if config.queue > pictures:
+            raise ValueError(
+                f"queue {config.queue} is longer than the data ({pictures} pictures), so that pictures would be in it "
+                f"twice; allowed: 0, or {batch_size} to {pictures}; try {max(batch_size, pictures // 4)}"
+            )
+
+    def __init__(self, backbone: Backbone, config: SwAVConfig) -> None:
+        super().__init__(config)
+        if config.local_crops:
+            whole_patches(backbone, config.local_size)
+        self.backbone = backbone
+        self.projector = mlp(backbone.dim, config.hidden, config.dim, bias=True)
+        self.prototypes = nn.Linear(config.dim, config.prototypes, bias=False)
+        self.queues: Any = nn.ModuleList(Queue(config.queue, config.dim) for _ in range(2 if config.queue else 0))
+        self.register_buffer("queued", torch.zeros((), dtype=torch.long))
+        self.fresh: list[Tensor] = []  # features of this step's global crops, each [2, B, D]
+        self.unit_prototypes()
+
+    @torch.no_grad()
+    def unit_prototypes(self) -> None:
+        self.prototypes.weight.copy_(unit(self.prototypes.weight))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        z = unit(self.projector(by_size(self.backbone, batch)))  # [V·B, D]
+        logits = self.prototypes(z).unflatten(0, (len(batch), -1))  # [V, B, K]
+        features = z.detach().unflatten(0, (len(batch), -1))[:2]  # [2, B, D]
+        codes = torch.stack([self.code(i, logits[i].detach()) for i in range(2)])  # [2, B, K]
+        self.fresh.append(features)
+        loss = across_views(codes, logits, self.config.temperature)
+        entropy, used = entropies(codes[0])
+        return {"loss": loss, "entropy": entropy, "used": used}
+
+    @torch.no_grad()
+    def code(self, crop: int, scores: Tensor) -> Tensor:
+        """Which prototypes each picture gets: [B, K] -> [B, K]. Each rank brings its share of the queue along."""
+        mine, late = len(scores), self.progress >= self.config.queue_from
+        if self.queues and late and int(self.queued) >= self.config.queue:
+            older = self.queues[crop].items[ranks.rank() :: ranks.world()]
+            scores = torch.cat([self.prototypes(older).to(scores.dtype), scores])
+        return sinkhorn(scores, self.config.epsilon, self.config.rounds)[-mine:]
+
+    def after_backward(self) -> None:
+        if self.progress < self.config.freeze_prototypes:
+            self.prototypes.weight.grad = None
+
+    def after_step(self) -> None:
+        self.unit_prototypes()
+        if self.queues:
+            features = torch.cat(self.fresh, 1)
+            for queue, mine in zip(self.queues, features, strict=True):
+                queue.push(ranks.gather(mine.contiguous()))
+            self.queued += features.shape[1] * ranks.world()
+        self.fresh.clear()
+
+    def keep(self) -> Backbone:
+        return self.backbone

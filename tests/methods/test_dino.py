@@ -1,0 +1,280 @@
+"""Against an independent derivation in float64, and against the defects that were found in other libraries."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from components.methods import METHODS
+from components.methods.dino import DINO, DINOConfig
+from components.methods.distillation import temperature
+from components.methods.losses import across_views, entropies, sinkhorn
+from components.methods.multicrop import by_size
+from components.models.backbone import ResNetBackbone, ViTBackbone, build
+from components.models.heads import PrototypeHead
+from components.training import optim
+from components.training.optim import AdamW, Cosine
+from tests.methods.naive import cross_entropy, dino_head, even_shares, slopes_agree, softmax
+
+TINY = ViTBackbone(image_size=16, patch_size=8, width=8, depth=1, heads=2)
+
+
+def dino(shape=TINY, **settings):
+    torch.manual_seed(0)
+    config = DINOConfig(**{"hidden": 6, "bottleneck": 4, "prototypes": 5, "local_crops": 2, **settings})
+    method = DINO(build(shape), config).double().train()
+    for p in method.student[1].mlp.parameters():
+        p.data += 0.3 * torch.randn_like(p)  # at the start all answers are alike
+    method.teacher.module.load_state_dict(method.student.state_dict())
+    return method
+
+
+def pixels(seed, count=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(count, 3, side, side, generator=generator).double() * 255 for side in (16, 16, 8, 8)]
+
+
+def step(method, batch, progress, lr=0.5):
+    method.before_step(progress)
+    losses = method(batch)
+    method.zero_grad()
+    losses["loss"].backward()
+    method.after_backward()
+    torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=lr).step()
+    method.after_step()
+    return losses
+
+
+def answers(method, batch, teacher, center, t):
+    """Algorithm 1's centering and sharpening, or Sinkhorn: targets of both global views, and the mean of the logits."""
+    said = np.concatenate([dino_head(teacher[1], teacher[0](view)) for view in batch[:2]])
+    if method.config.targets == "sinkhorn":
+        return np.split(even_shares(said, t), 2), said.mean(0)
+    return np.split(np.stack([softmax((row - center) / t) for row in said]), 2), said.mean(0)
+
+
+def by_the_paper(method, batch, targets):
+    """Equation 3, picture by picture and pair by pair."""
+    student = [dino_head(method.student[1], method.student[0](view)) for view in batch]
+    pairs = [(i, v) for i in range(2) for v in range(len(batch)) if i != v]
+    pictures = range(len(batch[0]))
+    return np.mean([cross_entropy(targets[i][n], student[v][n] / 0.1) for i, v in pairs for n in pictures])
+
+
+@pytest.mark.parametrize("targets", ["centering", "sinkhorn"])
+def test_several_steps_equal_a_naive_derivation(targets):
+    method = dino(targets=targets, momentum=0.8, center_momentum=0.7, freeze_last=0.0)
+    teacher, center = copy.deepcopy(method.student), np.zeros(5)
+    for number, progress in enumerate((0.0, 0.05, 0.4, 0.9)):
+        t = 0.04 + 0.03 * min(1, progress / 0.1)
+        m = 1 - 0.2 * (math.cos(math.pi * progress) + 1) / 2
+        batch = pixels(number)
+        with torch.no_grad():
+            targets, mean = answers(method, batch, teacher, center, t)
+            wanted = by_the_paper(method, batch, targets)
+        losses = step(method, batch, progress)
+        assert losses["loss"].item() == pytest.approx(wanted, abs=1e-6)
+        center = 0.7 * center + 0.3 * mean
+        assert np.allclose(method.targets.center.mean.numpy(), center, atol=1e-6)
+        for slow, fast in zip(teacher.parameters(), method.student.parameters(), strict=True):
+            slow.data.mul_(m).add_(fast.data, alpha=1 - m)
+        for slow, ours in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
+            assert torch.allclose(slow, ours, atol=1e-12)
+
+
+@pytest.mark.parametrize("targets", ["centering", "sinkhorn"])
+def test_gradients_are_the_finite_differences_of_the_naive_loss(targets):
+    method, batch = dino(targets=targets), pixels(0)
+    with torch.no_grad():
+        targets = answers(method, batch, method.teacher.module, np.zeros(5), 0.04)[0]
+
+    @torch.no_grad()
+    def naive():
+        return by_the_paper(method, batch, targets)
+
+    slopes_agree(method, method(batch)["loss"], naive)
+
+
+def test_schedules_equal_their_closed_forms_point_by_point():
+    config = DINOConfig()
+    for epoch in range(300):  # main_dino.py: np.linspace(0.04, 0.07, 30), then 0.07
+        wanted = 0.04 + 0.03 * epoch / 30 if epoch < 30 else 0.07
+        assert temperature(config, epoch / 300) == pytest.approx(wanted, abs=1e-9)
+    assert temperature(DINOConfig(temperature_warmup=0), 0.0) == 0.07
+    method, seen = dino(momentum=0.996), []
+    method.teacher.follow = lambda student, momentum: seen.append(momentum)
+    for progress in np.linspace(0, 1, 11):
+        method.before_step(float(progress))
+        method(pixels(0))
+        method.after_step()
+    assert seen == pytest.approx([1 - 0.004 * (math.cos(math.pi * p) + 1) / 2 for p in np.linspace(0, 1, 11)])
+
+
+def test_uniform_answers_cost_log_k_and_one_of_the_ways_to_collapse_is_seen():
+    uniform = torch.full((2, 3, 7), 1 / 7)
+    assert across_views(uniform, torch.zeros(4, 3, 7), 0.1).item() == pytest.approx(math.log(7))
+    assert [float(x) for x in entropies(uniform[0])] == pytest.approx([1, 1])
+    alike = torch.eye(7)[[2, 2, 2]]
+    assert [float(x) for x in entropies(alike)] == pytest.approx([0, 0])
+    assert [float(x) for x in entropies(torch.eye(7))] == pytest.approx([0, 1])
+
+
+def test_sinkhorn_equals_the_pseudo_code_and_shares_evenly():
+    scores = torch.rand(12, 5, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    found = sinkhorn(scores, 0.3)
+    assert np.allclose(found.numpy(), even_shares(scores.numpy(), 0.3), atol=1e-12)
+    assert torch.allclose(found.sum(1), torch.ones(12).double())
+    assert torch.allclose(sinkhorn(scores, 0.3, rounds=200).sum(0), torch.full((5,), 12 / 5).double())
+    assert sinkhorn(torch.zeros(0, 5), 0.04).shape == (0, 5)
+    sharp = sinkhorn(torch.eye(3).repeat(2, 1), 0.01)  # exp(100) does not fit into float32
+    assert torch.allclose(sharp, torch.eye(3).repeat(2, 1), atol=1e-6)
+
+
+def test_views_of_one_size_share_one_forward_and_come_back_in_order():
+    sizes = []
+
+    def net(x):
+        sizes.append(tuple(x.shape))
+        return x.mean((1, 2, 3))
+
+    views = pixels(0)
+    found = by_size(net, views)
+    assert sizes == [(6, 3, 16, 16), (6, 3, 8, 8)]
+    assert torch.equal(found.view(4, 3), torch.stack([view.mean((1, 2, 3)) for view in views]))
+
+
+def test_prototypes_are_weight_normalized_with_a_gain_that_is_not_learned():
+    """stable-pretraining: without weight norm a prototype's length makes it louder."""
+    head, x = PrototypeHead(8, 6, 4, 5).double(), torch.randn(3, 8).double()
+    before = head(x)
+    head.last.weight.data *= torch.tensor([0.1, 2, 30, 4, 5]).double()[:, None]
+    assert torch.allclose(head(x), before)
+    assert before.abs().max() <= 1
+    assert {name for name, p in head.named_parameters() if p.ndim > 1 and p.shape[0] == 5} == {"last.weight"}
+    assert all(p.ndim > 1 or "bias" in name for name, p in head.named_parameters())  # no gain anywhere
+
+
+def test_the_heads_weights_start_as_the_papers():
+    """lightly #1729: a deviation of 0.2."""
+    torch.manual_seed(0)
+    head = PrototypeHead(64, 256, 32, 128)
+    for layer in head.mlp[::2]:
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert not layer.bias.any()
+
+
+def test_the_last_layer_rests_at_first_and_moves_later():
+    """stable-pretraining: no freeze."""
+    method = dino(freeze_last=0.25)
+    for progress, moves in ((0.0, False), (0.24, False), (0.25, True), (0.9, True)):
+        before = method.student[1].last.weight.clone()
+        others = method.student[1].mlp[0].weight.clone()
+        step(method, pixels(1), progress)
+        assert torch.equal(before, method.student[1].last.weight) != moves
+        assert not torch.equal(others, method.student[1].mlp[0].weight)
+
+
+def test_the_teachers_last_layer_follows():
+    """lightly: the teacher's stayed where it began."""
+    method = dino(momentum=0.5, freeze_last=0.0)
+    before = method.teacher.module[1].last.weight.clone()
+    step(method, pixels(1), 0.0)
+    wanted = 0.5 * before + 0.5 * method.student[1].last.weight
+    assert torch.allclose(method.teacher.module[1].last.weight, wanted)
+    assert not torch.equal(before, wanted)
+
+
+def test_weight_decay_rises_by_a_cosine_and_each_gradient_is_clipped_alone():
+    """stable-pretraining: no schedule of weight decay."""
+    method, config = dino(), DINOConfig().optimizer
+    optimizer = optim.build(method, config, 1024)
+    for progress in np.linspace(0, 1, 11):
+        optim.set_rates(optimizer, config, float(progress))
+        wanted = 0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * progress)) / 2
+        for group in optimizer.param_groups:
+            assert group["weight_decay"] == pytest.approx(wanted if group["decayed"] else 0)
+    assert {group["decayed"] for group in optimizer.param_groups} == {True, False}
+    for p in method.student.parameters():
+        p.grad = torch.full_like(p, 10.0)
+    optim.clip(optimizer, config)
+    assert all(p.grad.norm().item() == pytest.approx(3.0, rel=1e-5) for p in method.student.parameters())
+
+
+def test_student_and_teacher_share_nothing():
+    """lightly #1596: a batch norm that both passed through. Ours has none in its head, and a ResNet's are two."""
+    method = dino(ResNetBackbone(kind="resnet18", image_size=16))
+    student = {t.data_ptr() for t in method.student.state_dict().values()}
+    assert not student & {t.data_ptr() for t in method.teacher.state_dict().values()}
+    assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.student[1].modules())
+    before = copy.deepcopy(dict(method.teacher.named_buffers()))
+    method.student(pixels(0)[0])
+    assert all(torch.equal(value, before[name]) for name, value in method.teacher.named_buffers())
+    assert method.coupled
+
+
+def test_teacher_and_center_move_once_a_step_however_many_parts_it_has():
+    """lightly-train: once a micro-batch."""
+    whole, parts = dino(), dino()
+    batch = pixels(3, 4)
+    assert whole.coupled == ""
+    assert dino(targets="sinkhorn").coupled
+    whole(batch)
+    whole.after_step()
+    before = copy.deepcopy(parts.state_dict())
+    for part in zip(*(view.chunk(2) for view in batch), strict=True):
+        parts(list(part))
+    assert all(torch.equal(value, before[name]) for name, value in parts.state_dict().items())  # forward moves nothing
+    parts.after_step()
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(value, parts.state_dict()[name], atol=1e-12), name
+
+
+def test_the_center_moves_after_the_loss():
+    method = dino()
+    first = method(pixels(0))["loss"]
+    assert torch.equal(first, method(pixels(0))["loss"])
+    method.after_step()
+    assert not torch.equal(first, method(pixels(0))["loss"])
+
+
+def test_no_gradient_reaches_the_teacher_which_is_what_is_kept():
+    method = dino()
+    method(pixels(0))["loss"].backward()
+    assert all(p.grad is None for p in method.teacher.parameters())
+    assert method.keep() is method.teacher.module[0]
+
+
+def test_defaults_are_the_papers():
+    config = DINOConfig()
+    assert (config.hidden, config.bottleneck, config.prototypes) == (2048, 256, 65536)
+    assert (config.student_temperature, config.teacher_temperature, config.temperature_warmup) == (
+        0.1,
+        (0.04, 0.07),
+        0.1,
+    )
+    assert (config.momentum, config.center_momentum, config.freeze_last) == (0.996, 0.9, pytest.approx(1 / 300))
+    assert config.optimizer == AdamW(
+        lr=5e-4,
+        weight_decay=0.04,
+        final_weight_decay=0.4,
+        clip=3.0,
+        clip_each=True,
+        schedule=Cosine(warmup=1 / 30, end=5e-4),
+    )
+    first, second, *rest = METHODS["dino"].method.views(config, 224)
+    assert (first.size, first.crop, first.blur, first.solarize) == (224, (0.4, 1.0), 1.0, 0.0)
+    assert (second.size, second.crop, second.blur, second.solarize) == (224, (0.4, 1.0), 0.1, 0.2)
+    assert len(rest) == 8
+    assert {(view.size, view.crop, view.blur, view.solarize) for view in rest} == {(96, (0.05, 0.4), 0.5, 0.0)}
+    assert all(
+        vars(v.jitter) == {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8} for v in rest
+    )
+    assert all((view.gray, view.flip) == (0.2, 0.5) for view in (first, second, *rest))
+
+
+def test_local_crops_that_are_no_whole_patches_are_refused_with_advice():
+    assert [METHODS["dino"].method.views(DINOConfig(), size)[-1].size for size in (16, 32, 40, 224)] == [8, 16, 16, 96]
+    with pytest.raises(ValueError, match="local_size 20 is not a multiple of the backbone's patch_size 8; try 16"):
+        dino(local_size=20)
