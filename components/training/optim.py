@@ -124,7 +124,8 @@ def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> tor
     if isinstance(config, LARS):
         return Lars(groups, lr=lr, momentum=config.momentum, trust=config.trust)
     if isinstance(config, SGD):
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        # not fused: that fails once a parameter without gradient (a frozen layer) starts to move after the others
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, foreach=True)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
 
 
