@@ -132,5 +132,3 @@ class ContextPrediction(Method):
     def keep(self) -> Backbone:
         self.backbone.patches = self.config.patch if self.config.averaged else 0
         return self.backbone
-
-

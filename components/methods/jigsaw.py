@@ -82,7 +82,9 @@ class Jigsaw(Method):
         super().__init__(config)
         require_fit(backbone, "tile", config.tile)
         if config.tile > config.cell:
-            raise ValueError(f"tile {config.tile} is larger than its cell {config.cell}; try cell {config.tile * 4 // 3}")
+            raise ValueError(
+                f"tile {config.tile} is larger than its cell {config.cell}; try cell {config.tile * 4 // 3}"
+            )
         self.backbone, wide = backbone, config.hidden
         self.each = nn.Sequential(nn.Linear(backbone.dim, wide, bias=False), BatchNorm(wide), nn.ReLU())
         self.head = nn.Linear(TILES * wide, config.orders)

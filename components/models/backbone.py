@@ -41,6 +41,12 @@ class Pixels(Strict):
     std: tuple[float, float, float] = IMAGENET_STD
     patches: int = Field(0, ge=0)  # side in pixels of 3 × 3 patches whose features are averaged; 0: the whole picture
 
+    @model_validator(mode="after")
+    def _holds(self) -> Self:
+        if self.patches > self.image_size:
+            raise ValueError(f"patches {self.patches} is larger than image_size {self.image_size}")
+        return self
+
 
 class ViTBackbone(Pixels):
     """Defaults: ViT-S/16."""
@@ -75,7 +81,7 @@ class Backbone(nn.Module, ABC):
     """Pixels in, features out; the pixel statistics travel in its folder.
 
     forward  uint8 (or float in 0 … 255) [B, 3, H, W] -> [B, D]     one vector an image, as `patches` and `pool` say
-    whole    the same                                 -> [B, D]     one vector an image, seen at once, pooled as `pool` says
+    whole    the same                                 -> [B, D]     one vector an image, pooled as `pool` says
     blocks   the same                                 -> [B, D] each, of every block or stage; the last one is forward's
     tokens   the same                                 -> [B, N, D]  one vector a place, class token excluded
     """

@@ -17,7 +17,7 @@ AXIS = torch.tensor([-1.0, 2.0, -1.0])  # from magenta to green: what a lens tea
 
 
 def require_fit(backbone: Backbone, name: str, size: int) -> None:
-    """Raises ValueError unless squares of `size` pixels suit the backbone, in training and when it is judged by them."""
+    """Raises ValueError unless squares of `size` pixels suit the backbone, to train it and to judge it."""
     step, limit = int(getattr(backbone.config, "patch_size", 1)), backbone.config.image_size
     if size % step or size > limit:
         raise ValueError(

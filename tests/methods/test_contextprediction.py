@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import interpolate
 
 from components.data.augment import Draws
 from components.evaluation import linear
@@ -198,21 +198,25 @@ def test_the_head_cannot_silence_its_activations():
 
 
 def through_a_bad_lens(count, size, seed, tint):
-    """Textures whose green lies 8 % nearer to the middle, gray or of one color each: uint8 [count, 3, size, size]."""
+    """Textures whose green lies 8 % nearer to the middle, gray or of one color each: uint8 [count, 3, size, size].
+
+    Sums of 20 waves: nothing but the lens tells one place from another, and nothing is interpolated.
+    """
     random = torch.Generator().manual_seed(seed)
-    fine = 4 * (size + 8)  # or resampling alone would blur some places more than others
-    big = interpolate(torch.rand(count, 1, 30, 30, generator=random), (fine, fine), mode="bicubic")
-    line = torch.linspace(-1, 1, size) * size / (size + 8)
-    place = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).expand(count, -1, -1, -1)
-    rest, green = (grid_sample(big, place * zoom, align_corners=False) for zoom in (1.0, 1.08))
-    paint = 1 - tint * torch.rand(count, 3, 1, 1, generator=random)
-    return (torch.cat([rest, green, rest], 1).clamp(0, 1) * paint * 255).round().to(torch.uint8)
+    wave = 0.6 * torch.randn(count, 20, 2, generator=random)
+    phase = 2 * math.pi * torch.rand(count, 20, 1, generator=random)
+    line = torch.arange(size) - (size - 1) / 2
+    place = torch.cartesian_prod(line, line).T  # [2, size²], from the middle
+    rest, green = ((wave @ place * zoom + phase).cos().mean(1) for zoom in (1.0, 1.08))
+    paint = 1 - tint * torch.rand(count, 3, 1, generator=random)
+    pictures = (0.5 + 0.7 * torch.stack([rest, green, rest], 1)) * paint * 255
+    return pictures.clamp(0, 255).round().to(torch.uint8).unflatten(2, (size, size))
 
 
 def fringes(patches):
     """To which side of one channel another lies: correlations at small shifts, less those at the opposite ones.
 
-    [M, 3, p, p] -> [M, 36]. A first layer could compute it. (A blur along the shift, which projection leaves, is not in.)
+    [M, 3, p, p] -> [M, 36]. A first layer could compute it. A blur along it is not in.
     """
     x = patches - patches.mean((2, 3), keepdim=True)
     x = x / x.square().mean((2, 3), keepdim=True).sqrt().clamp_min(1e-6)
@@ -248,14 +252,10 @@ def test_contrast_normalization_and_resampling_alone_do_not_help():
     assert given_away(color="none") > 0.5
 
 
-@pytest.mark.parametrize(("color", "tint"), [("dropping", 0.0), ("dropping", 0.3), ("projection", 0.0)])
+@pytest.mark.parametrize("tint", [0.0, 0.3])
+@pytest.mark.parametrize("color", ["dropping", "projection"])
 def test_with_either_color_trick_they_do_not(color, tint):
-    assert given_away(tint, color=color) < 0.17  # 1 of 9 is 0.11, its deviation over 990 patches 0.01
-
-
-def test_projection_cleans_gray_edges_alone_as_the_card_says():
-    """Off the green-magenta axis a fringe of a reddish or bluish texture is still there, weaker: dropping is the default."""
-    assert 0.17 < given_away(0.3, color="projection")
+    assert given_away(tint, color=color) < 0.2  # chance is 0.11, and the nine patches of a picture are not independent
 
 
 def test_defaults_are_the_papers():
@@ -274,7 +274,7 @@ def test_defaults_are_the_papers():
 def test_what_cannot_work_is_refused_with_advice():
     with pytest.raises(ValueError, match="patch is 10 pixels; allowed: multiples of the backbone's patch_size 4 up to"):
         made(patch=10)
-    with pytest.raises(ValueError, match="patch is 20 pixels; .* up to its image_size 16; try 4"):
+    with pytest.raises(ValueError, match=r"patch is 20 pixels; .* up to its image_size 16; try 4"):
         made(patch=20)
     assert made(RESNET, patch=10).config.patch == 10
     with pytest.raises(ValueError, match="smallest 8 is not under patch 8; try 2"):

@@ -10,7 +10,13 @@ from components.data.augment import look
 from components.methods import METHODS
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
 
-SMALL = {"simclr": {"hidden": 8, "dim": 4}, "moco": {"queue": 20, "dim": 4}, "mocoscriptstyle": {"queue": 20, "dim": 4}}
+SMALL = {
+    "simclr": {"hidden": 8, "dim": 4},
+    "moco": {"queue": 20, "dim": 4},
+    "mocoscriptstyle": {"queue": 20, "dim": 4},
+    "contextprediction": {"patch": 8, "gap": 1, "jitter": 1, "grids": 2, "smallest": 4, "hidden": 8},
+    "jigsaw": {"cell": 10, "tile": 8, "orders": 10, "hidden": 4},
+}
 SHAPES = {
     "vit": ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2),
     "resnet": ResNetBackbone(kind="resnet18", image_size=16),
