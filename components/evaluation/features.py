@@ -20,6 +20,16 @@ def features(backbone: Backbone, photos: Photos, name: str = "features") -> Tens
     return torch.cat([backbone(batch.to(device)).float().cpu() for batch in batches])
 
 
+@torch.no_grad()
+def block_features(backbone: Backbone, photos: Photos) -> list[Tensor]:
+    """Of every picture after every block (ViT) or stage (ResNet), in one pass; the last ones are its features."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone.to(device).eval()
+    batches = progress(photos.batches(_all(photos), backbone.config.image_size), "features", unit="batch")
+    found = [[block.float().cpu() for block in backbone.blocks(batch.to(device))] for batch in batches]
+    return [torch.cat(block) for block in zip(*found, strict=True)]
+
+
 def pixel_features(photos: Photos, size: int) -> Tensor:
     """What can be told without any network: `size` × `size` pixels as one vector. Float32 [len(photos), 3·size²]."""
     return torch.cat([batch.float().flatten(1) / 255 for batch in photos.batches(_all(photos), size)])

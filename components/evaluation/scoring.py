@@ -46,6 +46,25 @@ def scores(vectors: Tensor, photos: Photos, shape: ViTBackbone | ResNetBackbone,
     return found
 
 
+def score_blocks(blocks: list[Tensor], photos: Photos, k: int) -> list[dict[str, Any]]:
+    """kNN and linear top-1 on test after every block: where what was learned lies, which need not be at the end.
+
+    blocks: [N, D] of every picture. One penalty for all, the middle one: it is the shape of the curve that tells.
+    """
+    train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
+    labels, held_out = photos.labels(train), photos.labels(test)
+    found = []
+    for vectors in blocks:
+        bank, queries = center(vectors[train], vectors[test])
+        voted = knn.classify(queries, bank, labels, min(k, len(train)))
+        known, asked = standardize(vectors[train], vectors[test])
+        weight, bias = linear.fit(known, labels, len(photos.classes), linear.MIDDLE)
+        probed = (asked @ weight.T + bias).argmax(1)
+        kinds = {"knn": voted, "linear": probed}
+        found.append({kind: share(int((said == held_out).sum()), len(test)) for kind, said in kinds.items()})
+    return found
+
+
 def score(vectors: list[Tensor], labels: list[Tensor], classes: int, k: int) -> dict[str, Any]:
     """vectors [N, D] and labels [N] of the train, val and test rows -> both scores with their 95 % intervals."""
     k = min(k, len(labels[0]))

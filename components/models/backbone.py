@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from components.config import Strict, parse
 from components.models.heads import sincos
+from components.models.patches import grid
 
 disable_progress_bar()  # one bar a saved file is noise
 
@@ -39,6 +40,13 @@ class Pixels(Strict):
     image_size: int = Field(224, ge=8)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    patches: int = Field(0, ge=0)  # side in pixels of 3 × 3 patches whose features are averaged; 0: the whole picture
+
+    @model_validator(mode="after")
+    def _holds(self) -> Self:
+        if self.patches > self.image_size:
+            raise ValueError(f"patches {self.patches} is larger than image_size {self.image_size}")
+        return self
 
 
 class ViTBackbone(Pixels):
@@ -73,11 +81,14 @@ BackboneConfig = Annotated[ViTBackbone | ResNetBackbone, Field(discriminator="ki
 class Backbone(nn.Module, ABC):
     """Pixels in, features out; the pixel statistics travel in its folder.
 
-    forward  uint8 (or float in 0 … 255) [B, 3, H, W] -> [B, D]     one vector an image, pooled as `pool` says
+    forward  uint8 (or float in 0 … 255) [B, 3, H, W] -> [B, D]     one vector an image, as `patches` and `pool` say
+    whole    the same                                 -> [B, D]     one vector an image, pooled as `pool` says
+    blocks   the same                                 -> [B, D] each, of every block or stage; the last one is forward's
     tokens   the same                                 -> [B, N, D]  one vector a place, class token excluded
     """
 
     pool: str
+    patches: int  # where a method trains only those: side of the 3 × 3 patches whose features are averaged, or 0
 
     config: ViTBackbone | ResNetBackbone
     dim: int
@@ -88,11 +99,35 @@ class Backbone(nn.Module, ABC):
     def __init__(self, config: ViTBackbone | ResNetBackbone) -> None:
         super().__init__()
         self.config = config
+        self.patches = config.patches
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1) * 255, persistent=False)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self._averaged(self.whole(self._shown(pixels)), len(pixels))
+
+    def blocks(self, pixels: Tensor) -> list[Tensor]:
+        return [self._averaged(x, len(pixels)) for x in self._blocks(self._shown(pixels))]
+
+    def _shown(self, pixels: Tensor) -> Tensor:
+        return grid(pixels, self.patches).flatten(0, 1) if self.patches else pixels
+
+    def _averaged(self, x: Tensor, pictures: int) -> Tensor:
+        return x.unflatten(0, (pictures, -1)).mean(1) if self.patches else x
+
+    def as_stock(self) -> Self:
+        """From now on one vector a picture is what stock libraries compute: of the whole picture, the class token."""
+        self.patches = 0
+        return self
+
+    @abstractmethod
+    def whole(self, pixels: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _blocks(self, pixels: Tensor) -> list[Tensor]: ...
 
     @abstractmethod
     def tokens(self, pixels: Tensor) -> Tensor: ...
@@ -180,15 +215,28 @@ class ViT(Backbone):
         """[B, 3, H, W] -> [B, 1 + N, D], class token first."""
         return self.encode(self.embed(pixels))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.sequence(pixels)
+    def _pooled(self, x: Tensor) -> Tensor:
         return x[:, 0] if self.pool == "class" else x[:, 1:].mean(1)
+
+    def whole(self, pixels: Tensor) -> Tensor:
+        return self._pooled(self.sequence(pixels))
+
+    def _blocks(self, pixels: Tensor) -> list[Tensor]:
+        x, found = self.embed(pixels), []
+        for layer in self.trunk.layers:
+            x = layer(x, None)
+            found.append(self._pooled(self.trunk.layernorm(x)))
+        return found
+
+    def as_stock(self) -> Self:
+        self.pool = "class"
+        return super().as_stock()
 
     def tokens(self, pixels: Tensor) -> Tensor:
         return self.sequence(pixels)[:, 1:]
 
     def _save(self, folder: Path) -> None:
-        self.trunk.config.pool = self.pool
+        self.trunk.config.pool, self.trunk.config.patches = self.pool, self.patches
         self.trunk.save_pretrained(folder)
 
     def read_weights(self, folder: Path) -> None:
@@ -215,17 +263,25 @@ class ResNet(Backbone):
             nn.init.kaiming_normal_(self.trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.trunk.maxpool = nn.Identity()
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def whole(self, pixels: Tensor) -> Tensor:
         return self.trunk(self.normalize(pixels))
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        trunk = self.trunk
+    def _stages(self, pixels: Tensor) -> list[Tensor]:
+        trunk, found = self.trunk, []
         x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(self.normalize(pixels)))))
-        x = trunk.layer4(trunk.layer3(trunk.layer2(trunk.layer1(x))))  # [B, D, h, w]
-        return x.flatten(2).transpose(1, 2)
+        for stage in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4):
+            x = stage(x)  # [B, D, h, w]
+            found.append(x)
+        return found
+
+    def _blocks(self, pixels: Tensor) -> list[Tensor]:
+        return [self.trunk.avgpool(x).flatten(1) for x in self._stages(pixels)]
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        return self._stages(pixels)[-1].flatten(2).transpose(1, 2)
 
     def _save(self, folder: Path) -> None:
-        said = {"model_type": self.config.kind, **self.config.model_dump(mode="json")}
+        said = {"model_type": self.config.kind, **self.config.model_dump(mode="json"), "patches": self.patches}
         (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         save_file({k: v.contiguous() for k, v in self.trunk.state_dict().items()}, folder / "model.safetensors")
 
@@ -252,7 +308,7 @@ def load(folder: Path) -> Backbone:
         raise ValueError(f"{folder} holds no backbone: {', '.join(missing)} missing")
     said, pixels = (json.loads(file.read_text(encoding="utf-8")) for file in (files[0], files[2]))
     kind = said["model_type"]
-    statistics = {"mean": tuple(pixels["image_mean"]), "std": tuple(pixels["image_std"])}
+    shown = {"mean": tuple(pixels["image_mean"]), "std": tuple(pixels["image_std"]), "patches": said.get("patches", 0)}
     if kind == "vit":
         values = {
             "image_size": said["image_size"],
@@ -261,11 +317,11 @@ def load(folder: Path) -> Backbone:
             "depth": said["num_hidden_layers"],
             "heads": said["num_attention_heads"],
             "pool": said.get("pool", "class"),
-            **statistics,
+            **shown,
         }
         backbone: Backbone = ViT(parse(ViTBackbone, values, str(files[0])))
     elif kind in ("resnet18", "resnet50"):
-        values = {"kind": kind, "image_size": said["image_size"], **statistics}
+        values = {"kind": kind, "image_size": said["image_size"], **shown}
         backbone = ResNet(parse(ResNetBackbone, values, str(files[0])))
     else:
         raise ValueError(f"{files[0]} says model_type {kind!r}; known: vit, resnet18, resnet50")

@@ -38,7 +38,7 @@ class Findings:
         return max(self.methods, key=lambda name: _top1(self.methods[name], "backbone", "knn") or 0.0)
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each baseline and each method: name, words, knn, linear (share dicts or None), rank."""
+        """A row for each baseline and each method: name, words, knn, linear (share dicts or None), health, blocks."""
         rows: list[dict[str, Any]] = []
         if self.scored:
             first = next(iter(self.methods.values()))
@@ -59,6 +59,7 @@ class Findings:
                     "knn": said.get("knn"),
                     "linear": said.get("linear"),
                     "health": metrics["health"],
+                    "blocks": metrics.get("blocks", []),
                     "method": True,
                 }
             )

@@ -47,7 +47,7 @@ def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str,
 
 def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict[str, Any]:
     acc = accelerator()
-    backbone = load(folder / "backbone")
+    backbone = load(folder / "backbone").as_stock()  # a head learns on what the saved model will compute
     vectors = features(backbone, photos)
     train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
     labels, held_out = photos.labels(train), photos.labels(test)

@@ -14,9 +14,9 @@ from torch import Tensor
 from components.config import Strict, read, write
 from components.data.photos import Photos
 from components.evaluation import knn
-from components.evaluation.features import center, features
+from components.evaluation.features import block_features, center
 from components.evaluation.health import effective_rank, spread
-from components.evaluation.scoring import cannot_score, scores
+from components.evaluation.scoring import cannot_score, score_blocks, scores
 from components.models.backbone import load
 
 
@@ -30,7 +30,8 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     """Measure folder/backbone; write metrics.json, neighbors.json and config.json to `out`."""
     photos = Photos(data)
     backbone = load(folder / "backbone")
-    vectors = features(backbone, photos)
+    blocks = block_features(backbone, photos)
+    vectors = blocks[-1]
     held_out = photos.rows("test") if len(photos.rows("test")) else photos.rows("train")
     sample = vectors[held_out[:4096]]
     health = {"effective_rank": effective_rank(sample), "spread": spread(sample), "dimensions": backbone.dim}
@@ -39,6 +40,7 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
         metrics["not_measured"] = {"knn, linear and their baselines": why}
     else:
         metrics |= scores(vectors, photos, backbone.config, config.neighbors, config.seed)
+        metrics["blocks"] = score_blocks(blocks, photos, config.neighbors)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     found = neighbors(vectors, photos.rows("train"), held_out, config.retrieved)
@@ -68,6 +70,9 @@ def main() -> None:
     for name in ("majority", "pixels", "random", "backbone"):
         for kind, said in metrics.get(name, {}).items():
             print(f"evaluate: {name:9} {kind:7} {said['value']:.3f} ({said['low']:.3f} to {said['high']:.3f})")
+    for kind in ("knn", "linear"):
+        said = ", ".join(f"{block[kind]['value']:.3f}" for block in metrics.get("blocks", []))
+        print(f"evaluate: blocks    {kind:7} {said}")
     for name, why in metrics.get("not_measured", {}).items():
         print(f"evaluate: not measured: {name}: {why}")
     print(f"evaluate: effective rank {metrics['health']['effective_rank']:.1f} of {metrics['health']['dimensions']}")

@@ -16,6 +16,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "ibot": HEAD,
     "dinov2": {**HEAD, "patch_bottleneck": 4},
     "swav": {"hidden": 8, "dim": 4, "prototypes": 6, "local_crops": 2, "queue": 16, "queue_from": 0},
+    "contextprediction": {"patch": 8, "gap": 1, "jitter": 1, "grids": 2, "smallest": 4, "hidden": 8},
+    "jigsaw": {"cell": 10, "tile": 8, "orders": 10, "hidden": 4},
     "simclr": {"hidden": 8, "dim": 4},
     "moco": {"queue": 20, "dim": 4},
     "mocoscriptstyle": {"queue": 20, "dim": 4},

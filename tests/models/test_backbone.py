@@ -141,3 +141,40 @@ def test_fixed_positions_are_sines_and_none_for_the_class_token():
     assert not positions.requires_grad
     assert not positions[0, 0].any()
     assert torch.equal(positions[0, 1:], sincos(2, 16))
+
+
+def test_the_blocks_end_with_the_features(backbone):
+    found = backbone.blocks(PIXELS)
+    assert len(found) == (2 if backbone.config.kind == "vit" else 4)
+    assert torch.allclose(found[-1], backbone(PIXELS), atol=1e-6)
+    assert not torch.allclose(found[0], found[-1][:, : found[0].shape[1]])
+    backbone.pool, backbone.patches = "mean", 8
+    assert torch.allclose(backbone.blocks(PIXELS)[-1], backbone(PIXELS), atol=1e-6)
+
+
+def test_features_of_patches_are_a_choice_that_is_saved(backbone, tmp_path):
+    pixels = PIXELS[:, :, :, :14].repeat(1, 1, 1, 2)[:, :, :, :20]  # 16 high, 20 wide
+    backbone.patches = 8
+    cuts = [pixels[:, :, top : top + 8, left : left + 8] for top in (0, 4, 8) for left in (0, 6, 12)]
+    for pool in ("class", "mean"):  # either may be averaged
+        backbone.pool = pool
+        assert torch.allclose(backbone(pixels), sum(map(backbone.whole, cuts)) / 9, atol=1e-6)
+    backbone.save(tmp_path)
+    again = load(tmp_path).eval()
+    assert (again.patches, again.config.patches) == (8, 8)
+    assert torch.allclose(again(pixels), backbone(pixels), atol=1e-6)
+    assert backbone.tokens(PIXELS).shape[1] == 4  # of the whole picture, as ever
+
+
+def test_as_stock_it_is_the_class_token_of_the_whole_picture(backbone):
+    wanted = backbone(PIXELS)
+    backbone.patches = 8
+    if backbone.config.kind == "vit":
+        backbone.pool = "mean"
+    assert not torch.allclose(backbone(PIXELS), wanted)
+    assert torch.equal(backbone.as_stock()(PIXELS), wanted)
+
+
+def test_patches_larger_than_the_picture_are_refused():
+    with pytest.raises(ValueError, match="patches 20 is larger than image_size 16"):
+        ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2, patches=20)

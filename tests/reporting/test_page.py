@@ -22,6 +22,7 @@ def findings():
         "random": LOW,
         "backbone": SCORE,
         "health": {"effective_rank": 31.4, "spread": 0.9, "dimensions": 64},
+        "blocks": [LOW, SCORE],
     }
     worse = {**copy.deepcopy(metrics), "backbone": LOW}
     log = [{"step": step, "loss": 5 / step} for step in range(1, 20)]
@@ -74,6 +75,11 @@ def test_everything_is_on_one_page_that_needs_nothing_else(findings, photos):
         assert text in html
     assert html.count("<figure") == 4 * 6
     assert "features of <b>moco</b>" in html
+
+
+def test_scores_after_every_block_are_a_line_of_their_method(findings, photos):
+    html = page(findings, photos)
+    assert html.count("after each block: 20 · 80</span>") == html.count("after each block: 24 · 90</span>") == 2
 
 
 def test_the_best_method_has_the_best_neighbors(findings):

@@ -32,6 +32,7 @@ PARAMS = {
     "simclr": {"hidden": 8, "dim": 4},
     "moco": {"queue": 32, "dim": 4},
     "mocoscriptstyle": {"queue": 32, "dim": 4},
+    "contextprediction": {"patch": 8, "gap": 1, "jitter": 1, "grids": 1, "smallest": 4, "hidden": 8, "epochs": 1},
 }
 
 
@@ -86,7 +87,9 @@ def test_every_epoch_has_every_row_once_in_another_order():
 def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
     pretrain(configure("simclr", PARAMS), prepared, tmp_path / "pre")
     metrics = evaluate(EvaluateConfig(neighbors=5), tmp_path / "pre", prepared, tmp_path / "eval")
-    assert {"majority", "pixels", "random", "backbone", "health"} == set(metrics)
+    assert {"majority", "pixels", "random", "backbone", "health", "blocks"} == set(metrics)
+    assert len(metrics["blocks"]) == 1  # the last block's neighbors are the backbone's
+    assert metrics["blocks"][-1]["knn"]["value"] == metrics["backbone"]["knn"]["value"]
     near = json.loads((tmp_path / "eval" / "neighbors.json").read_text())
     photos = Photos(prepared)
     assert sorted(map(int, near)) == photos.rows("test").tolist()
@@ -107,6 +110,24 @@ def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
         for row in photos.rows("test").tolist()
     ]
     assert sum(agree) == right  # the saved folder is the model that was measured
+
+
+def test_a_head_learns_on_what_the_saved_model_computes(prepared, tmp_path):
+    """A backbone that is judged by patches, and by the mean of their tokens, becomes a stock classifier too."""
+    pretrain(configure("contextprediction", PARAMS), prepared, tmp_path / "pre")
+    config = tmp_path / "pre" / "backbone" / "config.json"
+    said = json.loads(config.read_text())
+    assert said["patches"] == 8
+    config.write_text(json.dumps({**said, "pool": "mean"}))
+    adapted = adapt(AdaptConfig(method="contextprediction", epochs=10), tmp_path / "pre", prepared, tmp_path / "adapt")
+    told = json.loads((tmp_path / "adapt" / "model" / "config.json").read_text())
+    assert (told["pool"], told["patches"]) == ("class", 0)
+    photos, stock = Photos(prepared), pipeline("image-classification", model=str(tmp_path / "adapt" / "model"))
+    counts = torch.zeros(2, 2, dtype=torch.long)
+    for row in photos.rows("test", labeled=True).tolist():
+        answer = stock(Image.fromarray(photos[row].permute(1, 2, 0).numpy()))[0]["label"]
+        counts[photos.classes.index(photos.label(row)), photos.classes.index(answer)] += 1
+    assert counts.tolist() == adapted["confusion"]
 
 
 def test_a_folded_head_gives_the_same_logits(prepared, tmp_path):

@@ -1,0 +1,55 @@
+"""Rotation: by how many quarter turns was this picture turned? Who knows what things look like upright can tell.
+
+Gidaris, Singh & Komodakis, Unsupervised Representation Learning by Predicting Image Rotations, ICLR 2018.
+https://arxiv.org/abs/1803.07728
+
+All four turns of a picture are in one batch (section 2.2): no batch leans to one answer, and a cue that all turns share
+helps with none. Quarter turns need no interpolation, so that pixels tell nothing of the turn.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from components.data.augment import View
+from components.methods.method import Batch, Method, MethodConfig
+from components.models.backbone import Backbone, ResNet
+from components.training.optim import SGD, Optimizer, Steps
+
+TURNS = 4
+
+
+class RotationConfig(MethodConfig):
+    """Defaults: the ResNet-50 run of Goyal et al., 2019 (https://arxiv.org/abs/1905.01235), as VISSL states it."""
+
+    crop: tuple[float, float] = (0.08, 1.0)
+    flip: float = Field(0.5, ge=0, le=1)
+    optimizer: Optimizer = SGD(
+        lr=0.1, weight_decay=1e-4, decay_all=True, schedule=Steps(milestones=(30 / 105, 60 / 105, 90 / 105, 100 / 105))
+    )  # epochs 30, 60, 90 and 100 of 105; the paper: Nesterov, weight decay 5e-4, 30 %, 60 % and 80 % (CIFAR-10)
+
+
+class Rotation(Method):
+    @staticmethod
+    def views(config: RotationConfig, image_size: int) -> tuple[View]:
+        return (View(image_size, crop=config.crop, flip=config.flip),)
+
+    def __init__(self, backbone: Backbone, config: RotationConfig) -> None:
+        super().__init__(config)
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.dim, TURNS)
+        if isinstance(backbone, ResNet):
+            self.coupled = "batch norm in the backbone reads the whole batch"
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        upright = batch[0]  # [B, 3, S, S]
+        turned = torch.cat([upright.rot90(turn, (2, 3)) for turn in range(TURNS)])  # [4B, 3, S, S], counterclockwise
+        target = torch.arange(TURNS, device=upright.device).repeat_interleave(len(upright))
+        logits = self.head(self.backbone(turned))
+        return {"loss": cross_entropy(logits, target), "accuracy": (logits.argmax(1) == target).float().mean()}
+
+    def keep(self) -> Backbone:
+        return self.backbone

@@ -1,0 +1,90 @@
+"""Some methods look at a picture in pieces: cut them, take the cheap cues out of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+if TYPE_CHECKING:
+    from components.models.backbone import Backbone
+
+SIDE = 3  # pieces along each side of a grid
+RMS = 50.0  # of a contrast-normalized patch, in units of pixels 0 … 255 (Doersch's train.py)
+AXIS = torch.tensor([-1.0, 2.0, -1.0])  # from magenta to green: what a lens tears apart
+
+
+def require_fit(backbone: Backbone, name: str, size: int) -> None:
+    """Raises ValueError unless squares of `size` pixels suit the backbone, to train it and to judge it."""
+    step, limit = int(getattr(backbone.config, "patch_size", 1)), backbone.config.image_size
+    if size % step or size > limit:
+        raise ValueError(
+            f"{name} is {size} pixels; allowed: multiples of the backbone's patch_size {step} up to its image_size "
+            f"{limit}; try {max(step, limit // SIDE // step * step)}"
+        )
+
+
+def cut(pictures: Tensor, corners: Tensor, size: int) -> Tensor:
+    """[B, 3, H, W] and corners [B, P, 2] (top, left) -> squares [B, P, 3, size, size]."""
+    span = torch.arange(size, device=pictures.device)
+    rows, columns = (corners[:, :, axis, None] + span for axis in (0, 1))  # [B, P, size]
+    picture = torch.arange(len(pictures), device=pictures.device)[:, None, None, None]
+    return pictures.permute(0, 2, 3, 1)[picture, rows[:, :, :, None], columns[:, :, None, :]].permute(0, 1, 4, 2, 3)
+
+
+def grid(pictures: Tensor, size: int) -> Tensor:
+    """3 × 3 squares, evenly over the whole picture, row by row: [B, 3, H, W] -> [B, 9, 3, size, size]."""
+    height, width = pictures.shape[-2:]
+    tops, lefts = ([place * (side - size) // (SIDE - 1) for place in range(SIDE)] for side in (height, width))
+    assert size <= min(height, width)
+    return torch.stack([pictures[:, :, top : top + size, left : left + size] for top in tops for left in lefts], 1)
+
+
+def resamplers(size: int, smallest: int) -> Tensor:
+    """Down to `smallest` … `size` pixels and up again, each as a matrix: [size - smallest + 1, size, size].
+
+    R @ square @ Rᵀ is the square resampled, bilinear with antialiasing; the last one is the identity.
+    """
+    columns = torch.eye(size)[None, None]
+    small = (interpolate(columns, (side, size), mode="bilinear", antialias=True) for side in range(smallest, size + 1))
+    return torch.stack([interpolate(x, (size, size), mode="bilinear")[0, 0] for x in small])
+
+
+def standardized(squares: Tensor) -> Tensor:
+    """Each channel of each square with mean 0 and deviation 1 (0 if it is flat): [..., S, S] -> same."""
+    centered = squares - squares.mean((-2, -1), keepdim=True)
+    return centered / centered.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(0.1)
+
+
+def without_aberration(squares: Tensor, color: Literal["dropping", "projection", "none"], draws: Tensor) -> Tensor:
+    """Colors so that what a lens does to them tells nothing: centered squares [M, 3, S, S], draws [M, 2] -> same.
+
+    dropping: one channel stays, the others become noise in ±0.5; projection: off the axis green to magenta.
+    Doersch et al., 2015, section 3.1.
+    """
+    if color == "none":
+        return squares
+    if color == "projection":
+        axis = AXIS.to(squares)
+        keep = torch.eye(3).to(squares) - axis[:, None] * axis / (axis @ axis)
+        return torch.einsum("ij,mjhw->mihw", keep, squares)
+    kept = (draws[:, 0] * 3).long()[:, None] == torch.arange(3, device=squares.device)  # [M, 3]
+    noise = hashed(draws[:, 1], squares[0].numel()).to(squares.dtype).view_as(squares) - 0.5
+    return torch.where(kept[:, :, None, None], squares, noise)
+
+
+def hashed(seeds: Tensor, count: int) -> Tensor:
+    """Noise in [0, 1) that depends on each seed (in [0, 1), [M]) alone, on any device: float32 [M, count].
+
+    Wellons' lowbias32 of the place, keyed by the seed (https://nullprogram.com/blog/2018/07/31/).
+    """
+    key = _mix((seeds.double() * 2**32).long())[:, None]
+    return (_mix(key ^ _mix(torch.arange(1, count + 1, device=seeds.device))) >> 8).float() * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)

@@ -1,0 +1,145 @@
+"""Against a derivation with loops; the orders against a search over all of them."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from components.data.augment import Draws
+from components.methods import METHODS
+from components.methods.jigsaw import Jigsaw, JigsawConfig, unlike
+from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
+from components.training.optim import SGD, multiplier
+
+VIT = ViTBackbone(image_size=16, patch_size=4, width=8, depth=1, heads=2)
+RESNET = ResNetBackbone(kind="resnet18", image_size=16)
+SMALL = {"cell": 10, "tile": 8, "orders": 7, "hidden": 5}
+
+
+def made(shape=VIT, **settings):
+    torch.manual_seed(0)
+    return Jigsaw(build(shape), JigsawConfig(**{**SMALL, **settings})).double().train()
+
+
+def batch(count=4, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    canvas = torch.randint(256, (count, 3, 30, 30), generator=random, dtype=torch.uint8)
+    return [canvas, torch.rand(count, 19, generator=random)]
+
+
+def naive_loss(method, batch):
+    """Tile by tile, in the mixed order from the start."""
+    mean, std = (x.flatten().numpy() for x in (method.backbone.mean, method.backbone.std))
+    orders, tiles, targets = unlike(9, method.config.orders), [], []
+    for canvas, draws in zip(*batch, strict=True):
+        luck = draws.tolist()
+        targets.append(int(luck[18] * len(orders)))
+        for place in orders[targets[-1]].tolist():
+            row, column = divmod(place, 3)
+            top, left = row * 10 + int(luck[2 * place] * 3), column * 10 + int(luck[2 * place + 1] * 3)
+            tile = canvas[:, top : top + 8, left : left + 8].double().numpy()
+            if method.config.normalized:
+                tile = np.stack([(x - x.mean()) / x.std() * s + m for x, m, s in zip(tile, mean, std, strict=True)])
+            tiles.append(tile)
+    with torch.no_grad():
+        x = method.backbone.whole(torch.from_numpy(np.stack(tiles))).numpy()
+    weights = {name: p.detach().numpy() for name, p in method.named_parameters()}
+    x = x @ weights["each.0.weight"].T
+    x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * weights["each.1.weight"] + weights["each.1.bias"]
+    x = np.maximum(x, 0).reshape(len(targets), -1) @ weights["head.weight"].T + weights["head.bias"]
+    return np.mean([np.log(np.exp(row).sum()) - row[target] for row, target in zip(x, targets, strict=True)])
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_loss_equals_a_naive_derivation_over_several_steps(normalized):
+    method = made(normalized=normalized)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    for step in range(3):
+        loss = method(batch(seed=step))["loss"]
+        assert loss.item() == pytest.approx(naive_loss(method, batch(seed=step)), abs=1e-6)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_gradients_of_all_parameters_are_finite_differences_of_the_naive_loss():
+    method = made()
+    method(batch())["loss"].backward()
+    random = torch.Generator().manual_seed(1)
+    for name, p in method.named_parameters():
+        way, values = torch.randn(p.shape, generator=random, dtype=p.dtype), []
+        with torch.no_grad():
+            for step in (1e-6, -2e-6):
+                p.add_(way, alpha=step)
+                values.append(naive_loss(method, batch()))
+            p.add_(way, alpha=1e-6)
+        assert (values[0] - values[1]) / 2e-6 == pytest.approx((p.grad * way).sum().item(), abs=1e-6), name
+
+
+def test_orders_are_those_of_a_search_over_all():
+    every = list(permutations(range(5)))
+    chosen = [every[0]]
+    while len(chosen) < 30:
+        apart = [[sum(a != b for a, b in zip(one, other, strict=True)) for other in chosen] for one in every]
+        best = max(range(len(every)), key=lambda i: (min(apart[i]), sum(apart[i]), -i))
+        chosen.append(every[best])
+    assert unlike(5, 30).tolist() == [list(order) for order in chosen]
+
+
+def test_orders_are_as_unlike_as_they_can_be_and_each_is_there_once():
+    orders = unlike(9, 100)
+    assert sorted(map(tuple, unlike(4, 24).tolist())) == sorted(permutations(range(4)))
+    apart = (orders[:, None] != orders[None]).sum(-1)[~np.eye(100, dtype=bool)]
+    assert apart.min() >= 6
+    assert apart.mean() > 8
+    first = orders[:9]  # no tile twice at one place
+    assert all(sorted(first[:, place].tolist()) == list(range(9)) for place in range(9))
+
+
+def test_a_tiles_colors_and_contrast_say_nothing():
+    method = made()
+    canvas, draws = batch()
+    bright = (canvas // 2 + 40).double()
+    seen = method.tiles(canvas // 2, draws[:, :-1])
+    assert torch.allclose(method.tiles(bright, draws[:, :-1]), seen)
+    shown = method.backbone.normalize(seen)
+    assert torch.allclose(shown.mean((2, 3)), torch.zeros(36, 3).double(), atol=1e-9)
+    assert torch.allclose(shown.square().mean((2, 3)), torch.ones(36, 3).double())
+    assert method.tiles(torch.full_like(canvas, 7), draws[:, :-1]).isfinite().all()
+
+
+def test_tiles_lie_anywhere_in_their_own_cell():
+    method = made(normalized=False)
+    places = torch.arange(900).view(1, 1, 30, 30).expand(1, 3, -1, -1)
+    for luck, moved in ((0.0, 0), (0.5, 1), (1 - 2**-24, 2)):
+        for place, tile in enumerate(method.tiles(places, torch.full((1, 18), luck))[:, 0]):
+            row, column = divmod(place, 3)
+            assert divmod(int(tile[0, 0]), 30) == (row * 10 + moved, column * 10 + moved)
+
+
+def test_defaults_are_the_published_runs():
+    config = JigsawConfig()
+    assert (config.cell, config.tile, config.orders, config.hidden) == (85, 64, 2000, 1000)
+    assert (config.gray, config.flip, config.normalized) == (0.66, 0.5, True)
+    schedule = config.optimizer.schedule
+    assert config.optimizer == SGD(lr=0.1, momentum=0.9, weight_decay=1e-4, decay_all=True, schedule=schedule)
+    rates = [multiplier(schedule, epoch / 105) for epoch in (0, 29, 30, 60, 90, 100)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.01, 1e-3, 1e-4])
+    view, draws = METHODS["jigsaw"].method.views(config, 224)
+    assert (view.size, view.ratio, draws) == (255, (1.0, 1.0), Draws(19))
+
+
+def test_what_cannot_work_is_refused_with_advice():
+    with pytest.raises(ValueError, match="tile is 10 pixels; allowed: multiples of the backbone's patch_size 4 up to"):
+        made(tile=10)
+    with pytest.raises(ValueError, match="tile 12 is larger than cell 10; try cell 16"):
+        made(tile=12)
+
+
+@pytest.mark.parametrize("shape", [VIT, RESNET], ids=["vit", "resnet"])
+def test_it_is_judged_by_tiles_as_it_was_trained(shape, tmp_path):
+    method = made(shape).float().eval()
+    method.keep().save(tmp_path)
+    assert load(tmp_path).patches == 8
+    assert made(shape, averaged=False).keep().patches == 0
