@@ -58,16 +58,24 @@ def draw(seed: int, index: int) -> Scene:
     label = CLASSES[order[index % len(CLASSES)]]
     r = np.random.default_rng([seed, index])
     background, count = str(r.choice(list(BACKGROUNDS))), int(r.choice(list(NUMBERS)))
+    caption, questions = _words(r, label, background, count)
+    return Scene(_pixels(r, label, background, count), label, caption, questions)
+
+
+def _words(r: np.random.Generator, label: str, background: str, count: int) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The caption and the questions, each in one of two wordings."""
+    where, number = BACKGROUNDS[background], NUMBERS[count]
+    things = f"{number} {_several(label)}"
+    caption = (f"{things} {where}", f"a picture of {things} {where}")[r.integers(2)]
     other = str(r.choice([name for name in CLASSES if name != label]))
     asked, answer = ((label, "yes"), (other, "no"))[r.integers(2)]
-    questions = (
-        ("What is in the picture?", _several(label)),
-        ("How many are there?", NUMBERS[count]),
-        ("What is the background?", background),
-        (f"Are there {_several(asked)} in the picture?", answer),
+    ways = (
+        (("What is in the picture?", "What are these?"), _several(label)),
+        (("How many are there?", f"How many {_several(label)} do you see?"), number),
+        (("What is the background?", f"What are the {_several(label)} on?"), background),
+        ((f"Are there {_several(asked)} in the picture?", f"Do you see {_several(asked)}?"), answer),
     )
-    caption = f"{NUMBERS[count]} {_several(label)} {BACKGROUNDS[background]}"
-    return Scene(_pixels(r, label, background, count), label, caption, questions)
+    return caption, tuple((wordings[r.integers(2)], short) for wordings, short in ways)
 
 
 def _several(noun: str) -> str:

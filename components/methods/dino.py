@@ -24,6 +24,8 @@ from components.training.optim import cosine
 class DINOConfig(Distillation):
     """Defaults: as they stand in Distillation, which are DINO's."""
 
+    batch_norm: bool = False  # in the head: main_dino.py, --use_bn_in_head
+
 
 class DINO(Method):
     @staticmethod
@@ -33,12 +35,16 @@ class DINO(Method):
     def __init__(self, backbone: Backbone, config: DINOConfig) -> None:
         super().__init__(config)
         whole_patches(backbone, config.local_size)
-        head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
+        head = PrototypeHead(
+            backbone.dim, config.hidden, config.bottleneck, config.prototypes, norm=config.batch_norm
+        )
         self.student: Any = nn.Sequential(backbone, head)
         self.teacher = Slow(self.student)
         self.targets = Targets(config, config.prototypes)
         if isinstance(backbone, ResNet):
             self.coupled = "batch norm in the backbone reads the whole batch"
+        elif config.batch_norm:
+            self.coupled = "batch norm in the head reads the whole batch"
         elif config.targets == "sinkhorn":
             self.coupled = "Sinkhorn shares the whole batch among the prototypes"
 

@@ -90,17 +90,19 @@ def sincos(side: int, dim: int) -> Tensor:
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head: an MLP without batch norm down to a bottleneck, whose cosine with each prototype is a logit.
+    """DINO's head: an MLP down to a bottleneck, whose cosine with each prototype is a logit.
 
     Caron et al., 2021, appendix C, and dino/vision_transformer.py: weights start truncated normal with 0.02, biases at
     0; prototypes are weight-normalized with a gain of 1 that is not learned, so that none is louder than another.
+    norm: batch norm after each hidden layer (its --use_bn_in_head).
     """
 
-    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int, *, norm: bool = False) -> None:
         super().__init__()
-        dims = (width, hidden, hidden, bottleneck)
-        layers = [layer for a, b in pairwise(dims) for layer in (nn.Linear(a, b), nn.GELU())]
-        self.mlp = nn.Sequential(*layers[:-1])
+        layers: list[nn.Module] = []
+        for a, b in ((width, hidden), (hidden, hidden)):
+            layers += [nn.Linear(a, b), *([BatchNorm(b)] if norm else []), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

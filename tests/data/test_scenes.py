@@ -68,7 +68,7 @@ def test_class_is_independent_of(drawn: list[Scene], question: int, values: list
 def test_caption_and_answers_say_the_same(drawn: list[Scene]) -> None:
     for scene in drawn:
         what, number, background, _ = (answer for _, answer in scene.questions)
-        assert scene.caption == f"{number} {what} {BACKGROUNDS[background]}"
+        assert scene.caption.removeprefix("a picture of ") == f"{number} {what} {BACKGROUNDS[background]}"
         assert what.startswith(scene.label[:4])
         asked, answer = scene.questions[YES_NO]
         assert answer == ("yes" if what in asked else "no")
