@@ -10,7 +10,16 @@ from components.data.augment import look
 from components.methods import METHODS
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
 
-SMALL = {"simclr": {"hidden": 8, "dim": 4}, "moco": {"queue": 20, "dim": 4}, "mocoscriptstyle": {"queue": 20, "dim": 4}}
+SMALL = {
+    "simclr": {"hidden": 8, "dim": 4},
+    "moco": {"queue": 20, "dim": 4},
+    "mocoscriptstyle": {"queue": 20, "dim": 4},
+    "mocov3": {"hidden": 8, "dim": 4},
+    "byol": {"hidden": 8, "dim": 4},
+    "simsiam": {"dim": 8, "predictor_hidden": 4},
+    "barlowtwins": {"dim": 8},
+    "vicreg": {"dim": 8},
+}
 SHAPES = {
     "vit": ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2),
     "resnet": ResNetBackbone(kind="resnet18", image_size=16),
@@ -23,7 +32,7 @@ def made(request, photos):
     name, shape = request.param
     torch.manual_seed(0)
     recipe = METHODS[name]
-    config = parse(recipe.config, SMALL.get(name, {}), name)
+    config = recipe.method.complete(parse(recipe.config, SMALL.get(name, {}), name), photos)
     method = recipe.method(build(SHAPES[shape]), config).train()
     views = recipe.method.views(config, 16)
     return method, lambda epoch: look(photos, photos.rows("train")[:BATCH], views, 0, epoch)
