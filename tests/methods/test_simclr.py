@@ -1,4 +1,4 @@
-"""Against the paper's formulas written out as loops. Over ranks: test_ranks.py."""
+"""Against the paper's formulas written out as loops. Over ranks: test_over_ranks.py."""
 
 import math
 import weakref

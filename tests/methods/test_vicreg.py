@@ -1,4 +1,4 @@
-"""Against a re-derivation in loops, gradients by finite differences, in float64. Over ranks: test_ranks.py."""
+"""Against a re-derivation in loops, gradients by finite differences, in float64. Over ranks: test_over_ranks.py."""
 
 import numpy as np
 import pytest

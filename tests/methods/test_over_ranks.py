@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-import two_ranks
+import over_ranks
 from test_contract import SMALL
 
 from components.methods import METHODS
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 def two(prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     out, store = folder / "said.safetensors", folder / "store"
-    command = [sys.executable, str(HERE / "two_ranks.py"), str(out), str(prepared), str(store)]
+    command = [sys.executable, str(HERE / "over_ranks.py"), str(out), str(prepared), str(store)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     both = [
         subprocess.Popen([*command, rank], env=environment, stderr=subprocess.PIPE, text=True) for rank in ("0", "1")
@@ -42,13 +42,13 @@ def assert_same(found, wanted, leaving=()):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_ranks_are_one_process(two, photos, name):
-    assert_same(two(name), two_ranks.run(name, SMALL.get(name, {}), photos))
+    assert_same(two(name), over_ranks.run(name, SMALL.get(name, {}), photos))
 
 
-@pytest.mark.parametrize("name", two_ranks.LOSSES)
+@pytest.mark.parametrize("name", over_ranks.LOSSES)
 def test_a_gather_whose_backward_does_not_sum_over_ranks_is_seen(two, name):
     """lightly #1528 (NT-Xent), #1977 (Barlow Twins: a gradient off by the number of ranks)."""
-    one = two_ranks.bare(name)
+    one = over_ranks.bare(name)
     assert_same(two(f"bare {name}"), one)
     wrong = two(f"unsummed {name}")
     assert torch.allclose(wrong["loss"], one["loss"])  # the loss says nothing of it
@@ -57,7 +57,7 @@ def test_a_gather_whose_backward_does_not_sum_over_ranks_is_seen(two, name):
 
 def test_labels_that_do_not_count_the_ranks_before_are_seen(two):
     """lightly #1177, solo-learn #253: on all ranks but the first the positive is another picture."""
-    one = two_ranks.bare("simclr")["loss"]
+    one = over_ranks.bare("simclr")["loss"]
     assert two("bare simclr")["loss"].item() == pytest.approx(one.item(), abs=1e-9)
     assert abs(two("unshifted simclr")["loss"] - one) > 1e-3
 
@@ -68,14 +68,14 @@ def test_keys_are_shuffled_over_all_ranks_by_one_permutation(two, photos, symmet
     running statistics, which training does not read, are each rank's own."""
     settings = {**SMALL["moco"], "batch_norm_groups": 4, "symmetric": symmetric}
     statistics = ("running_mean", "running_var", "num_batches_tracked")
-    assert_same(two(f"shuffled {symmetric}"), two_ranks.run("moco", settings, photos, two_ranks.RESNET), statistics)
+    assert_same(two(f"shuffled {symmetric}"), over_ranks.run("moco", settings, photos, over_ranks.RESNET), statistics)
 
 
 def test_the_queue_holds_the_keys_of_all_ranks(two):
     """lightly #1018: a bank of one rank's keys alone."""
     said = two("moco")
-    assert said["state queue.cursor"].item() == two_ranks.STEPS * two_ranks.BATCH % SMALL["moco"]["queue"]
+    assert said["state queue.cursor"].item() == over_ranks.STEPS * over_ranks.BATCH % SMALL["moco"]["queue"]
 
 
 def test_chunks_under_ddp_are_the_whole_batch(two, photos):
-    assert_same(two("chunks"), two_ranks.run("simclr", SMALL["simclr"], photos))
+    assert_same(two("chunks"), over_ranks.run("simclr", SMALL["simclr"], photos))
