@@ -1,4 +1,4 @@
-"""Run by two gloo processes: python over_ranks.py OUT FOLDER STORE RANK. What rank 0 has after two steps of each method,
+"""Run by two gloo processes: python over_ranks.py OUT FOLDER STORE RANK. What rank 0 has after steps of each method,
 and what two well-known mistakes would have said, for test_over_ranks.py to compare with one process.
 """
 

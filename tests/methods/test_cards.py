@@ -16,7 +16,7 @@ CARDS = sorted((Path(__file__).parents[2] / "docs" / "methods").glob("*.md"))
 def test_defaults_on_the_card_are_the_codes(card):
     schema = METHODS[card.stem].config
     rows = re.findall(r"^\| (\w+) \| (.*?) \| .*\|$", card.read_text(encoding="utf-8"), re.MULTILINE)[1:]
-    assert [name for name, _ in rows] == [name for name in ordered(schema)]
+    assert [name for name, _ in rows] == ordered(schema)
     for name, said in rows:
         assert getattr(parse(schema, {name: yaml.safe_load(said)}, card.name), name) == getattr(schema(), name), name
 
