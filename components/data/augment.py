@@ -67,6 +67,11 @@ class Draws:
     count: int
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Not a look but what the picture shows; who asks for it is given only pictures that have a label."""
+
+
 def uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> Tensor:
     """Numbers in [0, 1) that depend on nothing but the arguments: float64 [len(rows), count].
 
@@ -95,12 +100,16 @@ def more(draws: Tensor, count: int) -> Tensor:
     return (z >> 40 & 2**24 - 1).float() * 2.0**-24
 
 
-def look(photos: Photos, rows: np.ndarray, views: Sequence[View | Draws], seed: int, epoch: int) -> list[Tensor]:
-    """For each View uint8 [len(rows), 3, size, size], for each Draws float32 [len(rows), count]."""
+def look(
+    photos: Photos, rows: np.ndarray, views: Sequence[View | Draws | Labels], seed: int, epoch: int
+) -> list[Tensor]:
+    """For each View uint8 [B, 3, size, size], for each Draws float32 [B, count], for Labels int64 [B]; B: len(rows)."""
     found = []
     for i, view in enumerate(views):
         if isinstance(view, Draws):
             found.append(uniform(seed, epoch, rows, i, view.count).float().clamp_max_(1 - 2**-24))  # never rounded to 1
+        elif isinstance(view, Labels):
+            found.append(photos.labels(rows))
         else:
             found.append(render(photos, rows, view, uniform(seed, epoch, rows, i, NEEDED)))
     return found

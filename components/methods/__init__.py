@@ -1,5 +1,7 @@
-"""Every way we know to learn without labels. To add one: write its file, add its line."""
+"""Every way we know to learn without labels, and one with them. To add one: write its file, add its line."""
 
+from components.methods.barlowtwins import BarlowTwins, BarlowTwinsConfig
+from components.methods.byol import BYOL, BYOLConfig
 from components.methods.contextprediction import ContextPrediction, ContextPredictionConfig
 from components.methods.dino import DINO, DINOConfig
 from components.methods.dinov2 import DINOv2, DINOv2Config
@@ -10,24 +12,34 @@ from components.methods.lejepa import LeJEPA, LeJEPAConfig
 from components.methods.mae import MAE, MAEConfig
 from components.methods.method import Method, MethodConfig, Recipe
 from components.methods.moco import MoCo, MoCoConfig, MoCoScriptConfig
+from components.methods.mocov3 import MoCoV3, MoCoV3Config
 from components.methods.rotation import Rotation, RotationConfig
 from components.methods.simclr import SimCLR, SimCLRConfig
+from components.methods.simsiam import SimSiam, SimSiamConfig
+from components.methods.supervised import Supervised, SupervisedConfig
 from components.methods.swav import SwAV, SwAVConfig
+from components.methods.vicreg import VICReg, VICRegConfig
 
 METHODS: dict[str, Recipe] = {
-    "dino": Recipe(DINO, DINOConfig),
-    "ibot": Recipe(IBOT, IBOTConfig),
-    "dinov2": Recipe(DINOv2, DINOv2Config),
-    "swav": Recipe(SwAV, SwAVConfig),
-    "simclr": Recipe(SimCLR, SimCLRConfig),
+    "contextprediction": Recipe(ContextPrediction, ContextPredictionConfig),
+    "jigsaw": Recipe(Jigsaw, JigsawConfig),
+    "rotation": Recipe(Rotation, RotationConfig),
     "moco": Recipe(MoCo, MoCoConfig),
     "mocoscriptstyle": Recipe(MoCo, MoCoScriptConfig),
+    "simclr": Recipe(SimCLR, SimCLRConfig),
+    "dino": Recipe(DINO, DINOConfig),
+    "mocov3": Recipe(MoCoV3, MoCoV3Config),
+    "byol": Recipe(BYOL, BYOLConfig),
+    "simsiam": Recipe(SimSiam, SimSiamConfig),
+    "swav": Recipe(SwAV, SwAVConfig),
+    "barlowtwins": Recipe(BarlowTwins, BarlowTwinsConfig),
+    "vicreg": Recipe(VICReg, VICRegConfig),
     "mae": Recipe(MAE, MAEConfig),
+    "ibot": Recipe(IBOT, IBOTConfig),
+    "dinov2": Recipe(DINOv2, DINOv2Config),
     "ijepa": Recipe(IJEPA, IJEPAConfig),
     "lejepa": Recipe(LeJEPA, LeJEPAConfig),
-    "contextprediction": Recipe(ContextPrediction, ContextPredictionConfig),
-    "rotation": Recipe(Rotation, RotationConfig),
-    "jigsaw": Recipe(Jigsaw, JigsawConfig),
+    "supervised": Recipe(Supervised, SupervisedConfig),
 }
 
 __all__ = ["METHODS", "Method", "MethodConfig", "Recipe"]

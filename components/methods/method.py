@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from components.config import Strict
-from components.data.augment import Draws, View
+from components.data.augment import Draws, Labels, View
+from components.data.photos import Photos
 from components.models.backbone import Backbone
 from components.training.objective import Objective
 from components.training.optim import Optimizer
 
-Batch = Any  # uint8 [B, 3, S, S] for each View, float32 [B, count] for each Draws; only the method looks inside
+Batch = Any  # uint8 [B, 3, S, S] for each View, float32 [B, count] for each Draws, int64 [B] for Labels
 
 
 class MethodConfig(Strict):
@@ -38,7 +39,15 @@ class Method(Objective, ABC):
 
     @staticmethod
     @abstractmethod
-    def views(config: Any, image_size: int) -> Sequence[View | Draws]: ...
+    def views(config: Any, image_size: int) -> Sequence[View | Draws | Labels]: ...
+
+    @staticmethod
+    def complete(config: Any, photos: Photos) -> Any:  # noqa: ARG004
+        """The settings with what only the data know (the number of classes).
+
+        Raises ValueError where the data do not know it either.
+        """
+        return config
 
     @staticmethod
     def check(config: Any, pictures: int, batch_size: int, world: int) -> None:

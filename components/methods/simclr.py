@@ -1,12 +1,14 @@
 """SimCLR: two views of a picture should be closer to each other than to any other picture of the batch.
 
-Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020.
+v1: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020.
 https://arxiv.org/abs/2002.05709
+v2: Chen et al., Big Self-Supervised Models are Strong Semi-Supervised Learners, NeurIPS 2020.
+https://arxiv.org/abs/2006.10029 (a third layer in the head; the reference code's, batch norm after each).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -16,24 +18,27 @@ from components.data.augment import Jitter, View
 from components.methods.losses import nt_xent
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
+from components.models.chunks import encode, must_not_mix
 from components.models.heads import mlp
-from components.training.optim import SGD, Cosine, Optimizer
+from components.training.optim import LARS, Cosine, Optimizer
 
 
 class SimCLRConfig(MethodConfig):
-    """Defaults: section 2.1 and appendix A; for a batch well under 4,096 SGD stands in for LARS at the same rate."""
+    """Defaults: v1, sections 2.1 and 4, appendix A; its "batch size small" rate is lr 1.2 with scaling sqrt (B.1)."""
 
-    hidden: int = 2048
-    dim: int = 128
-    temperature: float = Field(0.1, gt=0)
-    crop: tuple[float, float] = (0.08, 1.0)
-    color_strength: float = 1.0  # 0.5 for small images (appendix B.9)
-    blur: float = Field(0.5, ge=0, le=1)  # 0 for small images (appendix B.9)
-    optimizer: Optimizer = SGD(lr=0.3, weight_decay=1e-6, schedule=Cosine(warmup=0.1))
+    head: Literal["v1", "v2"] = "v1"  # layers: two, or three with batch norm after the last too
+    hidden: int = Field(2048, ge=1)  # section 4.2: the width of ResNet-50
+    dim: int = Field(128, ge=1)  # section 2.1
+    temperature: float = Field(0.1, gt=0)  # table 5; 0.5 for CIFAR-10 (B.9)
+    crop: tuple[float, float] = (0.08, 1.0)  # appendix A
+    color_strength: float = Field(1.0, ge=0)  # 0.5 for small images (B.9)
+    blur: float = Field(0.5, ge=0, le=1)  # 0 for small images (B.9)
+    chunk: int = Field(0, ge=0)  # pictures encoded at a time, 0: all; for a batch larger than the device
+    optimizer: Optimizer = LARS(lr=0.3, weight_decay=1e-6, schedule=Cosine(warmup=0.1))  # 2.1; 10 of 100 epochs
 
 
 class SimCLR(Method):
-    coupled = "each picture is told from all others of the batch"
+    coupled = "each picture is told from all others of the batch; set chunk instead"
 
     @staticmethod
     def views(config: SimCLRConfig, image_size: int) -> tuple[View, View]:
@@ -51,11 +56,17 @@ class SimCLR(Method):
 
     def __init__(self, backbone: Backbone, config: SimCLRConfig) -> None:
         super().__init__(config)
+        must_not_mix(backbone, config.chunk)
         self.backbone = backbone
-        self.projector = mlp(backbone.dim, config.hidden, config.dim, norm=True)
+        width, hidden, dim = backbone.dim, config.hidden, config.dim
+        if config.head == "v1":
+            self.projector = mlp(width, hidden, dim)
+        else:
+            self.projector = mlp(width, hidden, hidden, dim, last_norm="scale")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        a, b = self.projector(self.backbone(torch.cat(list(batch)))).chunk(2)
+        features = encode(self.backbone, torch.cat(list(batch)), self.config.chunk)  # [2B, D]
+        a, b = self.projector(features).chunk(2)
         return {"loss": nt_xent(a, b, self.config.temperature)}
 
     def keep(self) -> Backbone:

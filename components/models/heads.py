@@ -26,18 +26,22 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def mlp(
-    *dims: int, norm: bool = True, bias: bool | None = None, last_norm: Literal["none", "plain", "scale"] = "none"
+    *dims: int,
+    norm: bool = True,
+    bias: bool | None = None,
+    last_norm: Literal["none", "plain", "scale"] = "none",
+    last_bias: bool | None = None,
 ) -> nn.Sequential:
     """Linear layers through `dims`, batch norm (if asked) and ReLU between them.
 
-    bias: of the hidden layers; by default where no batch norm follows. last_norm: after the last layer "none" (which
-    then has a bias), batch norm without scale and shift ("plain"), or with a scale alone ("scale", SimCLR's code).
+    bias, last_bias: of the hidden layers, of the last one; by default where no batch norm follows. last_norm: after the
+    last layer "none", batch norm without scale and shift ("plain"), or with a scale alone ("scale", SimCLR's code).
     """
     layers: list[nn.Module] = []
     for a, b in pairwise(dims[:-1]):
         hidden = [nn.Linear(a, b, bias=not norm if bias is None else bias), *([BatchNorm(b)] if norm else [])]
         layers += [*hidden, nn.ReLU(inplace=True)]
-    layers.append(nn.Linear(dims[-2], dims[-1], bias=last_norm == "none"))
+    layers.append(nn.Linear(dims[-2], dims[-1], bias=last_norm == "none" if last_bias is None else last_bias))
     if last_norm != "none":
         layers.append(BatchNorm(dims[-1], affine=last_norm == "scale"))
     if last_norm == "scale":

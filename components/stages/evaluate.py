@@ -70,8 +70,8 @@ def main() -> None:
     for name in ("majority", "pixels", "random", "backbone"):
         for kind, said in metrics.get(name, {}).items():
             print(f"evaluate: {name:9} {kind:7} {said['value']:.3f} ({said['low']:.3f} to {said['high']:.3f})")
-    for kind in ("knn", "linear"):
-        said = ", ".join(f"{block[kind]['value']:.3f}" for block in metrics.get("blocks", []))
+    for kind in ("knn", "linear") if "blocks" in metrics else ():
+        said = ", ".join(f"{block[kind]['value']:.3f}" for block in metrics["blocks"])
         print(f"evaluate: blocks    {kind:7} {said}")
     for name, why in metrics.get("not_measured", {}).items():
         print(f"evaluate: not measured: {name}: {why}")

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, SerializeAsAny
 
 from components.config import Strict, parse, section, write
-from components.data.augment import look
+from components.data.augment import Labels, look
 from components.data.photos import Photos
 from components.methods import METHODS, MethodConfig
 from components.models.backbone import BackboneConfig, build
@@ -54,8 +54,10 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     """Train on the pictures of the train split; write the backbone, the log and config.json to `out`."""
     acc = accelerator()
     photos = Photos(data)
-    rows = photos.rows("train")
     recipe, world = METHODS[config.method], acc.num_processes
+    config = config.model_copy(update={"settings": recipe.method.complete(config.settings, photos)})
+    views = recipe.method.views(config.settings, config.backbone.image_size)
+    rows = photos.rows("train", labeled=any(isinstance(view, Labels) for view in views))
     if config.batch_size % world:
         raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {world} processes")
     if len(rows) < config.batch_size:
@@ -64,7 +66,6 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
             f"try pretrain.common.batch_size: {max(2, len(rows) // 4)}"
         )
     recipe.method.check(config.settings, len(rows), config.batch_size, world)
-    views = recipe.method.views(config.settings, config.backbone.image_size)
     per_epoch, share = len(rows) // config.batch_size, config.batch_size // world
 
     @lru_cache(maxsize=1)  # a permutation of all rows once an epoch, not once a step

@@ -11,6 +11,7 @@ from components.data.augment import (
     ORDERS,
     Draws,
     Jitter,
+    Labels,
     View,
     affine,
     color,
@@ -209,3 +210,11 @@ def test_draws_are_a_pictures_own_and_never_one(photos):
     _, part, _ = look(photos, rows[2:5], views, 3, 1)
     assert torch.equal(part, a[2:5])  # whoever else is in the batch
     assert not torch.equal(look(photos, rows, views, 3, 2)[1], a)
+
+
+def test_labels_are_those_of_the_pictures(photos):
+    rows = photos.rows("train")[[4, 1, 7]]
+    pixels, labels = look(photos, rows, (View(16), Labels()), 0, 0)
+    assert labels.dtype == torch.int64
+    assert [photos.classes[i] for i in labels.tolist()] == [photos.label(row) for row in rows.tolist()]
+    assert len(pixels) == 3

@@ -5,14 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from naive import TINY, pixels
 from torch.nn.functional import normalize
 
 from components.methods import METHODS
 from components.methods.moco import MoCo, MoCoConfig, MoCoScriptConfig
-from components.models.backbone import ResNetBackbone, ViTBackbone, build
+from components.models.backbone import ResNetBackbone, build
 from components.training.optim import SGD, Steps, multiplier
-
-TINY = ViTBackbone(image_size=8, patch_size=4, width=8, depth=1, heads=2)
 
 
 def moco(**settings):
@@ -20,10 +19,8 @@ def moco(**settings):
     return MoCo(build(TINY), MoCoConfig(queue=10, dim=3, **settings)).double().train()
 
 
-def pixels(seed, count=4):
-    return [
-        torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed + i)).double() * 255 for i in (0, 50)
-    ]
+def batch(seed, count=4):
+    return [*pixels(seed, count), torch.rand(count, 1, generator=torch.Generator().manual_seed(seed))]
 
 
 def naive_loss(q, k, queue, temperature):
@@ -43,7 +40,7 @@ def test_several_steps_equal_a_naive_derivation(momentum):
     queue = [row.numpy() for row in method.queue.items.clone()]
     optimizer = torch.optim.SGD(method.query.parameters(), lr=0.5)
     for step in range(4):  # 16 keys through a queue of 10: it wraps
-        one, two = pixels(step)
+        one, two, luck = batch(step)
         with torch.no_grad():
             for old, new in zip(slow.parameters(), method.query.parameters(), strict=True):
                 old.mul_(momentum).add_(new, alpha=1 - momentum)  # the paper's place; ours moved it after the last step
@@ -53,7 +50,7 @@ def test_several_steps_equal_a_naive_derivation(momentum):
             k = normalize(slow(two), dim=1)
         wanted = naive_loss(q.numpy(), k.numpy(), queue, 0.2)
         optimizer.zero_grad()
-        loss = method([one, two])["loss"]
+        loss = method([one, two, luck])["loss"]
         loss.backward()
         optimizer.step()
         method.after_step()
@@ -66,9 +63,9 @@ def test_several_steps_equal_a_naive_derivation(momentum):
 def test_a_key_is_not_its_own_negative():
     """Keys that join the queue before the logits would put every positive among the negatives."""
     method = moco()
-    one, two = pixels(0)
+    one, two, luck = batch(0)
     before = method.queue.items.clone()
-    loss = method([one, two])["loss"]
+    loss = method([one, two, luck])["loss"]
     method.after_step()
     q, k = normalize(method.query(one), dim=1), normalize(method.key(two), dim=1)  # nothing was learned: lr is 0
     assert loss.item() == pytest.approx(naive_loss(*(x.detach().numpy() for x in (q, k, before)), 0.2), abs=1e-6)
@@ -78,35 +75,85 @@ def test_a_key_is_not_its_own_negative():
 
 def test_the_queue_survives_a_restart():
     method = moco()
-    method(pixels(0))
+    method(batch(0))
     names = set(method.state_dict())
     assert {"queue.items", "queue.cursor"} <= names
 
 
 def test_no_gradient_reaches_keys_or_queue():
     method = moco()
-    method(pixels(0))["loss"].backward()
+    method(batch(0))["loss"].backward()
     assert all(p.grad is None for p in method.key.parameters())
     assert not method.queue.items.requires_grad
 
 
-def test_with_batch_norm_the_keys_are_shuffled_and_normalized_in_groups():
-    """A batch whose statistics are shared by query and key gives the answer away."""
+def resnet(**settings):
     torch.manual_seed(0)
-    method = MoCo(
-        build(ResNetBackbone(kind="resnet18", image_size=8)), MoCoConfig(queue=16, dim=3, batch_norm_groups=2)
-    )
-    images = torch.rand(8, 3, 8, 8) * 255
-    sizes = []
-    method.key.module[0].register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
-    torch.manual_seed(1)
-    keys = method.encode_keys(images)
-    assert sizes == [4, 4]
-    torch.manual_seed(1)
-    order = torch.randperm(8)
-    wanted = torch.cat([method.key(images[order[:4]]), method.key(images[order[4:]])])
-    assert torch.allclose(keys[order], wanted, atol=1e-5)  # and each key comes back to its own place
-    assert MoCo(build(TINY), MoCoConfig(queue=16)).groups == 1
+    method = MoCo(build(ResNetBackbone(kind="resnet18", image_size=8)), MoCoConfig(queue=16, dim=3, **settings))
+    return method.double()
+
+
+def seen(module):
+    """The batches that pass through a module from now on."""
+    found = []
+    module.register_forward_hook(lambda _, args, __: found.append(args[0].clone()))
+    return found
+
+
+def test_with_batch_norm_keys_are_normalized_in_other_groups_than_queries():
+    """A batch whose statistics are shared by query and key gives the answer away (section 3.3)."""
+    method = resnet(batch_norm_groups=2)
+    one, two = pixels(0, 8)
+    luck = torch.tensor([0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7])[:, None]
+    order = [1, 4, 3, 6, 0, 7, 5, 2]
+    queries, keys = seen(method.query[0]), seen(method.key.module[0])
+    method([one, two, luck])
+    assert [len(group) for group in queries + keys] == [4] * 4
+    assert torch.equal(torch.cat(queries), one)
+    assert torch.equal(torch.cat(keys), two[order])
+    wanted = torch.cat([method.key(two[order[:4]]), method.key(two[order[4:]])])
+    assert torch.allclose(method.encode_keys(two, luck)[order], wanted)  # and each key comes back to its own place
+
+
+def test_without_batch_norm_nothing_is_shuffled():
+    method = moco()
+    keys = seen(method.key.module[0])
+    one, two, luck = batch(0)
+    method([one, two, luck])
+    assert len(keys) == 1
+    assert torch.equal(keys[0], two)
+
+
+def test_a_batch_that_is_no_equal_groups_is_refused():
+    with pytest.raises(ValueError, match="a batch of 6 pictures a process is not 4 equal groups"):
+        resnet(batch_norm_groups=4)(batch(0, 6))
+
+
+def test_the_symmetric_loss_is_both_and_both_keys_join_the_queue():
+    method, one_way = moco(symmetric=True), moco()
+    one, two, luck = batch(0)
+    both = method([one, two, luck])["loss"].item()
+    wanted = one_way([one, two, luck])["loss"] + one_way([two, one, luck])["loss"]
+    assert both == pytest.approx(wanted.item(), abs=1e-9)
+    method.after_step()
+    keys = torch.stack([normalize(method.key(view), dim=1) for view in (two, one)], 1).flatten(0, 1)  # lr is 0
+    assert torch.allclose(method.queue.items[:8], keys)
+    assert method.queue.cursor == 8
+    with pytest.raises(ValueError, match="queue 300 is shorter than the 512 keys of a batch; try 2048"):
+        MoCo.check(MoCoConfig(queue=300, symmetric=True), 1000, 256, 1)
+
+
+def test_a_batch_in_parts_is_the_batch():
+    """lightly-train #968: what moves outside the gradient moved once a part."""
+    whole, parts = moco(symmetric=True), moco(symmetric=True)
+    given = batch(0)
+    loss = whole(given)["loss"]
+    halves = [parts([x[half] for x in given])["loss"] for half in (slice(0, 2), slice(2, 4))]
+    assert loss.item() == pytest.approx(sum(halves).item() / 2)
+    for method in (whole, parts):
+        method.after_step()
+    assert torch.allclose(whole.queue.items, parts.queue.items)
+    assert whole.queue.cursor == parts.queue.cursor == 8
 
 
 def test_v2_is_the_papers_and_the_script_is_the_scripts():
@@ -124,7 +171,7 @@ def test_v2_is_the_papers_and_the_script_is_the_scripts():
     )
     rates = [multiplier(script.optimizer.schedule, epoch / 200) for epoch in (0, 119, 120, 159, 160, 199)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    first, second = METHODS["mocoscriptstyle"].method.views(script, 224)
+    first, second, _ = METHODS["mocoscriptstyle"].method.views(script, 224)
     assert first == second
     assert (first.crop, first.gray, first.gray_first, first.blur, first.flip) == ((0.2, 1.0), 0.2, True, 0.0, 0.5)
     assert vars(first.jitter) == {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "p": 1.0}
@@ -135,5 +182,5 @@ def test_an_impossible_queue_is_refused_with_advice():
     check = METHODS["moco"].method.check
     with pytest.raises(ValueError, match=r"queue 65536 is longer than the data .1000 pictures.*try 256"):
         check(MoCoConfig(), 1000, 256, 1)
-    with pytest.raises(ValueError, match="queue 100 is shorter than batch_size 256; try 1024"):
+    with pytest.raises(ValueError, match="queue 100 is shorter than the 256 keys of a batch; try 1024"):
         check(MoCoConfig(queue=100), 1000, 256, 1)

@@ -1,14 +1,21 @@
-"""Against the paper's formulas written out as loops."""
+"""Against the paper's formulas written out as loops. Over ranks: test_over_ranks.py."""
 
 import math
+import weakref
 
 import pytest
 import torch
+from naive import TINY, assert_gradients, network, pixels
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from components.methods import METHODS
 from components.methods.losses import nt_xent
-from components.methods.simclr import SimCLRConfig
-from components.training.optim import SGD, Cosine
+from components.methods.simclr import SimCLR, SimCLRConfig
+from components.models import chunks
+from components.models.backbone import ResNetBackbone, ViTBackbone, build
+from components.training.optim import LARS, Cosine
+from components.training.optim import build as optimizer_of
 
 
 def by_the_paper(a, b, temperature):
@@ -42,7 +49,7 @@ def test_pairs_that_agree_while_all_else_is_orthogonal_have_a_closed_form():
 def test_defaults_are_the_papers():
     config = SimCLRConfig()
     assert (config.temperature, config.dim, config.color_strength) == (0.1, 128, 1.0)
-    assert config.optimizer == SGD(lr=0.3, weight_decay=1e-6, schedule=Cosine(warmup=0.1))
+    assert config.optimizer == LARS(lr=0.3, momentum=0.9, trust=1e-3, weight_decay=1e-6, schedule=Cosine(warmup=0.1))
     view = METHODS["simclr"].method.views(config, 224)[0]
     jitter = view.jitter
     assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue, jitter.p) == (0.8, 0.8, 0.8, 0.2, 0.8)
@@ -52,3 +59,136 @@ def test_defaults_are_the_papers():
 def test_a_batch_without_others_is_refused():
     with pytest.raises(ValueError, match="batch_size 2 over 2 processes leaves no other picture"):
         METHODS["simclr"].method.check(SimCLRConfig(), 100, 2, 2)
+
+
+def simclr(**settings):
+    torch.manual_seed(0)
+    return SimCLR(build(TINY), SimCLRConfig(**{"hidden": 6, "dim": 3, **settings})).double().train()
+
+
+@pytest.mark.parametrize("head", ["v1", "v2"])
+def test_several_steps_equal_a_naive_derivation(head):
+    method = simclr(head=head)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    for step in range(3):
+        views = pixels(step)
+
+        def paper():
+            z = torch.from_numpy(network([method.backbone, method.projector], torch.cat(views)))  # noqa: B023
+            return by_the_paper(*z.chunk(2), 0.1).item()
+
+        optimizer.zero_grad()
+        loss = method(views)["loss"]
+        loss.backward()
+        assert loss.item() == pytest.approx(paper(), abs=1e-6)
+        if step == 2:
+            assert_gradients(method, paper, per=1)
+        optimizer.step()
+
+
+def test_v2_has_three_layers_and_a_last_batch_norm_without_bias():
+    block = ["Linear", "BatchNorm", "ReLU"]
+    one, two = simclr().projector, simclr(head="v2").projector
+    assert [type(layer).__name__ for layer in one] == [*block, "Linear"]
+    assert [type(layer).__name__ for layer in two] == [*block, *block, "Linear", "BatchNorm"]
+    assert two[-1].weight.requires_grad
+    assert not two[-1].bias.requires_grad
+    assert not two[-1].bias.any()
+    assert two[-2].bias is None
+
+
+def test_rates_of_the_paper_linear_and_with_the_root():
+    """Appendix B.1: 0.3 · batch / 256, or 0.075 · √batch."""
+    for batch in (256, 1024, 4096):
+        linear, root = SimCLRConfig().optimizer, LARS(lr=1.2, scaling="sqrt")
+        assert optimizer_of(simclr(), linear, batch).param_groups[0]["peak"] == pytest.approx(0.3 * batch / 256)
+        assert optimizer_of(simclr(), root, batch).param_groups[0]["peak"] == pytest.approx(0.075 * batch**0.5)
+
+
+def test_color_strength_scales_the_jitter():
+    view, _ = SimCLR.views(SimCLRConfig(color_strength=0.5, blur=0), 32)
+    assert vars(view.jitter) == {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}
+    assert view.blur == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 100])
+@pytest.mark.parametrize("head", ["v1", "v2"])
+def test_chunks_are_the_whole_batch(chunk, head):
+    views, found = pixels(0, 6), []
+    for size in (0, chunk):
+        method = simclr(head=head, chunk=size)
+        loss = method(views)["loss"]
+        wanted = [p for p in method.parameters() if p.requires_grad]
+        found.append([loss, *torch.autograd.grad(loss, wanted)])
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*found, strict=True))
+
+
+def test_a_batch_of_which_parts_are_taken_for_batches_would_be_another():
+    """What chunks are not: each part's own loss, with fewer others to tell from."""
+    method, views = simclr(), pixels(0, 6)
+    halves = [method([view[half] for view in views])["loss"] for half in (slice(0, 3), slice(3, 6))]
+    assert abs(method(views)["loss"] - sum(halves) / 2) > 0.1
+
+
+def test_chunks_are_refused_where_they_would_change_the_features():
+    resnet = build(ResNetBackbone(kind="resnet18", image_size=8))
+    with pytest.raises(ValueError, match=r"chunk 4 would change the features.*allowed: 0; try a ViT"):
+        SimCLR(resnet, SimCLRConfig(chunk=4))
+    SimCLR(resnet, SimCLRConfig())
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made and not yet forgotten."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known:
+                self.known.add(key)
+                size = tensor.untyped_storage().nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(tensor.untyped_storage(), self.forget, key, size)
+        return out
+
+    def forget(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+def test_chunks_bound_the_memory():
+    """A batch four times as large needs little more; encoded at once it needs four times as much."""
+    peaks = {}
+    shape = ViTBackbone(image_size=32, patch_size=4, width=32, depth=3, heads=2)
+    for count in (4, 16):
+        for chunk in (0, 2):
+            torch.manual_seed(0)
+            method = SimCLR(build(shape), SimCLRConfig(hidden=8, dim=4, chunk=chunk))
+            views = [torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]
+            with Living() as living:
+                method(views)["loss"].backward()
+            peaks[count, chunk] = living.peak
+    assert peaks[16, 0] > 3.5 * peaks[4, 0]
+    assert peaks[16, 2] < 1.5 * peaks[4, 2]
+    assert peaks[16, 2] < peaks[16, 0] / 5
+
+
+def test_the_loss_is_not_multiplied_in_half_precision():
+    """Under autocast a product of two float32 is made in bf16 again."""
+    torch.manual_seed(0)
+    a, b = torch.randn(16, 8), torch.randn(16, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        said = nt_xent(a, b, 0.1)
+    assert said.item() == nt_xent(a, b, 0.1).item()
+
+
+def test_all_at_once_is_one_call():
+    calls = []
+    chunks.encode(lambda x: calls.append(len(x)) or x, torch.zeros(5, 1), 0)
+    chunks.encode(lambda x: calls.append(len(x)) or x, torch.zeros(5, 1), 2)
+    assert calls == [5, 2, 2, 1]

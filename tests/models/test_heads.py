@@ -14,6 +14,7 @@ def test_layers_are_the_papers():
     assert kinds(mlp(4, 2, last_norm="plain")) == ["Linear", "BatchNorm"]
     assert mlp(4, 8, 2)[0].bias is None
     assert mlp(4, 8, 2, bias=True)[0].bias is not None
+    assert [layer.bias is None for layer in (mlp(4, 2)[0], mlp(4, 2, last_bias=False)[0])] == [False, True]
     assert mlp(4, 2, last_norm="plain")[1].weight is None
     scale = mlp(4, 2, last_norm="scale")
     assert scale[0].bias is None

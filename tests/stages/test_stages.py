@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ from transformers import pipeline
 from components.data.photos import Photos
 from components.evaluation.features import features
 from components.models.backbone import load
+from components.stages import pretrain as stage
 from components.stages.adapt import AdaptConfig, adapt, confusion
 from components.stages.evaluate import EvaluateConfig, evaluate
 from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
@@ -33,6 +36,11 @@ PARAMS = {
     "moco": {"queue": 32, "dim": 4},
     "mocoscriptstyle": {"queue": 32, "dim": 4},
     "contextprediction": {"patch": 8, "gap": 1, "jitter": 1, "grids": 1, "smallest": 4, "hidden": 8, "epochs": 1},
+    "mocov3": {"hidden": 8, "dim": 4},
+    "byol": {"hidden": 8, "dim": 4},
+    "simsiam": {"dim": 8, "predictor_hidden": 4},
+    "barlowtwins": {"dim": 8},
+    "vicreg": {"dim": 8},
 }
 
 
@@ -220,3 +228,29 @@ def test_features_of_a_saved_backbone_are_those_of_the_trained_one(prepared, tmp
     photos = Photos(prepared)
     once, again = (features(load(tmp_path / "pre" / "backbone"), photos) for _ in range(2))
     assert torch.equal(once, again)
+
+
+def test_only_pictures_with_a_label_are_trained_on_by_who_asks_for_labels(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "data")
+    with np.load(prepared / "index.npz") as index:
+        held = dict(index)
+    unlabeled = Photos(prepared).rows("train")[::3]
+    held["labels"][unlabeled] = -1
+    np.savez(tmp_path / "data" / "index.npz", **held)
+    seen = set()
+
+    def look(photos, rows, views, seed, epoch):
+        seen.update(rows.tolist())
+        return stage_look(photos, rows, views, seed, epoch)
+
+    stage_look = stage.look
+    monkeypatch.setattr(stage, "look", look)
+    for method, wanted in (("supervised", False), ("simclr", True)):
+        seen.clear()
+        pretrain(configure(method, PARAMS), tmp_path / "data", tmp_path / method)
+        assert bool(seen & set(unlabeled.tolist())) is wanted
+    assert json.loads((tmp_path / "supervised" / "config.json").read_text())["settings"]["classes"] == 2
+    held["labels"][:] = -1
+    np.savez(tmp_path / "data" / "index.npz", **held)
+    with pytest.raises(ValueError, match="supervised training needs labels"):
+        pretrain(configure("supervised", PARAMS), tmp_path / "data", tmp_path / "none")

@@ -1,0 +1,60 @@
+"""BYOL: foretell how your own slow copy sees the other view. No negatives.
+
+Grill et al., Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning, NeurIPS 2020.
+https://arxiv.org/abs/2006.07733
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from components.data.augment import View
+from components.methods.looks import Pair
+from components.methods.losses import agreement, spread
+from components.methods.method import Batch, Method, MethodConfig
+from components.models.backbone import Backbone
+from components.models.heads import mlp
+from components.models.memory import Slow
+from components.training.optim import LARS, Cosine, Optimizer, cosine
+
+
+class BYOLConfig(MethodConfig):
+    """Defaults: section 3.3, the run of 1,000 epochs; 300 epochs: momentum 0.99, lr 0.3, weight decay 1e-6."""
+
+    hidden: int = Field(4096, ge=1)
+    dim: int = Field(256, ge=1)
+    momentum: float = Field(0.996, ge=0, le=1)  # rises to 1 by a cosine
+    looks: Pair = Pair()
+    optimizer: Optimizer = LARS(lr=0.2, weight_decay=1.5e-6, schedule=Cosine(warmup=0.01))  # 10 of 1,000 epochs
+
+
+class BYOL(Method):
+    coupled = "batch norm in projector and predictor reads the whole batch, and without it BYOL is another method"
+
+    @staticmethod
+    def views(config: BYOLConfig, image_size: int) -> tuple[View, View]:
+        return config.looks.views(image_size)
+
+    def __init__(self, backbone: Backbone, config: BYOLConfig) -> None:
+        super().__init__(config)
+        hidden, dim = config.hidden, config.dim
+        projector = mlp(backbone.dim, hidden, dim, bias=True, last_bias=False)
+        self.online: Any = nn.Sequential(backbone, projector)
+        self.predictor = mlp(dim, hidden, dim, bias=True, last_bias=False)
+        self.target = Slow(self.online)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        one, two = batch
+        z1, z2 = self.online(one), self.online(two)  # each view normalized by its own statistics
+        there = agreement(self.predictor(z1), self.target(two))
+        back = agreement(self.predictor(z2), self.target(one))
+        return {"loss": 4 - 2 * (there + back), "spread": spread(z1)}  # equation 2, both orders
+
+    def after_step(self) -> None:
+        self.target.follow(self.online, cosine(self.config.momentum, 1.0, self.progress))
+
+    def keep(self) -> Backbone:
+        return self.online[0]

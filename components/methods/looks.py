@@ -1,0 +1,30 @@
+"""How a picture is looked at twice, where several papers say it alike."""
+
+from __future__ import annotations
+
+from components.config import Strict
+from components.data.augment import Jitter, View
+
+
+class Pair(Strict):
+    """Two unequal looks: only the first is always blurred, only the second is ever solarized.
+
+    Defaults: Grill et al., 2020, appendix B, table 6; MoCo v3, Barlow Twins and VICReg took them over.
+    """
+
+    crop: tuple[float, float] = (0.08, 1.0)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    blur: tuple[float, float] = (1.0, 0.1)
+    solarize: tuple[float, float] = (0.0, 0.2)
+
+    def views(self, size: int) -> tuple[View, View]:
+        first, second = (
+            View(size, crop=self.crop, jitter=Jitter(*self.jitter, p=0.8), gray=0.2, blur=blur, solarize=solarize)
+            for blur, solarize in zip(self.blur, self.solarize, strict=True)
+        )
+        return first, second
+
+
+def moco_v2(size: int, crop: tuple[float, float], blur: float) -> View:
+    """Chen et al., 2020b: SimCLR's blur and half of its color strength; SimSiam took it over."""
+    return View(size, crop=crop, jitter=Jitter(0.4, 0.4, 0.4, 0.1, p=0.8), gray=0.2, blur=blur)

@@ -1,0 +1,55 @@
+"""SimSiam: foretell the other view's projection, and let no gradient into what is foretold. No copy, no negatives.
+
+Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021. https://arxiv.org/abs/2011.10566
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from components.data.augment import View
+from components.methods.looks import moco_v2
+from components.methods.losses import agreement, spread
+from components.methods.method import Batch, Method, MethodConfig
+from components.models.backbone import Backbone
+from components.models.heads import mlp
+from components.training.optim import SGD, Cosine, Optimizer
+
+
+class SimSiamConfig(MethodConfig):
+    """Defaults: section 3, "Baseline settings"; the predictor's rate stays constant (table 1 c, main_simsiam.py)."""
+
+    dim: int = Field(2048, ge=1)  # of all three layers of the projector
+    predictor_hidden: int = Field(512, ge=1)
+    crop: tuple[float, float] = (0.2, 1.0)
+    blur: float = Field(0.5, ge=0, le=1)
+    optimizer: Optimizer = SGD(
+        lr=0.05, weight_decay=1e-4, decay_all=True, schedule=Cosine(), constant_lr=("predictor.",)
+    )
+
+
+class SimSiam(Method):
+    coupled = "batch norm in projector and predictor reads the whole batch"
+
+    @staticmethod
+    def views(config: SimSiamConfig, image_size: int) -> tuple[View, View]:
+        view = moco_v2(image_size, config.crop, config.blur)
+        return view, view
+
+    def __init__(self, backbone: Backbone, config: SimSiamConfig) -> None:
+        super().__init__(config)
+        dim = config.dim
+        self.encoder: Any = nn.Sequential(backbone, mlp(backbone.dim, dim, dim, dim, last_norm="plain"))
+        self.predictor = mlp(dim, config.predictor_hidden, dim)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        z1, z2 = (self.encoder(view) for view in batch)  # [B, D], each view normalized by its own statistics
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        loss = -(agreement(p1, z2.detach()) + agreement(p2, z1.detach())) / 2  # equation 2
+        return {"loss": loss, "spread": spread(z1)}
+
+    def keep(self) -> Backbone:
+        return self.encoder[0]

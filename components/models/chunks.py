@@ -1,0 +1,31 @@
+"""A batch larger than the device: a backbone encodes it chunk by chunk, and forgets what it can compute again.
+
+Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, RepL4NLP 2021.
+https://arxiv.org/abs/2101.06983 (GradCache): representations of all chunks first, then the loss over all of them, then
+each chunk once more with its share of the gradient. Recomputing every chunk when its gradient arrives is exactly that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def encode(encoder: Any, pixels: Tensor, chunk: int) -> Tensor:
+    """encoder(pixels), `chunk` pictures at a time (0: all at once), in memory for the activations of one chunk."""
+    if not chunk:
+        return encoder(pixels)
+    return torch.cat([checkpoint(encoder, part, use_reentrant=False) for part in pixels.split(chunk)])
+
+
+def must_not_mix(encoder: nn.Module, chunk: int) -> None:
+    """Raise ValueError where a picture's features depend on the others of its chunk."""
+    if chunk and any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+        raise ValueError(
+            f"chunk {chunk} would change the features, for batch norm in the backbone reads all pictures at once; "
+            f"allowed: 0; try a ViT, or a smaller batch_size"
+        )

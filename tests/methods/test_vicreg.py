@@ -1,0 +1,77 @@
+"""Against a re-derivation in loops, gradients by finite differences, in float64. Over ranks: test_over_ranks.py."""
+
+import numpy as np
+import pytest
+import torch
+from naive import TINY, assert_gradients, network, pixels
+
+from components.methods import METHODS
+from components.methods.vicreg import VICReg, VICRegConfig, terms
+from components.models.backbone import build
+from components.training.optim import LARS, Cosine
+
+
+def vicreg(**settings):
+    torch.manual_seed(0)
+    return VICReg(build(TINY), VICRegConfig(dim=5, **settings)).double().train()
+
+
+def naive(a, b):
+    """Equations 1 to 5 as sums; variance and covariance as the reference code weighs them (mean, sum)."""
+    n, d = a.shape
+    invariance = sum((a[i, j] - b[i, j]) ** 2 for i in range(n) for j in range(d)) / (n * d)
+    variance = covariance = 0.0
+    for z in (a, b):
+        mean = z.mean(0)
+        for j in range(d):
+            deviation = np.sqrt(sum((z[:, j] - mean[j]) ** 2) / (n - 1) + 1e-4)
+            variance += max(0, 1 - deviation) / d / 2
+            for k in range(d):
+                if k != j:
+                    covariance += (sum((z[:, j] - mean[j]) * (z[:, k] - mean[k])) / (n - 1)) ** 2 / d
+    return invariance, variance, covariance
+
+
+@pytest.mark.parametrize("weights", [(25.0, 25.0, 1.0), (1.0, 2.0, 3.0)])
+def test_loss_and_gradients_are_the_papers(weights):
+    method = vicreg(**dict(zip(("invariance", "variance", "covariance"), weights, strict=True)))
+    views = pixels(0, 6)
+    said = method(views)
+    said["loss"].backward()
+
+    def paper():
+        found = naive(*(network([method.backbone, method.expander], view) for view in views))
+        return sum(w * x for w, x in zip(weights, found, strict=True))
+
+    assert said["loss"].item() == pytest.approx(paper(), abs=1e-6)
+    found = naive(*(network([method.backbone, method.expander], view) for view in views))
+    assert [said[name].item() for name in ("invariance", "variance", "covariance")] == pytest.approx(found)
+    assert_gradients(method, paper)
+
+
+def test_each_term_sees_its_own_collapse():
+    """Constant outputs cost variance, copied outputs covariance, views that differ invariance, and nothing else."""
+    torch.manual_seed(0)
+    still = torch.ones(16, 4).double()
+    copied = torch.randn(16, 1).double().expand(-1, 4) * 3
+    signs = torch.cat([2 * torch.eye(4), -2 * torch.eye(4)]).double() * 2
+    for z, wanted in ((still, (False, True, False)), (copied, (False, False, True)), (signs, (False, False, False))):
+        assert tuple(value.item() > 1e-6 for value in terms(z, z)) == wanted
+    assert terms(still, still)[1].item() == pytest.approx(1 - 1e-4**0.5)
+    assert tuple(value.item() > 1e-6 for value in terms(signs, -signs)) == (True, False, False)
+
+
+def test_defaults_are_the_papers():
+    config = VICRegConfig()
+    assert (config.dim, config.invariance, config.variance, config.covariance) == (8192, 25.0, 25.0, 1.0)
+    assert config.optimizer == LARS(lr=0.2, momentum=0.9, weight_decay=1e-6, schedule=Cosine(warmup=0.01, end=0.001))
+    assert METHODS["vicreg"].method.views(config, 32) == METHODS["byol"].method.views(METHODS["byol"].config(), 32)
+    layers = [layer for layer in vicreg().expander if isinstance(layer, torch.nn.Linear)]
+    assert [layer.bias is None for layer in layers] == [False, False, True]
+    assert isinstance(vicreg().expander[-1], torch.nn.Linear)
+
+
+def test_weights_with_which_all_pictures_look_the_same_are_refused():
+    for name in ("invariance", "variance"):
+        with pytest.raises(ValueError, match="without invariance or without variance all pictures look the same"):
+            VICReg.check(VICRegConfig(**{name: 0}), 100, 8, 1)
