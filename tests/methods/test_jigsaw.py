@@ -133,7 +133,7 @@ def test_defaults_are_the_published_runs():
 def test_what_cannot_work_is_refused_with_advice():
     with pytest.raises(ValueError, match="tile is 10 pixels; allowed: multiples of the backbone's patch_size 4 up to"):
         made(tile=10)
-    with pytest.raises(ValueError, match="tile 12 is larger than cell 10; try cell 16"):
+    with pytest.raises(ValueError, match="tile 12 is larger than its cell 10; try cell 16"):
         made(tile=12)
 
 
