@@ -1,4 +1,4 @@
-# setup · run · test · check. Everything lives in .venv; nothing else on the machine is touched.
+# setup · run · test · check · bench-methods. Everything lives in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -11,7 +11,7 @@ export MALLOC_MMAP_THRESHOLD_ := 1073741824
 
 HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
 
-.PHONY: setup run test check
+.PHONY: setup run test check bench-methods
 .DEFAULT_GOAL := run
 
 setup: .venv/ready
@@ -39,6 +39,9 @@ check: setup
 	ruff format --check --quiet .
 	mypy
 	lint-imports
+
+bench-methods: setup
+	python -m benchmarks.methods
 
 test: check
 	python -m pytest
