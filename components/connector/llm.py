@@ -6,6 +6,10 @@ stock Llama-like model does as well. Weights are read from safetensors or GGUF o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,14 +31,29 @@ def load_llm(llm: str) -> tuple[Any, Any]:
     place, file = _locate(llm)
     stock: dict[str, Any] = {"trust_remote_code": False, **({"gguf_file": file} if file else {})}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **stock)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **stock)
+        with _parsed_once() if file else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(place, **stock)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **stock)
     # not there, no network, no safetensors, code of its own, no gguf package
     except (OSError, ValueError, ImportError) as error:
         raise _unreachable(llm, str(error).strip().partition("\n")[0]) from error
     if model.config.model_type not in TYPES:
         raise ValueError(f"language model {llm!r} is a {model.config.model_type}; supported: {', '.join(TYPES)}")
     return model, tokenizer
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """transformers parses a GGUF file three times, and lists the names of all tensors once a layer's part: 397 times."""
+    gguf = import_module("gguf")
+    known = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, read in known.items():
+            setattr(gguf, name, cache(read))
+        yield
+    finally:
+        for name, read in known.items():
+            setattr(gguf, name, read)
 
 
 def _locate(llm: str) -> tuple[str, str | None]:

@@ -29,7 +29,7 @@ from components.training.loop import Run, accelerator, fit
 UNSCALED = 256  # the batch size for which optim.build takes rates: LLaVA and nanoVLM state theirs as they are
 LAST = 5  # lines of the log that make the final training loss: one batch alone is noise
 INTRODUCED = 2048  # pictures that the projector starts from
-LOOKED_AT = 64  # val questions for the last look at what was learned
+LOOKED_AT = 32  # val questions for the last look at what was learned
 
 
 class ConnectConfig(Strict):

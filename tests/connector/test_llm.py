@@ -142,6 +142,22 @@ def test_a_gguf_model_is_copied_so_that_it_can_be_saved(tmp_path: Path) -> None:
         torch.testing.assert_close(logits, model(ids, position_ids=positions).logits, atol=1e-4, rtol=1e-4)
 
 
+def test_a_gguf_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    opened = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path: Any, mode: Any = "r") -> None:
+            opened.append(path)
+            super().__init__(path, mode)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    load_llm(str(gguf_folder(tmp_path / "gguf")))
+    assert len(opened) == 1
+    assert gguf.GGUFReader is Counted  # as it was
+
+
 @PACKAGED
 @pytest.mark.slow
 def test_the_packaged_smollm2(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import pipeline
 
 from components.data.photos import Photos
 from components.evaluation.features import features
+from components.methods import METHODS
 from components.models.backbone import load
 from components.stages import pretrain as stage
 from components.stages.adapt import AdaptConfig, adapt, confusion
@@ -220,7 +221,7 @@ def test_a_stage_refuses_with_exit_code_2(prepared, tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert "no method 'mocco'; known: simclr, moco, mocoscriptstyle" in done.stderr
+    assert f"no method 'mocco'; known: {', '.join(METHODS)}" in done.stderr
 
 
 def test_features_of_a_saved_backbone_are_those_of_the_trained_one(prepared, tmp_path):
