@@ -47,7 +47,7 @@ def test_a_methods_unknown_setting_names_the_known_ones():
 
 
 def test_an_unknown_method_names_the_known_ones():
-    with pytest.raises(ValueError, match="no method 'mocco'; known: .*moco, mocoscriptstyle, simclr"):
+    with pytest.raises(ValueError, match=r"no method 'mocco'; known: .*moco, mocoscriptstyle, simclr"):
         configure("mocco", {"common": COMMON})
 
 
