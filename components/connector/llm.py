@@ -44,7 +44,7 @@ def load_llm(llm: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _parsed_once() -> Iterator[None]:
-    """transformers parses a GGUF file three times, and lists the names of all tensors once a layer's part: 397 times."""
+    """transformers parses a GGUF file three times, and lists the names of its tensors 397 times."""
     gguf = import_module("gguf")
     known = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     try:
