@@ -6,6 +6,7 @@ nor place: a part names a tone (`body`, `pale`, `ink`, ...) and `scenes` decides
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +22,17 @@ class Part(NamedTuple):
 
 def _oval(x: float, y: float, rx: float, ry: float, start: float = 0, stop: float = 360, turn: float = 0) -> Points:
     """An ellipse, or its arc from `start` to `stop` degrees (clockwise, from the right), turned by `turn` degrees."""
-    steps = max(6, round(abs(stop - start) / 15))
     cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    points = []
-    for i in range(steps + 1):
-        a = math.radians(start + (stop - start) * i / steps)
-        u, v = rx * math.cos(a), ry * math.sin(a)
-        points.append((x + u * cos - v * sin, y + u * sin + v * cos))
-    return points
+    around = [(rx * u, ry * v) for u, v in _arc(start, stop)]
+    return [(x + u * cos - v * sin, y + u * sin + v * cos) for u, v in around]
+
+
+@lru_cache
+def _arc(start: float, stop: float) -> Points:
+    """Of the unit circle, a point at least every 15 degrees."""
+    steps = max(6, round(abs(stop - start) / 15))
+    angles = [math.radians(start + (stop - start) * i / steps) for i in range(steps + 1)]
+    return [(math.cos(a), math.sin(a)) for a in angles]
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> Points:

@@ -116,8 +116,9 @@ def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle
     tones: dict[str, tuple[int, ...]] = {**TONES, "body": body, "shade": shade, "pale": pale}
     turn, mirror, half = np.radians(r.uniform(-15, 15)), r.choice([-1, 1]), r.uniform(*HALF)
     width, height = half * FINER * r.uniform(0.9, 1.0, 2)
-    (ax, ay), (bx, by) = (width * mirror * np.cos(turn), width * mirror * np.sin(turn)), (-np.sin(turn), np.cos(turn))
-    left, top = (FINER * place for place in middle)
+    sides = width * mirror * np.cos(turn), width * mirror * np.sin(turn), -np.sin(turn), np.cos(turn), height
+    ax, ay, bx, by, height = map(float, sides)  # numpy's own numbers are slow one by one
+    left, top = (float(FINER * place) for place in middle)
     for points, tone, thick in OBJECTS[label](r):
         placed = [(left + x * ax + y * height * bx, top + x * ay + y * height * by) for x, y in points]
         if thick:
