@@ -26,6 +26,7 @@ import torch
 import yaml
 
 from components.methods import METHODS
+from components.stages.scratch import digest
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- measured -->"
@@ -40,13 +41,16 @@ def stage(name: str, *arguments: str | Path, cwd: Path, threads: int | None = No
 
 
 def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads: int | None) -> dict[str, Any]:
-    """Train and evaluate one method in out/METHOD; what is to be said about it. Done before: only read."""
+    """Train and evaluate one method in out/METHOD; what is to be said about it. Done before: only read.
+
+    Raises ValueError if what is there was made of other pictures or settings.
+    """
     place = out / method
     result = place / "result.json"
+    sections = {name: params["pretrain"].get(name, {}) for name in ("common", method)}
+    claim(place, {"made_of": digest(data / "manifest.parquet"), "pretrain": sections, "evaluate": params["evaluate"]})
     if result.is_file():
         return dict(json.loads(result.read_text(encoding="utf-8")))
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     started = time.monotonic()
     paths = {name: place / name for name in ("pretrain", "evaluate")}
     stage("pretrain", "--method", method, "--data", data, "--out", paths["pretrain"], cwd=place, threads=threads)
@@ -70,6 +74,15 @@ def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads:
     return found
 
 
+def claim(place: Path, params: dict[str, Any]) -> None:
+    """The folder is for these params, which are written there. Raises ValueError if it is another's."""
+    text, file = yaml.safe_dump(params, sort_keys=False), place / "params.yaml"
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise ValueError(f"{place} holds results of other pictures or settings; remove it, or give another --out")
+    place.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
 def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` where it says something, section by section; elsewhere `below`. Another `kind` starts anew."""
     if above.get("kind", below.get("kind")) != below.get("kind"):
@@ -84,15 +97,16 @@ def percent(said: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: the floor first, then every method in the order given."""
-    lines = ["| | kNN top-1 | linear top-1 | pictures seen | minutes |", "|---|---|---|---|---|"]
+    """Markdown: the floor, then every method in the order given beside its own backbone as it was before training."""
+    lines = ["| | kNN top-1 | untrained | linear top-1 | untrained | pictures seen | minutes |", "|---|" + "---|" * 6]
     floor = rows[0]
-    lines.append(f"| majority | {percent(floor['majority']['top1'])} | | | |")
-    for name, shown in (("pixels", "raw pixels"), ("random", "random backbone")):
-        lines.append(f"| {shown} | {percent(floor[name]['knn'])} | {percent(floor[name]['linear'])} | | |")
+    lines.append(f"| majority | {percent(floor['majority']['top1'])} | | | | | |")
+    lines.append(f"| raw pixels | {percent(floor['pixels']['knn'])} | | {percent(floor['pixels']['linear'])} | | | |")
     for row in rows:
-        knn, linear = (percent(row["backbone"][name]) for name in ("knn", "linear"))
-        lines.append(f"| {row['method']} | {knn} | {linear} | {row['pictures']:,} | {row['minutes']} |")
+        scores = (
+            f"{percent(row['backbone'][name])} | {row['random'][name]['value']:.1%}" for name in ("knn", "linear")
+        )
+        lines.append(f"| {row['method']} | {' | '.join(scores)} | {row['pictures']:,} | {row['minutes']} |")
     return "\n".join(lines)
 
 
@@ -107,6 +121,8 @@ def write_cards(rows: list[dict[str, Any]], what: str, cards: Path) -> None:
     """Below the mark of each method's card: its own numbers beside the floor."""
     for row in rows:
         card = cards / f"{row['method']}.md"
+        if not card.is_file():
+            continue  # mocoscriptstyle is on moco's
         before, mark, rest = card.read_text(encoding="utf-8").partition(MARK)
         if not mark:
             raise ValueError(f"{card} has no line {MARK}")
@@ -132,20 +148,22 @@ def main() -> None:
         other = yaml.safe_load(file.read_text(encoding="utf-8"))
         params, named = overlaid(params, other), other.get("methods", named)
     names = given.methods or named
+    if (folder := ROOT / params["data"]["source"]).is_dir():  # stages run in folders of their own
+        params["data"]["source"] = str(folder)
     for settings in params["pretrain"].values():
         if "epochs" in settings:
             settings["epochs"] = max(1, round(settings["epochs"] * given.epochs))
     out = given.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     data = given.data.resolve() if given.data else out / "prepare"
+    if not given.data:
+        claim(out, {name: params[name] for name in ("data", "prepare")})
     if not (data / "manifest.parquet").is_file():
-        (out / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         stage("prepare", "--out", data, "--downloads", ROOT / "data", cwd=out)
     threads = max(1, (os.cpu_count() or 1) // given.jobs) if given.jobs > 1 else None
     with ThreadPoolExecutor(given.jobs) as pool:  # threads that only wait for processes
         rows = list(pool.map(lambda method: measure(method, params, data, out, threads), names))
     command = "`python -m benchmarks.methods" + "".join(f" {word}" for word in sys.argv[1:]) + "`"
-    what = f"Data {params['data']['source']}, {machine()}: {command}."
+    what = f"Data {Path(params['data']['source']).name}, {machine()}: {command}."
     text = f"{what}\n\n{table(rows)}\n"
     (out / "table.md").write_text(text, encoding="utf-8")
     if given.cards:
@@ -154,4 +172,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"benchmarks.methods: {error}")

@@ -59,7 +59,7 @@ def _retry(_task: object, _run: object, state: State[Any]) -> bool:
     retry_delay_seconds=10,
     retry_condition_fn=_retry,
 )
-def repro(target: str, processes: int = 1, *, single: bool = False) -> bool:
+def repro(target: str, processes: int = DEFAULT_PROCESSES, *, single: bool = False) -> bool:
     """`dvc repro` for one stage. Whether it had to run.
 
     Raises CommandError with the tail of its output if it fails.

@@ -1,5 +1,6 @@
 """Small real data for every test: pictures on disk, prepared once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,13 @@ from components.models.backbone import ViTBackbone
 from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
 
 torch.set_num_threads(1)  # tests are small, and two pools of threads on two cores starve each other
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFSIGHT_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
+        yield
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (40, 52), hue: int = 0) -> Path:

@@ -1,5 +1,6 @@
 """The house stands as it was drawn."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -81,3 +82,34 @@ def test_what_torch_needs_stays_out_of_the_lock():
     names = {re.split(r"[=;\s]", line)[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert not names & {"torch", "torchvision", "triton"}
     assert not [name for name in names if name.startswith(("nvidia", "cuda"))]
+
+
+PLUMBING = {"__init__", "config", "progress", "torchvision_schemas", "scratch"}  # decides nothing about a result
+
+
+def imported(module: str) -> set[Path]:
+    """The files under components that a module needs, directly or not."""
+    found: set[Path] = set()
+    ahead = [module]
+    while ahead:
+        name = ahead.pop()
+        base = ROOT / Path(*name.split("."))
+        path = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
+        if not name.startswith("components") or not path.is_file() or path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                ahead += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_all_the_code_it_runs(stage):
+    watched = [ROOT / dep for dep in STAGES[stage]["deps"] if dep.startswith("components")]
+    unwatched = [
+        path
+        for path in imported(f"components.stages.{stage}")
+        if path.stem not in PLUMBING and not any(path.is_relative_to(dep) for dep in watched)
+    ]
+    assert not unwatched

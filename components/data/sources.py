@@ -93,7 +93,9 @@ def _torchvision(name: str, root: Path) -> Iterator[Entry]:
         for index in range(len(dataset)):
             label = int(dataset[index][1])
             said = None if label < 0 else classes[label] if classes else str(label)  # STL-10's unlabeled are -1
-            yield Entry(f"{name}/{split or 'all'}/{index:06d}", partial(_pair, dataset, index), split or None, said)
+            said = said[0] if isinstance(said, tuple) else said  # Imagenette's have several names
+            path = f"{name}/{split or 'all'}/{index:06d}"
+            yield _with_captions(Entry(path, partial(_pair, dataset, index), split or None, said), [])
 
 
 def _pair(dataset: list[tuple[Image.Image, int]], index: int) -> Image.Image:
@@ -112,7 +114,13 @@ def _folder(root: Path) -> Source:
         notes.append(f"{len(others)} files are no pictures and were not looked at, the first: {others[0]}")
     said = _captions(root)
     top = {path.relative_to(root).parts[0] for path in pictures}
-    split_folders = all(name.lower() in FOLDERS for name in top)
+    named = {name for name in top if name.lower() in FOLDERS}
+    split_folders = named == top
+    if len(named) > 1 and not split_folders:  # one alone may be a class: of trains
+        raise ValueError(
+            f"{root.resolve()} holds folders of splits ({', '.join(sorted(named))}) and beside them "
+            f"{', '.join(sorted(top - named)[:5])}; move those into a split, or out of {root.name}"
+        )
     entries = []
     for path in pictures:
         relative = path.relative_to(root)

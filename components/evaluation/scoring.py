@@ -26,24 +26,33 @@ def cannot_score(photos: Photos) -> str | None:
     return None
 
 
-def scores(vectors: Tensor, photos: Photos, shape: ViTBackbone | ResNetBackbone, k: int, seed: int) -> dict[str, Any]:
-    """kNN and linear top-1 on test, of the backbone's `vectors` and of three baselines, all on the same rows.
-
-    vectors: [N, D] of every picture; shape: of the backbone, for one with random weights drawn from `seed`.
+def baselines(photos: Photos, shape: ViTBackbone | ResNetBackbone, k: int, seed: int) -> dict[str, Any]:
+    """What anyone would get on the same test rows: the commonest class, raw pixels, and a backbone of that shape with
+    random weights, drawn from `seed`.
     """
-    rows = [photos.rows(split, labeled=True) for split in ("train", "val", "test")]
-    labels = [photos.labels(r) for r in rows]
+    train, test = (photos.labels(photos.rows(split, labeled=True)) for split in ("train", "test"))
     torch.manual_seed(seed)
-    commonest = labels[0].mode().values
-    found: dict[str, Any] = {"majority": {"top1": share(int((labels[2] == commonest).sum()), len(labels[2]))}}
-    compared = {
-        "pixels": pixel_features(photos, PIXELS),
-        "random": features(build(shape), photos, "random backbone"),
-        "backbone": vectors,
+    return {
+        "majority": {"top1": share(int((test == train.mode().values).sum()), len(test))},
+        "pixels": score(pixel_features(photos, PIXELS), photos, k),
+        "random": score(features(build(shape), photos, "random backbone"), photos, k),
     }
-    for name, known in compared.items():
-        found[name] = score([known[r] for r in rows], labels, len(photos.classes), k)
-    return found
+
+
+def score(vectors: Tensor, photos: Photos, k: int) -> dict[str, Any]:
+    """kNN and linear top-1 on test with their 95 % intervals. vectors: [N, D] of every picture."""
+    rows = [photos.rows(split, labeled=True) for split in ("train", "val", "test")]
+    labels, parts = [photos.labels(r) for r in rows], [vectors[r] for r in rows]
+    k = min(k, len(labels[0]))
+    bank, _, queries = center(*parts)
+    voted = knn.classify(queries, bank, labels[0], k)
+    train, val, test = standardize(*parts)
+    probed, penalty = linear.probe((train, labels[0]), (val, labels[1]), test, len(photos.classes))
+    total = len(labels[2])
+    return {
+        "knn": {**share(int((voted == labels[2]).sum()), total), "k": k},
+        "linear": {**share(int((probed == labels[2]).sum()), total), "penalty": penalty},
+    }
 
 
 def score_blocks(blocks: list[Tensor], photos: Photos, k: int) -> list[dict[str, Any]]:
@@ -63,17 +72,3 @@ def score_blocks(blocks: list[Tensor], photos: Photos, k: int) -> list[dict[str,
         kinds = {"knn": voted, "linear": probed}
         found.append({kind: share(int((said == held_out).sum()), len(test)) for kind, said in kinds.items()})
     return found
-
-
-def score(vectors: list[Tensor], labels: list[Tensor], classes: int, k: int) -> dict[str, Any]:
-    """vectors [N, D] and labels [N] of the train, val and test rows -> both scores with their 95 % intervals."""
-    k = min(k, len(labels[0]))
-    bank, _, queries = center(*vectors)
-    voted = knn.classify(queries, bank, labels[0], k)
-    train, val, test = standardize(*vectors)
-    probed, penalty = linear.probe((train, labels[0]), (val, labels[1]), test, classes)
-    total = len(labels[2])
-    return {
-        "knn": {**share(int((voted == labels[2]).sum()), total), "k": k},
-        "linear": {**share(int((probed == labels[2]).sum()), total), "penalty": penalty},
-    }

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, linear
 from components.data.augment import Draws, View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
-from components.models.heads import BatchNorm
+from components.models.norm import BatchNorm1d
 from components.models.patches import RMS, SIDE, cut, require_fit, resamplers, without_aberration
 from components.training.optim import SGD, Constant, Optimizer
 
@@ -82,11 +82,11 @@ class ContextPrediction(Method):
         super().__init__(config)
         require_fit(backbone, "patch", config.patch)
         self.backbone, wide = backbone, config.hidden
-        self.each = nn.Sequential(nn.Linear(backbone.dim, wide, bias=False), BatchNorm(wide, affine=False), nn.ReLU())
+        self.each = nn.Sequential(nn.Linear(backbone.dim, wide, bias=False), BatchNorm1d(wide, affine=False), nn.ReLU())
         self.both = nn.Linear(2 * wide, wide, bias=False)
         # no scale and shift: with them the network can silence its activations, and does (train.py's prototxt)
         self.told = nn.Sequential(
-            BatchNorm(wide, affine=False), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, 8)
+            BatchNorm1d(wide, affine=False), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, 8)
         )
         bank = resamplers(config.patch, config.smallest) if config.resampled else torch.empty(0)
         for name, value in zip(("bank", "places", "target"), (bank, *neighbors(config.pairs)), strict=True):

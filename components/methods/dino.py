@@ -34,7 +34,8 @@ class DINO(Method):
 
     def __init__(self, backbone: Backbone, config: DINOConfig) -> None:
         super().__init__(config)
-        whole_patches(backbone, config.local_size)
+        if config.local_crops:
+            whole_patches(backbone, config.local_size)
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes, norm=config.batch_norm)
         self.student: Any = nn.Sequential(backbone, head)
         self.teacher = Slow(self.student)

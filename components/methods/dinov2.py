@@ -84,7 +84,8 @@ class DINOv2(Method):
         super().__init__(config)
         if not isinstance(backbone, ViT):
             raise ValueError("dinov2 hides patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
-        whole_patches(backbone, config.local_size)
+        if config.local_crops:
+            whole_patches(backbone, config.local_size)
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
         self.student: Any = nn.ModuleList([backbone, head])
         if config.separate_heads:

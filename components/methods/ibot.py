@@ -54,7 +54,8 @@ class IBOT(Method):
         super().__init__(config)
         if not isinstance(backbone, ViT):
             raise ValueError("ibot hides patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
-        whole_patches(backbone, config.local_size)
+        if config.local_crops:
+            whole_patches(backbone, config.local_size)
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)  # of class and patches
         self.student: Any = nn.Sequential(backbone, head)
         self.teacher = Slow(self.student)

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from components.data.augment import Draws, View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
-from components.models.heads import BatchNorm
+from components.models.norm import BatchNorm1d
 from components.models.patches import SIDE, cut, require_fit, standardized
 from components.training.optim import SGD, Optimizer, Steps
 
@@ -43,7 +43,10 @@ class JigsawConfig(MethodConfig):
     hidden: int = Field(1000, ge=1)
     averaged: bool = True  # the backbone is judged as it was trained: by 3 × 3 tiles of a picture, averaged
     optimizer: Optimizer = SGD(
-        lr=0.1, weight_decay=1e-4, decay_all=True, schedule=Steps(milestones=(30 / 105, 60 / 105, 90 / 105, 100 / 105))
+        lr=0.1,
+        weight_decay=1e-4,
+        decay_all=True,
+        schedule=Steps(milestones=(30 / 105, 60 / 105, 90 / 105, 100 / 105), warmup=5 / 105),
     )
 
 
@@ -86,7 +89,7 @@ class Jigsaw(Method):
                 f"tile {config.tile} is larger than its cell {config.cell}; try cell {config.tile * 4 // 3}"
             )
         self.backbone, wide = backbone, config.hidden
-        self.each = nn.Sequential(nn.Linear(backbone.dim, wide, bias=False), BatchNorm(wide), nn.ReLU())
+        self.each = nn.Sequential(nn.Linear(backbone.dim, wide, bias=False), BatchNorm1d(wide), nn.ReLU())
         self.head = nn.Linear(TILES * wide, config.orders)
         self.register_buffer("orders", torch.from_numpy(unlike(TILES, config.orders)).long(), persistent=False)
 

@@ -38,8 +38,8 @@ class LeJEPAConfig(MethodConfig):
     reach: float = Field(3.0, gt=0)  # of the knots: frequencies 0 … reach, the negative ones being the same again
     weight: float = Field(0.02, ge=0, le=1)  # of SIGReg; what agreement has less
     optimizer: Optimizer = AdamW(
-        lr=2e-3, weight_decay=0.05, schedule=Cosine(warmup=1 / 800, end=5e-4)
-    )  # one of 800 epochs; down to 1e-6
+        lr=2e-3, weight_decay=0.05, decay_all=True, schedule=Cosine(warmup=1 / 800, end=0.5)
+    )  # one of 800 epochs; down to 1e-3
 
 
 class LeJEPA(Method):

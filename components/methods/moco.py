@@ -26,6 +26,7 @@ from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ResNet
 from components.models.heads import mlp
 from components.models.memory import Queue, Slow
+from components.models.norm import BatchNorm2d
 from components.training.optim import SGD, Cosine, Optimizer, Steps
 
 
@@ -86,6 +87,9 @@ class MoCo(Method):
         self.mixes = isinstance(backbone, ResNet)
         if self.mixes:
             self.coupled = "batch norm in the backbone reads the whole batch"
+            for layer in self.modules():
+                if isinstance(layer, BatchNorm2d):
+                    layer.shared = False  # in_groups says which pictures it reads
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         one, two, luck = batch

@@ -37,7 +37,9 @@ class MoCoV3Config(MethodConfig):
     temperature: float = Field(0.2, gt=0)  # section 4.1; ResNet-50: 1.0
     momentum: float = Field(0.99, ge=0, le=1)  # section 4.1; rises to 1 by a cosine (--moco-m-cos)
     looks: Pair = Pair()
-    optimizer: Optimizer = AdamW(lr=1.5e-4, weight_decay=0.1, schedule=Cosine(warmup=40 / 300))  # section 4.1
+    optimizer: Optimizer = AdamW(  # section 4.1; main_moco.py decays all parameters
+        lr=1.5e-4, weight_decay=0.1, decay_all=True, schedule=Cosine(warmup=40 / 300)
+    )
 
 
 @precise

@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from components.config import Strict, parse
 from components.models.heads import sincos
+from components.models.norm import BatchNorm2d
 from components.models.patches import grid
 
 disable_progress_bar()  # one bar a saved file is noise
@@ -255,7 +256,7 @@ class ResNet(Backbone):
     def __init__(self, config: ResNetBackbone) -> None:
         super().__init__(config)
         self.pool = "mean"
-        self.trunk = {"resnet18": resnet18, "resnet50": resnet50}[config.kind](weights=None)
+        self.trunk = {"resnet18": resnet18, "resnet50": resnet50}[config.kind](weights=None, norm_layer=BatchNorm2d)
         self.dim = self.trunk.fc.in_features
         self.trunk.fc = nn.Identity()
         if config.image_size <= SMALL_IMAGE:

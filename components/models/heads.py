@@ -9,20 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from components import ranks
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over the vectors of all ranks, on any device: what SyncBatchNorm is, but for CPUs too.
-
-    A head's vectors are few, so they are gathered, with their gradients, and each rank keeps its own.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or ranks.world() == 1:
-            return super().forward(x)
-        mine = len(x)
-        return super().forward(ranks.gather(x)).narrow(0, ranks.rank() * mine, mine)
+from components.models.norm import BatchNorm1d
 
 
 def mlp(
@@ -39,11 +26,11 @@ def mlp(
     """
     layers: list[nn.Module] = []
     for a, b in pairwise(dims[:-1]):
-        hidden = [nn.Linear(a, b, bias=not norm if bias is None else bias), *([BatchNorm(b)] if norm else [])]
+        hidden = [nn.Linear(a, b, bias=not norm if bias is None else bias), *([BatchNorm1d(b)] if norm else [])]
         layers += [*hidden, nn.ReLU(inplace=True)]
     layers.append(nn.Linear(dims[-2], dims[-1], bias=last_norm == "none" if last_bias is None else last_bias))
     if last_norm != "none":
-        layers.append(BatchNorm(dims[-1], affine=last_norm == "scale"))
+        layers.append(BatchNorm1d(dims[-1], affine=last_norm == "scale"))
     if last_norm == "scale":
         layers[-1].bias.requires_grad_(False)  # noqa: FBT003
     return nn.Sequential(*layers)
@@ -105,7 +92,7 @@ class PrototypeHead(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for a, b in ((width, hidden), (hidden, hidden)):
-            layers += [nn.Linear(a, b), *([BatchNorm(b)] if norm else []), nn.GELU()]
+            layers += [nn.Linear(a, b), *([BatchNorm1d(b)] if norm else []), nn.GELU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):

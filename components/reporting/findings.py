@@ -37,17 +37,28 @@ class Findings:
         """The method with the best kNN; the first one where nothing could be scored."""
         return max(self.methods, key=lambda name: _top1(self.methods[name], "backbone", "knn") or 0.0)
 
+    def floors(self, name: str) -> list[tuple[str, dict[str, Any]]]:
+        """A baseline once for all methods, or once for those it is alike for: (" as in …", or "" for all; scores)."""
+        alike: list[tuple[list[str], dict[str, Any]]] = []
+        for method, metrics in self.methods.items():
+            if name not in metrics:
+                continue
+            names = next((names for names, said in alike if said == metrics[name]), None)
+            if names is None:
+                alike.append(([method], metrics[name]))
+            else:
+                names.append(method)
+        return [("" if len(alike) == 1 else f" as in {', '.join(names)}", said) for names, said in alike]
+
     def table(self) -> list[dict[str, Any]]:
         """A row for each baseline and each method: name, words, knn, linear (share dicts or None), health, blocks."""
         rows: list[dict[str, Any]] = []
         if self.scored:
-            first = next(iter(self.methods.values()))
             for name, words in BASELINES.items():
-                said = first[name]
-                top1 = said.get("top1")
-                rows.append(
-                    {"name": name, "words": words, "knn": top1 or said["knn"], "linear": top1 or said["linear"]}
-                )
+                for like, said in self.floors(name):
+                    top1 = said.get("top1")
+                    scores = {"knn": top1 or said["knn"], "linear": top1 or said["linear"]}
+                    rows.append({"name": name + like, "words": words, **scores})
         for name, metrics in self.methods.items():
             said = metrics.get("backbone", {})
             log, config = self.logs[name], self.configs[name]
@@ -94,11 +105,10 @@ def summary(findings: Findings) -> str:
     if "skipped" in answering:
         lines.append(f"answers: {answering['skipped']}")
     else:
-        gap = answering["gap"]
-        lines.append(
-            f"answers: {said(answering.get('exact_match'))} right, blind {said(answering.get('blind'))}; "
-            f"a shuffled picture costs {gap['value']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}) nats"
-        )
+        lines.append(f"answers: {said(answering.get('exact_match'))} right, blind {said(answering.get('blind'))}")
+        if gap := answering.get("gap"):  # with one picture there is none to exchange it with
+            costs = f"{gap['value']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}) nats"
+            lines[-1] += f"; a shuffled picture costs {costs}"
     return "\n".join(lines) + "\n"
 
 

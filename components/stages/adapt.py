@@ -66,11 +66,12 @@ def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict
     backbone_file = folder / "backbone" / "model.safetensors"
     ingredients = (config.model_dump(mode="json"), digest(photos.folder / "index.npz"), digest(backbone_file))
     state = scratch("adapt", *ingredients)
-    run = Run("adapt", config.epochs * per_epoch, size, out / "log.jsonl", state, config.seed)
+    run = Run("adapt", config.epochs * per_epoch, size, state / "log.jsonl", state, config.seed, parts=1)
     fit(head, batch, optimizer, config.optimizer, run, acc)
     head.cpu().eval()
     said = head.logits(vectors[test]).argmax(1)
     save(out / "model", backbone.cpu(), head.folded(), photos.classes)
+    (out / "log.jsonl").write_bytes(run.log.read_bytes())
     clear(state)
     return {
         "accuracy": share(int((said == held_out).sum()), len(test)),

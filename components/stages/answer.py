@@ -21,7 +21,6 @@ from components.connector.objective import Connector
 from components.connector.scoring import blind_answers, bootstrap, derangement, normalized
 from components.data.photos import Photos
 from components.data.sources import DESCRIBE
-from components.evaluation.statistics import share
 from components.training.loop import accelerator
 
 
@@ -62,7 +61,7 @@ def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str
     lines = asked.with_columns(answer=pl.Series(said, dtype=pl.String)).with_columns(
         correct=pl.struct("answer", "expected").map_elements(_correct, return_dtype=pl.Boolean)
     )
-    metrics = {**exactness(lines, photos.questions("train")), "loss_right": float(right.mean())}
+    metrics = {**exactness(lines, photos.questions("train"), config.seed), "loss_right": float(right.mean())}
     if other is not None:
         low, high = bootstrap(shuffled - right, rows, config.seed)
         gap = float((shuffled - right).mean())
@@ -90,8 +89,11 @@ def losses(objective: Connector, photos: Photos, processor: Any, asked: pl.DataF
     return found.double().cpu().numpy()
 
 
-def exactness(lines: pl.DataFrame, training: pl.DataFrame) -> dict[str, Any]:
-    """Exact match over all but captions (none is the one right answer) and by question, beside a guess without eyes."""
+def exactness(lines: pl.DataFrame, training: pl.DataFrame, seed: int) -> dict[str, Any]:
+    """Exact match over all but captions (none is the one right answer) and by question, beside a guess without eyes.
+
+    Intervals are over pictures, for the questions of one are answered right or wrong together.
+    """
     blind = blind_answers(training.select("question", "answer").iter_rows())
     pairs = lines.select("question", "expected").iter_rows()
     guesses = [normalized(blind.get(question, "")) == normalized(expected) for question, expected in pairs]
@@ -100,10 +102,10 @@ def exactness(lines: pl.DataFrame, training: pl.DataFrame) -> dict[str, Any]:
     by_question = lines.group_by("question").agg(asked=pl.len(), exact_match=pl.mean("correct"), blind=pl.mean("blind"))
     found: dict[str, Any] = {"pictures": lines["row"].n_unique(), "questions": len(lines)}
     if len(short):
-        found |= {
-            "exact_match": share(int(short["correct"].sum()), len(short)),
-            "blind": share(int(short["blind"].sum()), len(short)),
-        }
+        for name, kind in (("exact_match", "correct"), ("blind", "blind")):
+            right = short[kind].to_numpy().astype(float)
+            low, high = bootstrap(right, short["row"].to_numpy(), seed)
+            found[name] = {"value": float(right.mean()), "low": low, "high": high, "of": len(short)}
     return {**found, "per_question": {line.pop("question"): line for line in by_question.sort("question").to_dicts()}}
 
 

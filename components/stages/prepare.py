@@ -129,6 +129,8 @@ def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
             return read_picture(entry.fetch(), config.data.size, limits)
         except Rejected as why:
             return why
+        except OSError as error:  # no permission, gone since it was listed, a disk that fails
+            return Rejected("unreadable", str(error))
 
     entries = sorted(source.entries, key=lambda entry: SPLIT_ORDER[entry.split])
     intake = Intake(out, config.prepare, {entry.split for entry in entries})

@@ -11,11 +11,14 @@ import shutil
 from pathlib import Path
 
 SCRATCH = "SELFSIGHT_SCRATCH"
+CODE = Path(__file__).parents[1]
 
 
 def scratch(stage: str, *ingredients: object) -> Path:
-    """A folder for `stage` that is the same exactly when the ingredients (JSON-serializable) are the same."""
-    fingerprint = hashlib.sha256(json.dumps(ingredients, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """A folder for `stage`, the same exactly when the code and the ingredients (JSON-serializable) are the same."""
+    files = sorted(CODE.rglob("*.py"))  # half a run by the old loss and half by the new one would be neither
+    told = json.dumps([ingredients, [digest(file) for file in files]], sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
     folder = Path(os.environ.get(SCRATCH, ".scratch")).resolve() / stage / fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     return folder

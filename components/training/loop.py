@@ -37,6 +37,7 @@ class Run:
     state: Path  # folder of checkpoints
     seed: int = 0
     save_every: int = 500  # steps
+    parts: int | None = None  # in which a batch is computed, one after the other; None: as the machine asks for
 
 
 class Stopped(SystemExit):
@@ -74,11 +75,10 @@ def fit(
 
     load: step -> this rank's batch, a pure function, so that a resumed run sees what it would have seen.
     settings: the optim.Optimizer that `optimizer` was built from, for its schedules and its clipping.
-    A batch is computed in distributed.parts() parts, one after the other, where memory asks for it.
-    Raises ValueError if it must not be split.
+    Raises ValueError if a batch is to be computed in parts and must not be.
     Raises FloatingPointError when the loss is no longer finite; the last good state stays in `run.state`.
     """
-    parts = distributed.parts()
+    parts = distributed.parts() if run.parts is None else run.parts
     if parts > 1 and objective.coupled:
         raise ValueError(
             f"{distributed.PARTS} is {parts}, but {run.name} cannot compute a batch in parts: {objective.coupled}; "

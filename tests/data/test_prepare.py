@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from components.data.photos import Photos
-from components.data.sources import DATASETS, read
+from components.data.sources import DATASETS, NAME, read
 from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
 from tests.conftest import draw
 
@@ -209,7 +209,7 @@ def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monk
     from torchvision import datasets
 
     class Fake:
-        classes = ("cat", "dog")
+        classes = ("cat", ("dog", "hound"))
 
         def __init__(self, root, download, train):
             self.pictures = [(Image.open(io.BytesIO(_png(index))), index % 2) for index in range(4 if train else 2)]
@@ -227,6 +227,7 @@ def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monk
         ("test", "dog"),
     ]
     assert entries[0].fetch().size == (8, 8)
+    assert entries[0].questions == ((NAME, "cat"),)  # a label is something to ask about
 
     def offline(**_):
         raise OSError("no route to host")
@@ -234,6 +235,33 @@ def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monk
     monkeypatch.setattr(datasets, "CIFAR10", offline)
     with pytest.raises(ValueError, match=r"cifar10 could not be downloaded.*no route to host.*needs internet once"):
         read("cifar10", 0, 0, tmp_path)
+
+
+def test_folders_of_splits_have_nothing_beside_them(tmp_path):
+    for name in ("train/cat/a.png", "train/dog/b.png", "test/cat/c.png", "unsorted/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(_png(1))
+    with pytest.raises(ValueError, match=r"folders of splits \(test, train\) and beside them unsorted; move those"):
+        read(str(tmp_path), 0, 0, tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    labels = {entry.label for entry in read(str(tmp_path), 0, 0, tmp_path).entries}
+    assert labels == {"train", "unsorted"}  # one alone may be a class: of trains
+
+
+def test_a_picture_that_the_disk_does_not_give_is_rejected_and_the_others_are_used(tmp_path, monkeypatch):
+    for index in range(30):
+        draw(tmp_path / "photos" / f"{index:02d}.png", index)
+    read_bytes = Path.read_bytes
+
+    def failing(path):
+        if path.name == "07.png":
+            raise PermissionError("permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    config = Ran(data=DataConfig(source=str(tmp_path / "photos"), size=32), prepare=PrepareConfig())
+    summary = prepare(config, tmp_path / "out", tmp_path)
+    assert (summary["used"], summary["rejected"]) == (29, {"unreadable": 1})
 
 
 def test_every_named_data_set_is_torchvisions():

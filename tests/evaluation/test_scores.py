@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, normalize
 from components.evaluation import knn, linear
 from components.evaluation.features import center, features, standardize
 from components.evaluation.health import effective_rank, spread
-from components.evaluation.scoring import cannot_score, scores
+from components.evaluation.scoring import baselines, cannot_score, score
 from components.evaluation.statistics import share, wilson
 from components.models.backbone import build
 
@@ -101,13 +101,12 @@ def test_center_and_standardize_use_the_bank_alone():
 def test_every_baseline_is_scored_on_the_same_rows(photos, tiny):
     torch.manual_seed(3)
     backbone = build(tiny)
-    found = scores(features(backbone, photos), photos, tiny, k=5, seed=0)
+    found = {**baselines(photos, tiny, k=5, seed=0), "backbone": score(features(backbone, photos), photos, k=5)}
     total = len(photos.rows("test", labeled=True))
     assert set(found) == {"majority", "pixels", "random", "backbone"}
     assert {said["of"] for kinds in found.values() for said in kinds.values()} == {total}
     assert found["pixels"]["linear"]["value"] == 1.0  # red and green pictures: pixels are enough
-    untrained = scores(features(backbone, photos), photos, tiny, k=5, seed=3)
-    assert untrained["random"] == untrained["backbone"]  # a baseline is the same backbone, untrained
+    assert baselines(photos, tiny, k=5, seed=3)["random"] == found["backbone"]  # the same backbone, untrained
 
 
 def test_features_do_not_depend_on_the_batch_and_leave_no_gradient(photos, tiny):

@@ -86,6 +86,6 @@ def test_defaults_are_the_papers():
         assert vars(view.jitter) == {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8}
     method = byol()
     layers = [type(layer).__name__ for layer in method.predictor]
-    assert layers == ["Linear", "BatchNorm", "ReLU", "Linear"]
+    assert layers == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert [method.predictor[i].bias is not None for i in (0, 3)] == [True, False]
     assert [type(layer).__name__ for layer in method.online[1]] == layers

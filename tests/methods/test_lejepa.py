@@ -158,4 +158,4 @@ def test_defaults_are_the_authors():
     assert (view.size, view.crop, view.gray, view.solarize, view.flip) == (128, (0.08, 1.0), 0.2, 0.2, 0.5)
     assert vars(view.jitter) == {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "p": 0.8}
     kinds = [type(layer).__name__ for layer in LeJEPA(build(TINY), config).projector]
-    assert kinds == ["Linear", "BatchNorm", "ReLU"] * 2 + ["Linear"]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]

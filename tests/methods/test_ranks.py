@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from small import make
-from two_ranks import run, run_local
+from two_ranks import RESNETS, run, run_local
 
 from components.methods import METHODS
 from components.training import distributed, loop
@@ -74,6 +74,19 @@ def test_two_processes_learn_what_one_does(name, said, photos):
         assert of_ranks[0]["ranks"] == 2
         assert_same(first, alone)
         assert_same(second, {key: value for key, value in alone.items() if not key.startswith("loss/")})  # rank 0 logs
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_batch_norm_of_a_resnet_reads_what_it_would_in_one_process(name, said, photos):
+    alone = run(name, photos, Accelerator(cpu=True), "resnet")
+    assert_it_learned(alone)
+    first = part_of(said[0][0], f"{name}/resnet/")
+    if name == "moco":  # running statistics are of each rank's own groups
+        first, alone = (
+            {k: v for k, v in found.items() if "running" not in k and "num_batches" not in k}
+            for found in (first, alone)
+        )
+    assert_same(first, alone)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -87,10 +87,10 @@ def test_several_steps_equal_a_naive_derivation(head):
 
 
 def test_v2_has_three_layers_and_a_last_batch_norm_without_bias():
-    block = ["Linear", "BatchNorm", "ReLU"]
+    block = ["Linear", "BatchNorm1d", "ReLU"]
     one, two = simclr().projector, simclr(head="v2").projector
     assert [type(layer).__name__ for layer in one] == [*block, "Linear"]
-    assert [type(layer).__name__ for layer in two] == [*block, *block, "Linear", "BatchNorm"]
+    assert [type(layer).__name__ for layer in two] == [*block, *block, "Linear", "BatchNorm1d"]
     assert two[-1].weight.requires_grad
     assert not two[-1].bias.requires_grad
     assert not two[-1].bias.any()

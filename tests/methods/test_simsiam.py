@@ -94,8 +94,8 @@ def test_defaults_are_the_papers():
     assert (one.crop, one.flip, one.gray, one.blur, one.solarize) == ((0.2, 1.0), 0.5, 0.2, 0.5, 0.0)
     assert vars(one.jitter) == {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}
     method = simsiam()
-    block = ["Linear", "BatchNorm", "ReLU"]
-    assert [type(layer).__name__ for layer in method.encoder[1]] == [*block, *block, "Linear", "BatchNorm"]
+    block = ["Linear", "BatchNorm1d", "ReLU"]
+    assert [type(layer).__name__ for layer in method.encoder[1]] == [*block, *block, "Linear", "BatchNorm1d"]
     assert [layer.bias is None for layer in method.encoder[1] if isinstance(layer, torch.nn.Linear)] == [True] * 3
     assert not method.encoder[1][-1].affine
     assert [type(layer).__name__ for layer in method.predictor] == [*block, "Linear"]

@@ -25,6 +25,7 @@ from components.training.loop import Run, fit
 from components.training.objective import Objective
 
 STEPS = 2
+RESNETS = ("simclr", "moco")  # batch norm over all ranks, and in groups of its own
 SETTINGS = optim.SGD(lr=0.1, momentum=0.9, schedule=optim.Constant())
 
 
@@ -50,11 +51,11 @@ def train(objective: Objective, load, name: str, acc: Accelerator) -> dict[str, 
     return found | {f"state/{key}": value.clone() for key, value in objective.state_dict().items()}
 
 
-def run(name: str, photos: Photos, acc: Accelerator) -> dict[str, torch.Tensor]:
+def run(name: str, photos: Photos, acc: Accelerator, shape: str = "vit") -> dict[str, torch.Tensor]:
     """A method of METHODS on this process's share of the batch."""
     share = BATCH // acc.num_processes
     load = lambda step: batch(name, photos, step, acc.process_index * share, share)  # noqa: E731
-    return train(make(name, "vit").double(), load, name, acc)
+    return train(make(name, shape).double(), load, name, acc)
 
 
 class Local(Objective):
@@ -89,6 +90,9 @@ def main(data: Path, out: Path) -> None:
                 found |= {f"{name}/{parts}/{key}": value for key, value in run(name, photos, acc).items()}
         except Exception:
             failed[name] = traceback.format_exc()
+    os.environ[distributed.PARTS] = "1"
+    for name in RESNETS:
+        found |= {f"{name}/resnet/{key}": value for key, value in run(name, photos, acc, "resnet").items()}
     save_file({key: value.contiguous() for key, value in found.items()}, out / f"rank-{acc.process_index}.safetensors")
     (out / f"failed-{acc.process_index}.json").write_text(json.dumps(failed))
     acc.end_training()

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from components.models.heads import BatchNorm, Blocks, mlp, sincos
+from components.models.heads import Blocks, mlp, sincos
+from components.models.norm import BatchNorm1d
 
 
 def test_layers_are_the_papers():
     kinds = lambda net: [type(layer).__name__ for layer in net]  # noqa: E731
     assert kinds(mlp(4, 8, 2, norm=False)) == ["Linear", "ReLU", "Linear"]
-    assert kinds(mlp(4, 8, 8, 2)) == ["Linear", "BatchNorm", "ReLU"] * 2 + ["Linear"]
-    assert kinds(mlp(4, 2, last_norm="plain")) == ["Linear", "BatchNorm"]
+    assert kinds(mlp(4, 8, 8, 2)) == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]
+    assert kinds(mlp(4, 2, last_norm="plain")) == ["Linear", "BatchNorm1d"]
     assert mlp(4, 8, 2)[0].bias is None
     assert mlp(4, 8, 2, bias=True)[0].bias is not None
     assert [layer.bias is None for layer in (mlp(4, 2)[0], mlp(4, 2, last_bias=False)[0])] == [False, True]
@@ -22,7 +23,7 @@ def test_layers_are_the_papers():
 
 
 def test_alone_batch_norm_is_torchs():
-    ours, torchs = BatchNorm(3), nn.BatchNorm1d(3)
+    ours, torchs = BatchNorm1d(3), nn.BatchNorm1d(3)
     x = torch.randn(5, 3)
     assert torch.equal(ours(x), torchs(x))
     assert torch.equal(ours.running_var, torchs.running_var)

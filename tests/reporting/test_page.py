@@ -91,6 +91,19 @@ def test_the_table_has_every_baseline_once_and_every_method(findings):
     assert findings.table()[-1]["words"] == "4 epochs, 304 pictures seen"
 
 
+def test_a_baseline_that_differs_is_told_for_each(findings):
+    methods = copy.deepcopy(findings.methods)
+    methods["moco"]["random"] = SCORE
+    names = [row["name"] for row in Findings(**{**vars(findings), "methods": methods}).table()]
+    assert names == ["majority", "pixels", "random as in simclr", "random as in moco", "simclr", "moco"]
+
+
+def test_one_picture_cannot_be_exchanged(findings, photos):
+    answering = {key: value for key, value in findings.answering.items() if key != "gap"}
+    assert "nats" not in summary(Findings(**{**vars(findings), "answering": answering}))
+    assert "nats" not in page(findings, photos, answering=answering)
+
+
 def test_what_was_not_measured_is_said(findings, photos):
     why = {"knn, linear and their baselines": "the pictures have no labels"}
     unscored = {name: {"health": m["health"], "not_measured": why} for name, m in findings.methods.items()}

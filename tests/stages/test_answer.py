@@ -104,9 +104,10 @@ def test_the_blind_guess_is_scored_on_the_same_questions() -> None:
     lines = pl.DataFrame({"row": [0, 1, 2], "question": ["color?"] * 3, "expected": ["a red", "Red", "blue"]})
     lines = lines.with_columns(answer=pl.lit("blue"), correct=pl.Series([False, False, True]))
     training = pl.DataFrame({"row": [9, 9], "question": ["color?", "color?"], "answer": ["red", "red"]})
-    found = exactness(lines, training)
+    found = exactness(lines, training, seed=0)
     assert found["blind"]["value"] == pytest.approx(2 / 3)
     assert found["exact_match"]["value"] == pytest.approx(1 / 3)
+    assert (found["exact_match"]["low"], found["exact_match"]["high"]) == (0.0, 1.0)  # of three pictures
     assert found["per_question"] == {"color?": {"asked": 3, "exact_match": 1 / 3, "blind": 2 / 3}}
 
 

@@ -1,0 +1,47 @@
+"""Batch norm over the pictures of all ranks, on any device: what SyncBatchNorm is, but for CPUs too.
+
+Ioffe & Szegedy, Batch Normalization, ICML 2015, https://arxiv.org/abs/1502.03167.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from components import ranks
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """Of a head's vectors, which are few: they are gathered, with their gradients, and each rank keeps its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or ranks.world() == 1:
+            return super().forward(x)
+        mine = len(x)
+        return super().forward(ranks.gather(x)).narrow(0, ranks.rank() * mine, mine)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Of a backbone's maps, which are large: means and variances are gathered. Each rank has as many pictures."""
+
+    shared = True  # False: each rank its own, as MoCo wants it
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.shared and ranks.world() > 1):
+            return super().forward(x)
+        count = ranks.world() * x.numel() // x.shape[1]
+        full = x.float() if x.element_size() < 4 else x
+        mean = ranks.gather(full.mean((0, 2, 3))[None]).mean(0)  # [C]
+        centered = full - mean[:, None, None]
+        var = ranks.gather(centered.square().mean((0, 2, 3))[None]).mean(0)
+        self._remember(mean.detach(), var.detach() * count / (count - 1))
+        scale = self.weight * (var + self.eps).rsqrt()
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    def _remember(self, mean: Tensor, var: Tensor) -> None:
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
