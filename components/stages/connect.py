@@ -44,7 +44,7 @@ class ConnectConfig(Strict):
     batch_size: int = Field(ge=1)
     seed: int = Field(0, ge=0)
     answer_tokens: int = Field(64, ge=2)  # what is longer is cut
-    optimizer: optim.AdamW = optim.AdamW(lr=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.04))
+    optimizer: optim.AdamW = optim.AdamW(lr=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.2))
 
 
 def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dict[str, Any]:
