@@ -46,7 +46,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "components" / name).mkdir(parents=True)
         (root / "components" / name / "__init__.py").touch()
     (root / "components" / "__init__.py").touch()
-    shutil.copy(ROOT / "components" / "config.py", root / "components")
+    for name in ("config.py", "ranks.py", "data/photos.py"):
+        shutil.copy(ROOT / "components" / name, root / "components" / name)
     (root / "components" / "methods" / "__init__.py").write_text("METHODS = dict(simclr=1, moco=1, mocoscriptstyle=1)")
     for path in (ROOT / "components" / "stages").glob("*.py"):
         (root / "components" / "stages" / path.name).write_text(STAGE if path.stem != "__init__" else "")

@@ -124,8 +124,8 @@ def test_defaults_are_the_published_runs():
     assert (config.gray, config.flip, config.normalized) == (0.66, 0.5, True)
     schedule = config.optimizer.schedule
     assert config.optimizer == SGD(lr=0.1, momentum=0.9, weight_decay=1e-4, decay_all=True, schedule=schedule)
-    rates = [multiplier(schedule, epoch / 105) for epoch in (0, 29, 30, 60, 90, 100)]
-    assert rates == pytest.approx([1, 1, 0.1, 0.01, 1e-3, 1e-4])
+    rates = [multiplier(schedule, epoch / 105) for epoch in (2.5, 5, 29, 30, 60, 90, 100)]
+    assert rates == pytest.approx([0.5, 1, 1, 0.1, 0.01, 1e-3, 1e-4])
     view, draws = METHODS["jigsaw"].method.views(config, 224)
     assert (view.size, view.ratio, draws) == (255, (1.0, 1.0), Draws(19))
 

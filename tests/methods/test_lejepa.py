@@ -152,7 +152,9 @@ def test_defaults_are_the_authors():
     config = LeJEPAConfig()
     assert (config.global_views, config.local_views, config.hidden, config.dim) == (4, 0, 2048, 16)
     assert (config.slices, config.knots, config.reach, config.weight) == (256, 17, 3.0, 0.02)
-    assert config.optimizer == AdamW(lr=2e-3, weight_decay=0.05, schedule=Cosine(warmup=1 / 800, end=5e-4))
+    assert config.optimizer == AdamW(
+        lr=2e-3, weight_decay=0.05, decay_all=True, schedule=Cosine(warmup=1 / 800, end=0.5)
+    )
     view, *others = METHODS["lejepa"].method.views(config, 128)
     assert [*others] == [view] * 3
     assert (view.size, view.crop, view.gray, view.solarize, view.flip) == (128, (0.08, 1.0), 0.2, 0.2, 0.5)

@@ -102,7 +102,7 @@ def test_defaults_are_the_papers():
     config = MoCoV3Config()
     assert (config.layers, config.hidden, config.dim, config.temperature, config.momentum) == (3, 4096, 256, 0.2, 0.99)
     schedule = Cosine(warmup=40 / 300)
-    assert config.optimizer == AdamW(lr=1.5e-4, betas=(0.9, 0.999), weight_decay=0.1, schedule=schedule)
+    assert config.optimizer == AdamW(lr=1.5e-4, betas=(0.9, 0.999), weight_decay=0.1, decay_all=True, schedule=schedule)
     assert METHODS["mocov3"].method.views(config, 32) == METHODS["byol"].method.views(METHODS["byol"].config(), 32)
     method = mocov3()
     for head, linears in ((method.query[1], 3), (method.predictor, 2)):

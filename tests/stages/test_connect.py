@@ -50,7 +50,7 @@ def test_the_section_in_params_yaml_is_valid() -> None:
     chosen = read("connect", ConnectConfig)
     assert chosen.llm == "smollm2"
     assert chosen.optimizer.clip == 1.0  # T9
-    assert 0.03 <= chosen.optimizer.schedule.warmup <= 0.05
+    assert chosen.optimizer.schedule.warmup * chosen.steps >= 20  # with fewer the rate throws the projector off
 
 
 def test_connect_writes_a_stock_folder(world: Path, tmp_path: Path) -> None:
