@@ -103,9 +103,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append(f"| majority | {percent(floor['majority']['top1'])} | | | | | |")
     lines.append(f"| raw pixels | {percent(floor['pixels']['knn'])} | | {percent(floor['pixels']['linear'])} | | | |")
     for row in rows:
-        scores = (
-            f"{percent(row['backbone'][name])} | {row['random'][name]['value']:.1%}" for name in ("knn", "linear")
-        )
+        pairs = [(row["backbone"][name], row["random"][name]["value"]) for name in ("knn", "linear")]
+        scores = [f"{percent(found)} | {100 * before:.1f} %" for found, before in pairs]
         lines.append(f"| {row['method']} | {' | '.join(scores)} | {row['pictures']:,} | {row['minutes']} |")
     return "\n".join(lines)
 
