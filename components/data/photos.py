@@ -37,9 +37,11 @@ class Photos:
         if not (folder / "index.npz").is_file():
             raise ValueError(f"{folder} is no prepared data set: it has no index.npz; run the prepare stage first")
         with np.load(folder / "index.npz", allow_pickle=False) as index:
-            self._offsets, self.shapes = index["offsets"], index["shapes"]  # [N], [N, 2] height and width
+            self.offsets, self.shapes = index["offsets"], index["shapes"]  # [N], [N, 2] height and width
             self._splits, self._labels = index["splits"], index["labels"]  # [N], places in SPLITS and classes
             self.classes: tuple[str, ...] = tuple(index["classes"].tolist())
+        self._alike = len(np.unique(self.shapes, axis=0)) == 1
+        self._resident: Tensor | None = None
         # copy-on-write: torch wants writable memory, and nobody here writes
         self.pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="c")
 
@@ -50,12 +52,12 @@ class Photos:
         return pl.read_parquet(self.folder / "manifest.parquet")
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self.offsets)
 
     def __getitem__(self, row: int) -> Tensor:
         """uint8 [3, H, W], a view into the file."""
         height, width = self.shapes[row]
-        start = self._offsets[row]
+        start = self.offsets[row]
         flat = self.pixels[start : start + int(height) * int(width) * 3]
         return torch.from_numpy(flat.reshape(height, width, 3)).permute(2, 0, 1)
 
@@ -87,6 +89,28 @@ class Photos:
             place[:] = resized(self[int(row)], size)
         return out
 
+    def stack(self, rows: np.ndarray, device: torch.device) -> Tensor:
+        """Pictures as they are packed, below and to the right filled up with zeros: uint8 [len(rows), 3, H, W].
+
+        Where all are of one size and a GPU has room, it holds them all from the first call on.
+        """
+        if not self._alike:
+            height, width = self.shapes[rows].max(0)
+            out = torch.zeros(len(rows), 3, int(height), int(width), dtype=torch.uint8)
+            for place, row in zip(out, rows.tolist(), strict=True):
+                image = self[row]
+                place[:, : image.shape[1], : image.shape[2]] = image
+            return _sent(out, device)
+        height, width = self.shapes[0]
+        flat = self.pixels.reshape(len(self), -1)
+        if device.type == "cuda" and (self._resident is not None or _has_room(self.pixels.nbytes, device)):
+            if self._resident is None:
+                self._resident = torch.from_numpy(flat).to(device)
+            taken = self._resident[torch.from_numpy(rows).to(device, non_blocking=True)]
+        else:
+            taken = _sent(torch.from_numpy(flat[rows]), device)  # numpy gathers bytes far faster than torch
+        return taken.view(len(rows), int(height), int(width), 3).permute(0, 3, 1, 2)
+
     def batches(self, rows: np.ndarray, size: int, batch: int = 256) -> Iterator[Tensor]:
         """`squares` of all rows, in order, `batch` at a time."""
         for start in range(0, len(rows), batch):
@@ -110,3 +134,11 @@ def write_index(folder: Path, table: pl.DataFrame) -> None:
 def resized(image: Tensor, size: int) -> Tensor:
     """uint8 [3, H, W] -> uint8 [3, size, size], bilinear with antialiasing."""
     return interpolate(image[None], (size, size), mode="bilinear", antialias=True)[0]
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
+def _has_room(size: int, device: torch.device) -> bool:
+    return size < torch.cuda.mem_get_info(device)[0] // 4

@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.data.augment import Draws, View, more
+from components.data.augment import Draws, View
+from components.data.luck import more
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, patches_of
 from components.models.heads import Blocks, plain_start, sincos

@@ -21,7 +21,8 @@ from components.evaluation.statistics import share
 from components.models.backbone import load
 from components.stages.scratch import clear, digest, scratch
 from components.training import optim
-from components.training.loop import Run, accelerator, fit
+from components.training.loop import accelerator, fit
+from components.training.watch import Run
 
 
 class AdaptConfig(Strict):
@@ -66,7 +67,9 @@ def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict
     backbone_file = folder / "backbone" / "model.safetensors"
     ingredients = (config.model_dump(mode="json"), digest(photos.folder / "index.npz"), digest(backbone_file))
     state = scratch("adapt", *ingredients)
-    run = Run("adapt", config.epochs * per_epoch, size, state / "log.jsonl", state, config.seed, parts=1)
+    run = Run(
+        "adapt", config.epochs * per_epoch, size, state / "log.jsonl", state, config.seed, parts=1, per_epoch=per_epoch
+    )
     fit(head, batch, optimizer, config.optimizer, run, acc)
     head.cpu().eval()
     said = head.logits(vectors[test]).argmax(1)
@@ -94,7 +97,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         metrics = adapt(read("adapt", AdaptConfig), given.backbone, given.data, given.out)
-    except ValueError as error:
+    except (ValueError, FloatingPointError, MemoryError) as error:
         parser.exit(2, f"adapt: {error}\n")
     if "skipped" in metrics:
         print(f"adapt: {metrics['skipped']}")

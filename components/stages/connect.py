@@ -24,7 +24,8 @@ from components.connector.warm_start import warm_start
 from components.data.photos import Photos
 from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
-from components.training.loop import Run, accelerator, fit
+from components.training.loop import accelerator, fit
+from components.training.watch import Run
 
 UNSCALED = 256  # the batch size for which optim.build takes rates: LLaVA and nanoVLM state theirs as they are
 LAST = 5  # lines of the log that make the final training loss: one batch alone is noise
@@ -158,7 +159,7 @@ def main() -> None:
         config = read("connect", ConnectConfig)
         distributed.relaunch("components.stages.connect")
         metrics = connect(config, given.backbone, given.data, given.out)
-    except ValueError as error:
+    except (ValueError, FloatingPointError, MemoryError) as error:
         parser.exit(2, f"connect: {error}\n")
     if metrics:  # the first process alone has them
         print("connect: " + ", ".join(f"{name} {value}" for name, value in metrics.items()))

@@ -18,7 +18,8 @@ from components.methods import METHODS, MethodConfig
 from components.models.backbone import BackboneConfig, build
 from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
-from components.training.loop import Run, accelerator, fit
+from components.training.loop import accelerator, fit
+from components.training.watch import Run
 
 
 class PretrainConfig(Strict):
@@ -75,13 +76,14 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     def load(step: int) -> list[torch.Tensor]:
         epoch, place = divmod(step, per_epoch)
         start = place * config.batch_size + acc.process_index * share
-        return look(photos, order(epoch)[start : start + share], views, config.seed, epoch)
+        return look(photos, order(epoch)[start : start + share], views, config.seed, epoch, acc.device)
 
     torch.manual_seed(config.seed)
     method = recipe.method(build(config.backbone), config.settings)
     optimizer = optim.build(method, config.settings.optimizer, config.batch_size)
     state = scratch("pretrain", config.model_dump(mode="json"), digest(data / "manifest.parquet"))
-    run = Run(config.method, config.epochs * per_epoch, config.batch_size, state / "log.jsonl", state, config.seed)
+    length = {"steps": config.epochs * per_epoch, "per_epoch": per_epoch, "batch_size": config.batch_size}
+    run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
     fit(method, load, optimizer, config.settings.optimizer, run, acc)
     if acc.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,7 @@ def main() -> None:
         config = configure(given.method, section("pretrain"))
         distributed.relaunch("components.stages.pretrain")
         pretrain(config, given.data, given.out)
-    except ValueError as error:
+    except (ValueError, FloatingPointError, MemoryError) as error:
         parser.exit(2, f"pretrain: {error}\n")
 
 

@@ -18,7 +18,10 @@ KEPT = 2
 
 
 def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write folder/step-N.safetensors: written, synced, renamed. The last two are kept."""
+    """Write folder/step-N.safetensors: written, synced, renamed. The last two are kept.
+
+    Raises FloatingPointError, and writes nothing, if a number in it is not finite: it would be resumed from in vain.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # clones: safetensors refuses tensors that share memory, and a tied weight is saved under each of its names
     tensors = {f"module.{name}": value.detach().clone().contiguous() for name, value in module.state_dict().items()}
@@ -26,6 +29,9 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
         for name, value in slots.items():
             if isinstance(value, Tensor):  # SGD's first step may leave None
                 tensors[f"optimizer.{index}.{name}"] = value.detach().clone().contiguous()
+    bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise FloatingPointError(f"not saved at step {step}, for {bad[0]} is not finite; {folder} has what was before")
     part = folder / "part.tmp"
     save_file(tensors, part, metadata={"step": str(step)})
     with part.open("rb") as file:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +17,11 @@ from torch import Tensor
 from components.progress import progress
 from components.training import checkpoints, distributed, optim
 from components.training.objective import Objective
+from components.training.watch import Run, Watch, memory_advice
 
 CPUINFO = Path("/proc/cpuinfo")
+SAVE_SECONDS = 300  # no more than that is lost, however slow the steps are
 CHECK_EVERY = 10  # steps between looks at the loss and at a request to stop: each look waits for the device
-
-
-@dataclass(frozen=True)
-class Run:
-    """How long, and what is kept on the way."""
-
-    name: str  # shown in the progress line
-    steps: int
-    batch_size: int  # over all ranks
-    log: Path  # JSON lines
-    state: Path  # folder of checkpoints
-    seed: int = 0
-    save_every: int = 500  # steps
-    parts: int | None = None  # in which a batch is computed, one after the other; None: as the machine asks for
 
 
 class Stopped(SystemExit):
@@ -76,7 +60,8 @@ def fit(
     load: step -> this rank's batch, a pure function, so that a resumed run sees what it would have seen.
     settings: the optim.Optimizer that `optimizer` was built from, for its schedules and its clipping.
     Raises ValueError if a batch is to be computed in parts and must not be.
-    Raises FloatingPointError when the loss is no longer finite; the last good state stays in `run.state`.
+    Raises FloatingPointError when the loss is no longer finite or a weight to be saved is not; the last good state
+    stays in `run.state`. Raises MemoryError, with advice, where there is none left.
     """
     parts = distributed.parts() if run.parts is None else run.parts
     if parts > 1 and objective.coupled:
@@ -88,24 +73,21 @@ def fit(
     first = checkpoints.restore(run.state, objective, optimizer)
     if first:
         acc.print(f"{run.name}: resumed at step {first} of {run.steps}")
-    if acc.is_main_process:
-        _trim(run.log, first)
     wrapped, stepper = acc.prepare(objective, optimizer)
-    waited, started, stop = 0.0, time.monotonic(), _StopRequest()
     bar = progress(range(first, run.steps), run.name, unit="step", shown=acc.is_main_process)
-    with ThreadPoolExecutor(1, "prefetch") as pool:
+    watch, stop = Watch(run, first, acc, bar), _StopRequest()
+    with ThreadPoolExecutor(1, "prefetch") as pool, memory_advice(run, acc.num_processes, objective.coupled):
         ahead = pool.submit(load, first)
         for step in bar:
-            before = time.monotonic()
-            batch = _move(ahead.result(), acc.device)
-            waited += time.monotonic() - before
+            with watch.waiting():
+                batch = _move(ahead.result(), acc.device)
             done = step + 1
             if done < run.steps:
                 ahead = pool.submit(load, done)
             objective.before_step(step / run.steps)
             optim.set_rates(optimizer, settings, step / run.steps)
             torch.manual_seed((run.seed * 1_000_003 + step) * acc.num_processes + acc.process_index)  # no state to save
-            losses = _gradients(wrapped, batch, parts, acc)
+            watch.note(done, _gradients(wrapped, batch, parts, acc))
             objective.after_backward()
             optim.clip(optimizer, settings)
             stepper.step()
@@ -113,23 +95,16 @@ def fit(
             objective.after_step()
             if done % CHECK_EVERY and done != run.steps:
                 continue
-            values = {name: float(acc.reduce(value.detach(), "mean")) for name, value in losses.items()}
-            _must_be_finite(values["loss"], done, run)
+            watch.look(optimizer.param_groups[0]["lr"])
             stopping = bool(acc.reduce(torch.tensor(float(stop.asked), device=acc.device), "sum"))
-            rate = (done - first) * run.batch_size / (time.monotonic() - started)
-            bar.set_postfix(loss=f"{values['loss']:.3f}", img_s=f"{rate:.0f}", refresh=False)
-            if acc.is_main_process:
-                line = {"step": done, "lr": optimizer.param_groups[0]["lr"], **values, "images_per_second": rate}
-                with run.log.open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(line) + "\n")
-                if stopping or done % run.save_every == 0:
+            if acc.is_main_process and (stopping or done % run.save_every == 0 or watch.unsaved() > SAVE_SECONDS):
+                with watch.saving():
                     checkpoints.save(run.state, done, objective, optimizer)
             if stopping and done < run.steps:
                 acc.wait_for_everyone()
                 raise Stopped
     stop.close()
-    seconds = time.monotonic() - started
-    acc.print(f"{run.name}: {run.steps - first} steps in {seconds:.0f} s, {waited / seconds:.1%} waiting for data")
+    watch.close()
 
 
 def _gradients(wrapped: Any, batch: Any, parts: int, acc: Accelerator) -> dict[str, Tensor]:
@@ -189,19 +164,3 @@ def _move(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)(_move(value, device) for value in batch)
     return batch
-
-
-def _trim(log: Path, step: int) -> None:
-    """Forget lines past the state that is resumed from."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def _must_be_finite(loss: float, step: int, run: Run) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"{run.name}: loss is {loss} at step {step}; the last good state is in {run.state}. "
-            "Try a lower learning rate, a longer warm-up or gradient clipping."
-        )

@@ -6,23 +6,11 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from components.data.augment import (
-    NEEDED,
-    ORDERS,
-    Draws,
-    Jitter,
-    Labels,
-    View,
-    affine,
-    color,
-    crop_boxes,
-    finish,
-    gaussian_blur,
-    look,
-    more,
-    turn_hue,
-    uniform,
-)
+from components.data import batched, fused
+from components.data.augment import NEEDED, ORDERS, Draws, Jitter, Labels, Plan, View, crop_boxes, decide, look
+from components.data.batched import affine, color, turn_hue
+from components.data.luck import more, uniform
+from components.data.photos import Photos
 from components.data.scenes import draw
 
 ROWS = np.arange(8)
@@ -109,13 +97,13 @@ def test_hue_is_torchvisions(shift):
 def test_blur_is_torchvisions(sigma):
     x = pictures()
     wanted = tv.gaussian_blur(x, [5, 5], [sigma, sigma])
-    assert (gaussian_blur(x, torch.full((len(x),), sigma), 5) - wanted).abs().max() < 1e-3
+    assert (batched.blur(x, torch.full((len(x),), sigma), 5) - wanted).abs().max() < 1e-3
 
 
 def test_each_picture_is_blurred_by_its_own_sigma():
     x, sigma = pictures(2), torch.tensor([0.3, 1.7])
-    both = gaussian_blur(x, sigma, 5)
-    assert torch.allclose(both[1:], gaussian_blur(x[1:], sigma[1:], 5))
+    both = batched.blur(x, sigma, 5)
+    assert torch.allclose(both[1:], batched.blur(x[1:], sigma[1:], 5))
 
 
 def test_brightness_contrast_saturation_and_gray_are_torchvisions():
@@ -129,7 +117,7 @@ def test_brightness_contrast_saturation_and_gray_are_torchvisions():
     assert (gray - tv.rgb_to_grayscale(x, 3)).abs().max() < 0.05
 
 
-def reference(x, jitter, order, strengths, *, gray, gray_first):
+def reference(x, order, strengths, *, gray, gray_first):
     """One picture through torchvision's own functions, in `order`."""
     ops = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     x = x / 255
@@ -145,36 +133,140 @@ def reference(x, jitter, order, strengths, *, gray, gray_first):
 @pytest.mark.parametrize("gray_first", [False, True])
 def test_whole_color_chain_is_torchvisions_in_any_order(gray_first):
     """Mean difference under 1/255 with the papers' strengths; only the clamping between steps differs."""
-    jitter = Jitter(0.4, 0.4, 0.4, 0.1, p=1.0)
     x = torch.stack([torch.from_numpy(draw(0, index).pixels).permute(2, 0, 1) for index in range(24)]).float()
-    draws = uniform(0, 0, np.arange(24), 0, 7).float()
-    draws[:, 5] = torch.arange(24) / 24 + 0.01  # every order once
-    view = View(24, jitter=jitter, gray=0.5, gray_first=gray_first)
-    ours, differences = color(x.clone(), view, draws), []
+    draws = uniform(0, 0, np.arange(24), 0, NEEDED)
+    draws[:, 28] = torch.arange(24) / 24 + 0.01  # every order once
+    view = View(24, jitter=Jitter(0.4, 0.4, 0.4, 0.1, p=1.0), gray=0.5, gray_first=gray_first)
+    plan = decide(view, torch.full((24, 2), x.shape[-1]), draws)
+    ours, differences = color(x.clone(), plan.order, plan.strengths), []
+    luck = draws[:, 22:].float()
     for i in range(24):
-        strengths = [0.6 + 0.8 * float(d) for d in draws[i, 1:4]] + [(2 * float(draws[i, 4]) - 1) * 0.1]
-        wanted = reference(x[i], jitter, ORDERS[i], strengths, gray=bool(draws[i, 6] < 0.5), gray_first=gray_first)
+        strengths = [0.6 + 0.8 * float(d) for d in luck[i, 2:5]] + [(2 * float(luck[i, 5]) - 1) * 0.1]
+        wanted = reference(x[i], ORDERS[i], strengths, gray=bool(luck[i, 7] < 0.5), gray_first=gray_first)
         differences.append((ours[i] - wanted).abs().mean())
     assert torch.stack(differences).mean() < 1
+
+
+def packed(folder, images):
+    """uint8 pictures [h, w, 3] as `prepare` would have written them."""
+    sizes = np.array([image.size for image in images])
+    np.concatenate([image.ravel() for image in images]).tofile(folder / "pixels.bin")
+    nobody = np.full(len(images), -1, np.int32)
+    np.savez(
+        folder / "index.npz",
+        offsets=np.cumsum(sizes) - sizes,
+        shapes=np.array([image.shape[:2] for image in images]),
+        splits=np.zeros(len(images), np.int8),
+        labels=nobody,
+        classes=np.array([], dtype=np.str_),
+    )
+    return Photos(folder)
+
+
+def both(photos, rows, plan):
+    return fused.render(photos, rows, plan), batched.render(photos, rows, plan, torch.device("cpu"))
+
+
+EVERYTHING = View(24, jitter=Jitter(0.8, 0.8, 0.8, 0.2), gray=0.2, blur=0.5, solarize=0.2)
+MOCO_V1 = View(16, jitter=Jitter(0.4, 0.4, 0.4, 0.4, p=1.0), gray=0.2, gray_first=True)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("view", [EVERYTHING, MOCO_V1, View(48), View(8, solarize=1.0), View(9, blur=1.0)])
+def test_both_renderers_make_the_same_views(view, alike, tmp_path):
+    """Up to rounding, and to a bright pixel that is turned around on one side of the threshold only."""
+    images = [draw(0, index).pixels for index in range(48)]
+    if not alike:
+        images = [image[: 30 + index % 20, : 40 + index % 9].copy() for index, image in enumerate(images)]
+    photos, rows = packed(tmp_path, images), np.arange(48)[::-1].copy()
+    plan = decide(view, torch.from_numpy(photos.shapes[rows]), uniform(3, 1, rows, 0, NEEDED))
+    a, b = (made.int() for made in both(photos, rows, plan))
+    assert a.shape == (48, 3, view.size, view.size)
+    assert a.float().std() > 20
+    apart = (a - b).abs()
+    assert (apart > 1).float().mean() < 1e-4
+    assert apart.float().mean() < 0.01
+
+
+def test_the_processor_gives_the_same_views_on_any_number_of_threads(tmp_path, monkeypatch):
+    photos, rows = packed(tmp_path, [draw(0, index).pixels for index in range(40)]), np.arange(40)
+    plan = decide(EVERYTHING, torch.from_numpy(photos.shapes[rows]), uniform(0, 0, rows, 0, NEEDED))
+    monkeypatch.setattr(fused, "SHARE", 8)
+    made = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        made.append(fused.render(photos, rows, plan))
+    assert torch.equal(*made)
+
+
+def plain(count, size, **changes):
+    """A plan that takes the whole picture and leaves it as it is."""
+    nothing = {
+        "size": size,
+        "taps": 5,
+        "boxes": torch.tensor([[0, 0, size, size]]).repeat(count, 1),
+        "flip": torch.zeros(count, dtype=torch.bool),
+        "order": torch.arange(5).repeat(count, 1),
+        "strengths": torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]).repeat(count, 1),
+        "sigma": torch.zeros(count),
+        "solarize": torch.zeros(count, dtype=torch.bool),
+    }
+    return Plan(**{**nothing, **changes})
+
+
+@pytest.mark.parametrize("renderer", [0, 1])
+def test_each_step_of_a_renderer_is_torchvisions(renderer, tmp_path):
+    x = pictures(4, 24).byte()
+    photos, rows = packed(tmp_path, [image.permute(1, 2, 0).numpy() for image in x]), np.arange(4)
+    strengths = {kind: torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]).repeat(4, 1) for kind in range(5)}
+    for kind, value in enumerate((1.2, 0.7, 0.5, 0.13, 0.0)):
+        strengths[kind][:, kind] = value
+    f = x / 255
+    cases = {
+        "nothing": ({}, f),
+        "flip": ({"flip": torch.ones(4, dtype=torch.bool)}, f.flip(3)),
+        "brightness": ({"strengths": strengths[0]}, tv.adjust_brightness(f, 1.2)),
+        "contrast": ({"strengths": strengths[1]}, tv.adjust_contrast(f, 0.7)),
+        "saturation": ({"strengths": strengths[2]}, tv.adjust_saturation(f, 0.5)),
+        "hue": ({"strengths": strengths[3]}, tv.adjust_hue(f, 0.13)),
+        "gray": ({"strengths": strengths[4]}, tv.rgb_to_grayscale(f, 3)),
+        "blur": ({"sigma": torch.full((4,), 1.3)}, tv.gaussian_blur(f, [5, 5], [1.3, 1.3])),
+        "solarize": ({"solarize": torch.ones(4, dtype=torch.bool)}, tv.solarize(x, 128) / 255),
+    }
+    for name, (changes, wanted) in cases.items():
+        made = both(photos, rows, plain(4, 24, **changes))[renderer]
+        assert (made - wanted * 255).abs().max() <= 0.51, name  # rounding, and no more
+
+
+@pytest.mark.parametrize("renderer", [0, 1])
+@pytest.mark.parametrize("size", [16, 40, 96])
+def test_a_resized_box_is_torchvisions_resized_crop(renderer, size, tmp_path):
+    images = [draw(0, index).pixels for index in range(12)]
+    photos, rows = packed(tmp_path, images), np.arange(12)
+    boxes = torch.tensor([[3, 7, 50, 41], [0, 0, 64, 64], [60, 60, 4, 4], [10, 0, 17, 64]]).repeat(3, 1)
+    made = both(photos, rows, plain(12, size, boxes=boxes))[renderer]
+    for image, box, ours in zip(images, boxes.tolist(), made, strict=True):
+        wanted = tv.resized_crop(torch.from_numpy(image).permute(2, 0, 1), *box, [size, size], antialias=True)
+        assert (ours.int() - wanted.int()).abs().max() <= 1
 
 
 def test_probabilities_are_kept():
     count = 3000
     view = View(8, jitter=Jitter(0.8, 0, 0, 0, p=0.8), gray=0.2, blur=0.5, solarize=0.3)
-    draws = uniform(0, 0, np.arange(count), 0, 10).float()
-    x = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
-    x[:, 0], x[:, 1], x[:, 2, ::2] = 50, 60, 70
-    out = finish(x, view, draws)
-    gray = (out[:, 0] == out[:, 1]).all((1, 2)) & (out[:, 1] == out[:, 2]).all((1, 2))
-    assert abs(gray.float().mean() - 0.2) < 0.03
-    untouched = (out[:, 0] == 50).all((1, 2))
-    assert abs(untouched.float().mean() - 0.2 * 0.8) < 0.03  # neither jittered nor gray; blur leaves a flat channel
-
-
-def test_solarize_turns_the_bright_half_around():
-    x = torch.tensor([10, 127, 128, 250], dtype=torch.uint8).view(1, 1, 2, 2).repeat(1, 3, 1, 1)
-    out = finish(x, View(2, solarize=1.0), torch.zeros(1, 10))
-    assert out[0, 0].flatten().tolist() == [10, 127, 127, 5]
+    rows = np.arange(count)
+    plan = decide(view, torch.full((count, 2), 8), uniform(0, 0, rows, 0, NEEDED))
+    bright, gray = plan.strengths[:, 0], plan.strengths[:, 4]
+    assert abs((bright != 1).float().mean() - 0.8) < 0.03
+    assert 0.2 <= bright[bright != 1].min() < 0.21
+    assert 1.79 < bright.max() < 1.8
+    shares = {"gray": (gray == 0, 0.2), "blur": (plan.sigma > 0, 0.5), "solarize": (plan.solarize, 0.3)}
+    for name, (taken, share) in {**shares, "flip": (plan.flip, 0.5)}.items():
+        assert abs(taken.float().mean() - share) < 0.03, name
+    sigma = plan.sigma[plan.sigma > 0]
+    assert 0.1 <= sigma.min() < 0.12
+    assert abs(sigma.mean() - 1.05) < 0.05
+    assert (plan.strengths[:, 1:3] == 1).all()
+    assert sorted(map(tuple, plan.order[:, :4].unique(dim=0).tolist())) == sorted(map(tuple, ORDERS.tolist()))
 
 
 def test_a_whole_look_is_uint8_of_the_right_size_and_does_not_depend_on_the_batch(photos):
@@ -189,14 +281,10 @@ def test_a_whole_look_is_uint8_of_the_right_size_and_does_not_depend_on_the_batc
 
 def test_without_crop_and_color_a_view_is_the_resized_picture(photos):
     rows = photos.rows("train")[:4]
-    view = View(24, crop=(1.0, 1.0), ratio=(0.5, 2.0), flip=0.0)
-    draws = torch.zeros(4, NEEDED, dtype=torch.float64)
     shapes = torch.from_numpy(photos.shapes[rows])
-    draws[:, 10] = torch.log(shapes[0, 1] / shapes[0, 0] / 0.5) / np.log(4)  # the first try: the picture's own ratio
-    from components.data.augment import render
-
-    out = render(photos, rows[:1], view, draws[:1])
-    assert torch.equal(out[0], photos.squares(rows[:1], 24)[0])
+    whole = torch.cat([torch.zeros_like(shapes), shapes], 1)
+    made = fused.render(photos, rows, plain(4, 24, boxes=whole))
+    assert (made.int() - photos.squares(rows, 24).int()).abs().max() <= 1
 
 
 def test_draws_are_a_pictures_own_and_never_one(photos):

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from components.data.augment import Draws, View, more
+from components.data.augment import Draws, View
+from components.data.luck import more
 from components.methods import METHODS
 from components.methods.mae import MAE, MAEConfig
 from components.models.backbone import ResNetBackbone, ViTBackbone, build

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from small import make
-from two_ranks import RESNETS, run, run_local
+from two_ranks import RESNETS, resumes, run, run_local
 
 from components.methods import METHODS
 from components.training import distributed, loop
@@ -74,6 +74,13 @@ def test_two_processes_learn_what_one_does(name, said, photos):
         assert of_ranks[0]["ranks"] == 2
         assert_same(first, alone)
         assert_same(second, {key: value for key, value in alone.items() if not key.startswith("loss/")})  # rank 0 logs
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_was_cut_ends_in_the_same_weights_bit_for_bit(name, said, photos):
+    """In one process and in two; teachers, queues, centers, prototypes and the optimizer's state with it."""
+    assert resumes(name, photos, Accelerator(cpu=True)) == []
+    assert [found[f"{name}/differs"].item() for found in said[0]] == [0, 0]
 
 
 @pytest.mark.parametrize("name", RESNETS)

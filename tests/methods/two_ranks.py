@@ -21,11 +21,13 @@ from components import ranks
 from components.data.photos import Photos
 from components.methods import METHODS
 from components.training import distributed, loop, optim
-from components.training.loop import Run, fit
+from components.training.loop import fit
 from components.training.objective import Objective
+from components.training.watch import Run
 
 STEPS = 2
 RESNETS = ("simclr", "moco")  # batch norm over all ranks, and in groups of its own
+ADAM = optim.AdamW(lr=1e-2, weight_decay=0.1, schedule=optim.Cosine(warmup=0.3), clip=1.0)
 SETTINGS = optim.SGD(lr=0.1, momentum=0.9, schedule=optim.Constant())
 
 
@@ -58,6 +60,36 @@ def run(name: str, photos: Photos, acc: Accelerator, shape: str = "vit") -> dict
     return train(make(name, shape).double(), load, name, acc)
 
 
+def resumes(name: str, photos: Photos, acc: Accelerator) -> list[str]:
+    """What differs, bit by bit, in a run that was cut after its third step and went on from its second."""
+    share = BATCH // acc.num_processes
+
+    def load(step):
+        return batch(name, photos, step, acc.process_index * share, share)
+
+    def state(folder: Path, cut: int | None) -> dict[str, torch.Tensor]:
+        method = make(name, "vit")
+        if cut is not None:
+            moved = iter(range(cut))
+            follow, method.after_step = method.after_step, lambda: (follow(), next(moved))
+        optimizer = optim.build(method, ADAM, 256)
+        run = Run(name, 6, BATCH, folder / "log.jsonl", folder, save_every=2)
+        try:
+            fit(method, load, optimizer, ADAM, run, acc)
+        except StopIteration:
+            assert cut is not None
+        acc.free_memory()
+        return {key: value.clone() for key, value in method.state_dict().items()}
+
+    with tempfile.TemporaryDirectory() as root:
+        place = Path(root if acc.num_processes == 1 else os.environ["SHARED"]) / name
+        whole = state(place / "whole", None)
+        half = state(place / "cut", 2)
+        again = state(place / "cut", None)
+    assert any(not torch.equal(whole[key], half[key]) for key in whole)  # it was cut
+    return [key for key in whole if not torch.equal(whole[key], again[key])]
+
+
 class Local(Objective):
     """What a method must not do: it reads the spread of a batch, and of this rank's share alone."""
 
@@ -78,6 +110,7 @@ def run_local(acc: Accelerator) -> dict[str, torch.Tensor]:
 
 
 def main(data: Path, out: Path) -> None:
+    os.environ["SHARED"] = str(out / "states")
     loop.CHECK_EVERY = 1  # every loss in the log
     # a rank that waits for one which failed gives up in a minute
     acc = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=60))])
@@ -88,6 +121,8 @@ def main(data: Path, out: Path) -> None:
             for parts in (1,) if make(name, "vit").coupled else (1, 2):
                 os.environ[distributed.PARTS] = str(parts)
                 found |= {f"{name}/{parts}/{key}": value for key, value in run(name, photos, acc).items()}
+            os.environ[distributed.PARTS] = "1"
+            found[f"{name}/differs"] = torch.tensor(len(resumes(name, photos, acc)))
         except Exception:
             failed[name] = traceback.format_exc()
     os.environ[distributed.PARTS] = "1"

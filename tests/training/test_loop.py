@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from components.training import checkpoints, distributed, loop
-from components.training.loop import Run, Stopped, fit
+from components.training.loop import Stopped, fit
 from components.training.objective import Objective
 from components.training.optim import SGD, AdamW, Cosine, build
+from components.training.watch import Run
 
 
 class Toy(Objective):
@@ -23,10 +24,13 @@ class Toy(Objective):
         self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.register_buffer("moved", torch.zeros(()))
         self.stop_at = self.die_at = self.calls = 0
-        self.bad_at = -1
+        self.bad_at = self.spoil_at = -1
+        self.error = None
 
     def forward(self, batch):
         self.calls += 1
+        if self.error:
+            raise self.error
         loss = self.net(batch).square().mean()
         return {"loss": loss * float("nan") if self.calls == self.bad_at else loss}
 
@@ -36,18 +40,20 @@ class Toy(Objective):
             os.kill(os.getpid(), signal.SIGTERM)
         if self.calls == self.die_at:
             raise KeyboardInterrupt
+        if self.calls == self.spoil_at:
+            self.net[0].weight.data.fill_(float("inf"))
 
 
 def data(step):
     return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
 
 
-def train(folder, settings, *, steps=40, **changes):
+def train(folder, settings, *, steps=40, kind=Toy, per_epoch=None, **changes):
     torch.manual_seed(0)
-    toy = Toy()
+    toy = kind()
     for name, value in changes.items():
         setattr(toy, name, value)
-    run = Run("toy", steps, 16, folder / "log.jsonl", folder / "state", save_every=10)
+    run = Run("toy", steps, 16, folder / "log.jsonl", folder / "state", save_every=10, per_epoch=per_epoch)
     fit(toy, data, build(toy, settings, 256), settings, run, Accelerator(cpu=True))
     return toy.state_dict()
 
@@ -84,9 +90,64 @@ def test_a_killed_run_ends_in_the_same_weights(die_at, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_the_good_state_stays(tmp_path):
-    with pytest.raises(FloatingPointError, match="toy: loss is nan at step 20; the last good state is in"):
-        train(tmp_path, SETTINGS[0], bad_at=20)
+    """Looked at every tenth step, told to the step."""
+    with pytest.raises(
+        FloatingPointError, match=r"toy: loss is nan at step 17; at step 16 it was [\d.]+\. The last good"
+    ):
+        train(tmp_path, SETTINGS[0], bad_at=17)
     assert [path.name for path in checkpoints._all(tmp_path / "state")] == ["step-10.safetensors"]
+
+
+def test_a_loss_that_explodes_stops_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"toy: loss is .*e.* at step"):
+        train(tmp_path, SGD(lr=1e4))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """The loss of a step is computed before its update: a bad update shows in the weights first."""
+    with pytest.raises(FloatingPointError, match=r"not saved at step 20, for module\.net\..* is not finite"):
+        train(tmp_path, SETTINGS[0], spoil_at=20)
+    assert [path.name for path in checkpoints._all(tmp_path / "state")] == ["step-10.safetensors"]
+    assert torch.isfinite(train(tmp_path, SETTINGS[0])["net.0.weight"]).all()
+
+
+@pytest.mark.parametrize(
+    ("error", "coupled", "advice"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "", "or SELFSIGHT_PARTS=2: the same batch in two parts"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "it says why", "in parts: it says why"),
+    ],
+)
+def test_without_memory_the_run_says_what_to_turn(error, coupled, advice, tmp_path):
+    pattern = "toy: no memory left for a batch_size of 16, 16 a process; try batch_size: 8, .*" + advice
+    with pytest.raises(MemoryError, match=pattern):
+        train(tmp_path, SETTINGS[0], error=error, coupled=coupled)
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        train(tmp_path, SETTINGS[0], error=RuntimeError("something else"))
+
+
+def test_a_real_allocation_that_fails_is_understood(tmp_path):
+    class Greedy(Toy):
+        def forward(self, batch):
+            return {"loss": torch.empty(2**46)[0] + batch.sum()}
+
+    with pytest.raises(MemoryError, match="toy: no memory left"):
+        train(tmp_path, SETTINGS[0], kind=Greedy)
+
+
+def test_what_is_seen_of_a_run_is_in_its_log(tmp_path):
+    train(tmp_path, SETTINGS[0], per_epoch=20)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0.5, 1.0, 1.5, 2.0]
+    assert lines[-1]["seconds_left"] == 0 < lines[0]["seconds_left"]
+    assert all(0 <= line["data_wait"] <= 1 and line["images_per_second"] > 0 for line in lines)
+    assert all(0.05 < line["memory_gib"] < 64 for line in lines)
+
+
+def test_the_last_two_states_are_kept(tmp_path):
+    train(tmp_path, SETTINGS[0])
+    kept = [path.name for path in checkpoints._all(tmp_path / "state")]
+    assert kept == ["step-30.safetensors", "step-40.safetensors"]
 
 
 def test_half_a_file_is_never_taken_for_a_state(tmp_path):

@@ -1,0 +1,236 @@
+"""Views on the CPU: one pass from packed pixels to a view, compiled, a picture at a time in the processor's cache.
+
+Crop and antialiased resize, color, blur and solarize as `batched` does them for a whole batch, without a copy of
+the pictures and without rounding in between.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from components.data.augment import Plan
+    from components.data.photos import Photos
+
+SHARE = 32  # pictures below which a thread is not worth its start
+compiled: Any = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+
+
+def render(photos: Photos, rows: np.ndarray, plan: Plan) -> Tensor:
+    """uint8 [B, 3, S, S], on as many threads as torch uses."""
+    out = np.empty((len(rows), 3, plan.size, plan.size), dtype=np.uint8)
+    given = (
+        np.asarray(photos.pixels),
+        np.stack([photos.offsets[rows], photos.shapes[rows, 1]], 1).astype(np.int64),
+        plan.boxes.numpy(),
+        plan.flip.numpy(),
+        plan.order.numpy(),
+        plan.strengths.numpy(),
+        plan.sigma.numpy(),
+        plan.solarize.numpy(),
+    )
+    parts = np.array_split(np.arange(len(rows)), min(torch.get_num_threads(), max(1, len(rows) // SHARE)))
+
+    def work(part: np.ndarray) -> None:
+        pixels, *each = given
+        _views(pixels, *(values[part[0] : part[-1] + 1] for values in each), plan.taps, out[part[0] : part[-1] + 1])
+
+    if len(parts) == 1:
+        work(parts[0])
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(work, parts))
+    return torch.from_numpy(out)
+
+
+@compiled
+def _views(pixels, where, boxes, flips, orders, strengths, sigmas, solarized, taps, out):  # type: ignore[no-untyped-def]
+    size = out.shape[2]
+    x = np.empty((3, size, size), np.float32)
+    for b in range(len(out)):
+        offset, width = where[b]
+        _resize(pixels[offset:], width, boxes[b], flips[b], x)
+        _color(x, orders[b], strengths[b])
+        if sigmas[b] > 0:
+            _blur(x, sigmas[b], taps)
+        _write(x, solarized[b], out[b])
+
+
+@compiled
+def _resize(pixels, stride, box, flip, x):  # type: ignore[no-untyped-def]
+    """The box, antialiased with a triangle as wide as a step of the target (Pillow's bilinear): rows, then columns."""
+    top, left, height, width = box
+    size = x.shape[1]
+    step = width / size
+    reach = max(1.0, step)
+    most = 2 * math.ceil(reach) + 1
+    weights = np.zeros((size, most), np.float32)
+    starts, counts = np.empty(size, np.int64), np.empty(size, np.int64)
+    for i in range(size):
+        center = ((size - 1 - i if flip else i) + 0.5) * step
+        first, last = max(int(center - reach + 0.5), 0), min(int(center + reach + 0.5), width)
+        total = 0.0
+        for j in range(first, last):
+            total += max(0.0, 1.0 - abs(j + 0.5 - center) / reach)
+        for j in range(first, last):
+            weights[i, j - first] = max(0.0, 1.0 - abs(j + 0.5 - center) / reach) / total
+        starts[i], counts[i] = first, last - first
+    step = height / size
+    reach = max(1.0, step)
+    line = np.empty(3 * width, np.float32)
+    for y in range(size):
+        center = (y + 0.5) * step
+        first, last = max(int(center - reach + 0.5), 0), min(int(center + reach + 0.5), height)
+        total = 0.0
+        for j in range(first, last):
+            total += max(0.0, 1.0 - abs(j + 0.5 - center) / reach)
+        line[:] = 0
+        for j in range(first, last):
+            weight = np.float32(max(0.0, 1.0 - abs(j + 0.5 - center) / reach) / total)
+            begin = ((top + j) * stride + left) * 3
+            row = pixels[begin : begin + 3 * width]
+            for k in range(3 * width):
+                line[k] += weight * np.float32(row[k])
+        for i in range(size):
+            red, green, blue = np.float32(0), np.float32(0), np.float32(0)
+            place = 3 * starts[i]
+            for j in range(counts[i]):
+                weight = weights[i, j]
+                red += weight * line[place]
+                green += weight * line[place + 1]
+                blue += weight * line[place + 2]
+                place += 3
+            x[0, y, i], x[1, y, i], x[2, y, i] = red, green, blue
+
+
+@compiled
+def _color(x, order, strengths):  # type: ignore[no-untyped-def]
+    """Steps in `order`; what is affine is composed, and applied before hue and at the end."""
+    gray = (np.float32(0.2989), np.float32(0.587), np.float32(0.114))
+    matrix, pending = np.zeros((3, 4), np.float32), False
+    means = np.zeros(3, np.float32)
+    known = False
+    for c in range(3):
+        matrix[c, c] = 1
+    for kind in order:
+        f = strengths[kind]
+        if kind == 3:
+            if f != 0:
+                _apply(x, matrix, f, pending)
+                matrix[:] = 0
+                for c in range(3):
+                    matrix[c, c] = 1
+                pending, known = False, False
+            continue
+        if f == 1:
+            continue
+        pending = True
+        if kind == 1:
+            if not known:
+                for c in range(3):
+                    means[c] = x[c].mean()
+                known = True
+            middle = np.float32(0)
+            for c in range(3):
+                now = matrix[c, 3]
+                for k in range(3):
+                    now += matrix[c, k] * means[k]
+                middle += gray[c] * now
+            matrix *= f
+            for c in range(3):
+                matrix[c, 3] += (1 - f) * middle
+        elif kind == 0:
+            matrix *= f
+        else:  # saturation, and gray
+            for k in range(4):
+                luma = (1 - f) * (gray[0] * matrix[0, k] + gray[1] * matrix[1, k] + gray[2] * matrix[2, k])
+                for c in range(3):
+                    matrix[c, k] = f * matrix[c, k] + luma
+    if pending:
+        _apply(x, matrix, np.float32(0), True)
+
+
+@compiled
+def _apply(x, m, shift, affine):  # type: ignore[no-untyped-def]
+    """The matrix, clamped to 0 … 255, where there is one; then hue, `shift` turns."""
+    size, low, high = x.shape[1], np.float32(0), np.float32(255)
+    one, six, turn = np.float32(1), np.float32(6), np.float32(6) * shift
+    for y in range(size):
+        red, green, blue = x[0, y], x[1, y], x[2, y]
+        if affine:
+            for i in range(size):
+                r, g, b = red[i], green[i], blue[i]
+                red[i] = min(high, max(low, m[0, 0] * r + m[0, 1] * g + m[0, 2] * b + m[0, 3]))
+                green[i] = min(high, max(low, m[1, 0] * r + m[1, 1] * g + m[1, 2] * b + m[1, 3]))
+                blue[i] = min(high, max(low, m[2, 0] * r + m[2, 1] * g + m[2, 2] * b + m[2, 3]))
+        if shift != 0:
+            for i in range(size):
+                r, g, b = red[i], green[i], blue[i]
+                value = max(r, max(g, b))
+                chroma = value - min(r, min(g, b))
+                scale = one / max(chroma, np.float32(1e-6))
+                sector = np.float32(4) + (r - g) * scale  # in sixths of a turn
+                sector = np.float32(2) + (b - r) * scale if value == g else sector
+                sector = (g - b) * scale if value == r else sector
+                sector += turn
+                # V - C max(0, min(k, 4 - k, 1)), k = (n + H) mod 6 for n = 5, 3, 1
+                k = sector + np.float32(5)
+                k -= six * np.floor(k / six)
+                red[i] = value - chroma * max(low, min(one, min(k, np.float32(4) - k)))
+                k = sector + np.float32(3)
+                k -= six * np.floor(k / six)
+                green[i] = value - chroma * max(low, min(one, min(k, np.float32(4) - k)))
+                k = sector + one
+                k -= six * np.floor(k / six)
+                blue[i] = value - chroma * max(low, min(one, min(k, np.float32(4) - k)))
+
+
+@compiled
+def _blur(x, sigma, taps):  # type: ignore[no-untyped-def]
+    """Gaussian of `taps` taps, reflected at the border: along rows into a buffer, then along columns back."""
+    size, radius = x.shape[1], taps // 2
+    weights = np.empty(taps, np.float32)
+    for t in range(taps):
+        weights[t] = math.exp(-0.5 * ((t - radius) / sigma) ** 2)
+    weights /= weights.sum()
+    wide = np.empty(size + 2 * radius, np.float32)
+    smooth = np.empty((size, size), np.float32)
+    for c in range(3):
+        for y in range(size):
+            wide[radius : radius + size] = x[c, y]
+            for i in range(radius):
+                wide[i], wide[radius + size + i] = x[c, y, radius - i], x[c, y, size - 2 - i]
+            line = smooth[y]
+            line[:] = 0
+            for t in range(taps):
+                weight = weights[t]
+                for i in range(size):
+                    line[i] += weight * wide[i + t]
+        for y in range(size):
+            line = x[c, y]
+            line[:] = 0
+            for t in range(taps):
+                k = abs(y + t - radius)
+                source = smooth[2 * size - 2 - k if k >= size else k]
+                weight = weights[t]
+                for i in range(size):
+                    line[i] += weight * source[i]
+
+
+@compiled
+def _write(x, solarized, out):  # type: ignore[no-untyped-def]
+    size = x.shape[1]
+    for c in range(3):
+        for y in range(size):
+            for i in range(size):
+                value = x[c, y, i]
+                if solarized and value >= 128:
+                    value = 255 - value
+                out[c, y, i] = np.uint8(min(np.float32(255), max(np.float32(0), np.rint(value))))

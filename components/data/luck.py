@@ -1,0 +1,43 @@
+"""Numbers in [0, 1) that depend on nothing but what they are asked for: not on workers, ranks, batches or restarts.
+
+splitmix64 (Steele, Lea & Flood, OOPSLA 2014, https://doi.org/10.1145/2660193.2660195) as a hash of the place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> Tensor:
+    """`count` numbers for each row: float64 [len(rows), count]."""
+    state: np.ndarray | np.uint64 = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for word in (seed, epoch, view):
+            state = _mix(np.uint64(word) + state * np.uint64(GOLDEN))
+        per_row = _mix(rows.astype(np.uint64) + state)[:, None]
+        bits = _mix(per_row + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
+    return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def more(draws: Tensor, count: int) -> Tensor:
+    """Any number of numbers from a picture's two `draws` [B, 2]: float32 [B, count], on their device.
+
+    For a method that learns from its backbone alone how many it needs (an order of its patches).
+    """
+    high, low = (draws.float() * 2**24).long().unbind(1)  # whole: the draws have 24 bits
+    golden, first, second = (word - 2**64 for word in (GOLDEN, FIRST, SECOND))
+    z = (high << 24 | low)[:, None] + golden * torch.arange(1, count + 1, device=draws.device)
+    z = (z ^ (z >> 30 & 2**34 - 1)) * first  # int64 wraps around, and its shift is arithmetic
+    z = (z ^ (z >> 27 & 2**37 - 1)) * second
+    z = z ^ (z >> 31 & 2**33 - 1)
+    return (z >> 40 & 2**24 - 1).float() * 2.0**-24
+
+
+def _mix(z: np.ndarray | np.uint64) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND)
+    return np.asarray(z ^ (z >> np.uint64(31)))
