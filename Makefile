@@ -1,4 +1,4 @@
-# setup · run · test · check · bench-methods. Everything lives in .venv; nothing else on the machine is touched.
+# setup · run · test · check · bench-methods · bench. Everything lives in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -15,7 +15,7 @@ HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
 # of params.yaml; nothing until there is an environment that can read it
 said = $(shell $(BIN)/python -c "import yaml; p = yaml.safe_load(open('params.yaml')); print($(1))" 2>/dev/null)
 
-.PHONY: setup run stages adapt test check bench-methods
+.PHONY: setup run stages adapt test check bench-methods bench
 .DEFAULT_GOAL := run
 .SECONDARY:
 
@@ -55,6 +55,13 @@ check: setup
 
 bench-methods: setup
 	python -m benchmarks.methods --jobs 2
+
+# beside .venv, and without what they depend on, most of which is there
+.peers: setup
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ lightly==1.6.0 lightly_utils==0.0.2 pytorch-lightning==2.6.6 torchmetrics==1.9.0 lightning-utilities==0.15.3
+
+bench: .peers
+	python -m benchmarks.peers
 
 test: check
 	python -m pytest --numprocesses auto --dist loadfile

@@ -1,12 +1,19 @@
-"""What benchmarks/*.yaml changes of params.yaml is a configuration of every method it names."""
+"""Benchmarks are run by hand; here it is seen that they run, and that what they say is of what they name."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks import gpu, peers, profile
 from benchmarks.methods import claim, overlaid
 from components.methods import METHODS
 from components.stages.pretrain import configure
@@ -36,3 +43,71 @@ def test_other_data_configures(name):
         config = configure(method, both["pretrain"])
         assert config.backbone.image_size == other["pretrain"]["common"]["backbone"]["image_size"]
         assert config.epochs == both["pretrain"].get(method, {}).get("epochs", both["pretrain"]["common"]["epochs"])
+
+
+TINY = {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
+
+
+def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", f"benchmarks.{module}", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_long_run_on_a_gpu_machine_goes_on_where_its_time_was_over(folder, tmp_path):
+    """An archive goes in; nothing of the orchestra is needed, and the second call ends with a score."""
+    with tarfile.open(tmp_path / "photos.tar.xz", "w:xz") as archive:
+        for index, path in enumerate(sorted(folder.rglob("*.png"))):
+            archive.add(path, f"photos/{'test' if index % 4 == 0 else 'train'}/{path.parent.name}/{path.name}")
+    smaller = json.dumps({"backbone": TINY, "batch_size": 16, "epochs": 150})
+    given = ["train", "--method", "simclr", "--photos", "photos.tar.xz", "--out", "out", "--smaller", smaller]
+    first = run("gpu", *given, "--seconds", "1", cwd=tmp_path)
+    assert first.returncode == 1, first.stderr
+    assert "run the same command again" in first.stderr
+    second = run("gpu", *given, "--seconds", "500", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert re.search(r"simclr: resumed at step [1-9]\d* of 600", second.stdout)
+    score = re.search(r"simclr: done, kNN (.*)% of 24; 150 epochs", second.stdout)
+    assert score
+    assert float(score[1]) > 60  # red or green
+
+
+def test_throughput_is_measured_on_every_workload(tmp_path):
+    smaller = json.dumps({"backbone": TINY, "batch_size": 8, "optimizer": {"kind": "adamw", "lr": 1e-3}})
+    done = run("gpu", "throughput", "--steps", "2", "--untimed", "1", "--smaller", smaller, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and "batch" not in line]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == list(gpu.WORKLOADS)
+    assert all(float(row.split(" | ")[2].replace(",", "")) > 0 for row in rows)
+
+
+def test_a_profile_says_where_the_time_goes(prepared, tmp_path):
+    common = {"backbone": TINY, "batch_size": 16, "epochs": 2}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"pretrain": {"common": common, "moco": {"queue": 32}}}))
+    done = run("profile", "--method", "moco", "--data", str(prepared), "--steps", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shares = dict(re.findall(r"^\| ([a-z ]+) \| [\d.]+ \| ([\d.]+)% \|$", done.stdout, re.M))
+    assert list(shares) == list(profile.PARTS)
+    assert sum(map(float, shares.values())) == pytest.approx(100, abs=1)
+    assert "aten::" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]  # nothing is written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["simclr vit 32 4", "moco resnet18 32 4", "dino vit 32 2"])
+def test_sides_do_the_same_work(line, tmp_path, monkeypatch):
+    """Forward and backward of all sides count nearly the same operations; heads differ by a bias or a norm."""
+    monkeypatch.setattr(peers, "COUNT", 12)
+    method, backbone, size, batch = line.split()
+    line = peers.Line(method, backbone, int(size), int(batch))
+    data = peers.packed(None, tmp_path, line.packed)
+    sides = ["ours", "torchvision", *(["lightly"] if peers.PEERS.is_dir() else [])]
+    seen = {side: peers.measure(line, f"{side}/0/fp32", data, 2) for side in sides}
+    assert all(found["seconds"] > 0 and found["memory"] > 1e8 for found in seen.values())
+    for side in sides:
+        assert seen[side]["flops"] == pytest.approx(seen["ours"]["flops"], rel=0.02), side

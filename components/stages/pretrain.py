@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from pydantic import Field, SerializeAsAny
 
 from components.config import Strict, parse, section, write
 from components.data.augment import Labels, look
 from components.data.photos import Photos
-from components.methods import METHODS, MethodConfig
+from components.methods import METHODS, Method, MethodConfig
 from components.models.backbone import BackboneConfig, build
 from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
@@ -51,9 +54,19 @@ def epoch_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return rows[np.random.default_rng((seed, epoch)).permutation(len(rows))]
 
 
-def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
-    """Train on the pictures of the train split; write the backbone, the log and config.json to `out`."""
-    acc = accelerator()
+@dataclass(frozen=True)
+class Setup:
+    """All that `fit` needs, as the config and the pictures ask for it."""
+
+    config: PretrainConfig  # with what only the data know
+    method: Method
+    load: Callable[[int], list[torch.Tensor]]  # step -> this rank's batch
+    optimizer: torch.optim.Optimizer
+    per_epoch: int  # steps
+
+
+def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
+    """Raises ValueError where method, settings and pictures do not go together, before anything is trained."""
     photos = Photos(data)
     recipe, world = METHODS[config.method], acc.num_processes
     config = config.model_copy(update={"settings": recipe.method.complete(config.settings, photos)})
@@ -80,14 +93,21 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
 
     torch.manual_seed(config.seed)
     method = recipe.method(build(config.backbone), config.settings)
-    optimizer = optim.build(method, config.settings.optimizer, config.batch_size)
+    return Setup(config, method, load, optim.build(method, config.settings.optimizer, config.batch_size), per_epoch)
+
+
+def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
+    """Train on the pictures of the train split; write the backbone, the log and config.json to `out`."""
+    acc = accelerator()
+    ready = setup(config, data, acc)
+    config, settings = ready.config, ready.config.settings.optimizer
     state = scratch("pretrain", config.model_dump(mode="json"), digest(data / "manifest.parquet"))
-    length = {"steps": config.epochs * per_epoch, "per_epoch": per_epoch, "batch_size": config.batch_size}
+    length = {"steps": config.epochs * ready.per_epoch, "per_epoch": ready.per_epoch, "batch_size": config.batch_size}
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
-    fit(method, load, optimizer, config.settings.optimizer, run, acc)
+    fit(ready.method, ready.load, ready.optimizer, settings, run, acc)
     if acc.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        method.keep().save(out / "backbone")
+        ready.method.keep().save(out / "backbone")
         (out / "log.jsonl").write_bytes(run.log.read_bytes())
         write(config, out / "config.json")
         clear(state)

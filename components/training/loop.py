@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.profiler import record_function
 
 from components.progress import progress
 from components.training import checkpoints, distributed, optim
@@ -36,7 +37,7 @@ def accelerator() -> Accelerator:
 
     Raises RuntimeError if there are fewer than torchrun started: each would train alone, without a word.
     """
-    made = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if _has_bf16() else "no")
+    made = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if has_bf16() else "no")
     if made.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise RuntimeError(f"{made.num_processes} processes see each other, {os.environ['WORLD_SIZE']} were started")
     made.print(
@@ -70,6 +71,8 @@ def fit(
             f"unset it, and take a smaller batch_size or more processes"
         )
     objective.to(acc.device).train()
+    if acc.mixed_precision == "bf16":  # in fp32 it makes no difference
+        nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
     first = checkpoints.restore(run.state, objective, optimizer)
     if first:
         acc.print(f"{run.name}: resumed at step {first} of {run.steps}")
@@ -79,7 +82,7 @@ def fit(
     with ThreadPoolExecutor(1, "prefetch") as pool, memory_advice(run, acc.num_processes, objective.coupled):
         ahead = pool.submit(load, first)
         for step in bar:
-            with watch.waiting():
+            with watch.waiting(), record_function("wait for data"):
                 batch = _move(ahead.result(), acc.device)
             done = step + 1
             if done < run.steps:
@@ -88,11 +91,13 @@ def fit(
             optim.set_rates(optimizer, settings, step / run.steps)
             torch.manual_seed((run.seed * 1_000_003 + step) * acc.num_processes + acc.process_index)  # no state to save
             watch.note(done, _gradients(wrapped, batch, parts, acc))
-            objective.after_backward()
-            optim.clip(optimizer, settings)
-            stepper.step()
-            stepper.zero_grad()
-            objective.after_step()
+            with record_function("optimizer"):
+                objective.after_backward()
+                optim.clip(optimizer, settings)
+                stepper.step()
+                stepper.zero_grad()
+            with record_function("after the step"):
+                objective.after_step()
             if done % CHECK_EVERY and done != run.steps:
                 continue
             watch.look(optimizer.param_groups[0]["lr"])
@@ -112,8 +117,10 @@ def _gradients(wrapped: Any, batch: Any, parts: int, acc: Accelerator) -> dict[s
     means: dict[str, Tensor] = {}
     for number, part in enumerate(_split(batch, parts)):
         with contextlib.nullcontext() if number == parts - 1 else acc.no_sync(wrapped):
-            losses = wrapped(part)
-            acc.backward(losses["loss"] / parts)
+            with record_function("forward"):
+                losses = wrapped(part)
+            with record_function("backward"):
+                acc.backward(losses["loss"] / parts)
         for name, value in losses.items():
             means[name] = means.get(name, 0.0) + value.detach() / parts
     return means
@@ -146,7 +153,7 @@ class _StopRequest:
         signal.signal(signal.SIGTERM, self._before)
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
     """Emulated bf16 is hundreds of times slower than fp32, so ask for units that multiply in it."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -178,3 +178,20 @@ def test_as_stock_it_is_the_class_token_of_the_whole_picture(backbone):
 def test_patches_larger_than_the_picture_are_refused():
     with pytest.raises(ValueError, match="patches 20 is larger than image_size 16"):
         ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2, patches=20)
+
+
+def test_both_implementations_of_attention_are_one_and_chosen_by_where_they_are_fast(monkeypatch):
+    """On a CPU in bf16 the fused one is slow backwards only."""
+    torch.manual_seed(0)
+    vit = build(SHAPES[0])
+    wanted = vit(PIXELS)
+    monkeypatch.setattr("components.models.backbone.attention", lambda _device: "eager")
+    assert torch.allclose(vit(PIXELS), wanted, atol=1e-5)
+    monkeypatch.undo()
+    with torch.autocast("cpu", torch.bfloat16):
+        near = vit(PIXELS)
+        assert vit.trunk.config._attn_implementation == "eager"
+        with torch.no_grad():
+            vit(PIXELS)
+    assert vit.trunk.config._attn_implementation == "sdpa"
+    assert torch.allclose(near.float(), wanted, atol=0.1)

@@ -214,4 +214,4 @@ def test_bf16_only_where_the_chip_multiplies_in_it(monkeypatch, tmp_path):
     for flags, wanted in (("avx2 amx_bf16 amx_tile", True), ("avx2 fma", False)):
         (tmp_path / "cpuinfo").write_text(flags)
         monkeypatch.setattr(loop, "CPUINFO", tmp_path / "cpuinfo")
-        assert loop._has_bf16() is wanted
+        assert loop.has_bf16() is wanted

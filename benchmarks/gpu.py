@@ -1,0 +1,192 @@
+"""On a GPU machine, from a checkout: how fast, and how good after the published length; without prefect, dvc, pandera.
+
+    python -m benchmarks.gpu throughput                                  # source images a second, a row a workload
+    python -m benchmarks.gpu train --method simclr --photos cifar10.tar.xz --seconds 560    # again until it says done
+
+`train` follows benchmarks/cifar10_long.yaml. When the seconds are over the state is kept in --out, and the same command
+goes on from there. The photos are split/class/file, in a folder or a tar archive.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import tarfile
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import ceiling
+from benchmarks.methods import LONG, ROOT, overlaid
+from benchmarks.profile import timed
+from components.data.photos import SPLITS, Photos
+from components.evaluation import knn
+from components.evaluation.features import center, features
+from components.methods import METHODS
+from components.models.backbone import load
+from components.stages.pretrain import configure, pretrain, setup
+from components.stages.scratch import SCRATCH, digest
+from components.training.loop import Stopped, accelerator
+
+VIT_S = {"kind": "vit", "image_size": 224, "patch_size": 16, "width": 384, "depth": 12, "heads": 6}
+ADAMW = {"kind": "adamw", "lr": 5.0e-4}
+WORKLOADS: dict[str, dict[str, Any]] = {
+    "ViT-S/16, 2 views": {"method": "simclr", "backbone": VIT_S, "batch_size": 256, "optimizer": ADAMW},
+    "DINO ViT-S/16, 2 + 8": {"method": "dino", "backbone": VIT_S, "batch_size": 128},
+    "ResNet-18, CIFAR": {
+        "method": "simclr",
+        "backbone": {"kind": "resnet18", "image_size": 32},
+        "batch_size": 1024,
+        "hidden": 512,
+        "blur": 0.0,
+    },
+    "ResNet-50, SimCLR": {"method": "simclr", "backbone": {"kind": "resnet50"}, "batch_size": 256},
+}
+
+
+def pack(folder: Path, images: Iterator[tuple[np.ndarray, str, str]]) -> None:
+    """uint8 [h, w, 3], split and class of each picture, as `prepare` packs them."""
+    folder.mkdir(parents=True)
+    shapes, splits, labels, offset, offsets = [], [], [], 0, []
+    with (folder / "pixels.bin").open("wb") as file:
+        for pixels, split, label in images:
+            file.write(pixels.tobytes())
+            offsets.append(offset)
+            offset += pixels.size
+            shapes.append(pixels.shape[:2])
+            splits.append(SPLITS.index(split))
+            labels.append(label)
+    classes = sorted(set(labels))
+    np.savez(
+        folder / "index.npz",
+        offsets=np.array(offsets),
+        shapes=np.array(shapes),
+        splits=np.array(splits, np.int8),
+        labels=np.array([classes.index(label) for label in labels], np.int32),
+        classes=np.array(classes, np.str_),
+    )
+    # by its digest a run knows its data again; a real one needs polars
+    (folder / "manifest.parquet").write_text(digest(folder / "pixels.bin"), encoding="utf-8")
+
+
+def noise(count: int, side: int) -> Iterator[tuple[np.ndarray, str, str]]:
+    draws = np.random.default_rng(0)
+    for _ in range(count):
+        yield draws.integers(0, 256, (side, side, 3), dtype=np.uint8), "train", "noise"
+
+
+def pictures(photos: Path) -> Iterator[tuple[np.ndarray, str, str]]:
+    """Of split/class/file, in a folder or an archive, whatever lies above."""
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        if photos.is_dir():
+            for path in sorted(path for path in photos.rglob("*") if path.is_file()):
+                yield path.relative_to(photos).as_posix(), path.read_bytes()
+            return
+        with tarfile.open(photos) as archive:
+            for member in archive:
+                if member.isfile():
+                    yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]
+
+    for name, content in contents():
+        parts = PurePosixPath(name).parts
+        if len(parts) >= 3 and parts[-3] in SPLITS:
+            yield np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), parts[-3], parts[-2]
+
+
+def throughput(given: Namespace) -> None:
+    acc = accelerator()
+    peak = ceiling(torch.bfloat16 if acc.mixed_precision == "bf16" else torch.float32, acc.device)
+    device = torch.cuda.get_device_name() if acc.device.type == "cuda" else "CPU"
+    print(f"{device}, torch {torch.__version__}, {acc.mixed_precision}, matrix product {peak / 1e12:.1f} TFLOP/s\n")
+    print("| | batch | source images/s | memory, GiB | of the matrix product |\n|---|---|---|---|---|")
+    for name, workload in WORKLOADS.items():
+        said = {**workload, "epochs": 1, **json.loads(given.smaller)}
+        method = said.pop("method")
+        config = configure(method, {"common": {}, method: said})
+        side = 32 if config.backbone.image_size == 32 else config.backbone.image_size * 8 // 7
+        with tempfile.TemporaryDirectory() as root:
+            pack(Path(root) / "data", noise(2 * config.batch_size, side))
+            ready = setup(config, Path(root) / "data", acc)
+            ready.method.to(acc.device)
+            with FlopCounterMode(display=False) as counter, acc.autocast():
+                ready.method(ready.load(0))["loss"].backward()
+            ready.method.zero_grad()
+            timed(ready, given.untimed, acc)
+            seconds = timed(ready, given.steps, acc)
+        memory = torch.cuda.max_memory_allocated() / 2**30 if acc.device.type == "cuda" else 0.0
+        share = counter.get_total_flops() / seconds / peak
+        print(
+            f"| {name} | {config.batch_size} | {config.batch_size / seconds:,.0f} | {memory:.1f} | {share:.0%} |",
+            flush=True,
+        )
+        if acc.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+
+def train(given: Namespace) -> None:
+    out = given.out.resolve()
+    data, place = out / "data", out / given.method
+    if not (data / "index.npz").is_file():
+        pack(data, pictures(given.photos))
+    os.environ[SCRATCH] = str(out / "scratch")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = overlaid(params, yaml.safe_load((ROOT / LONG).read_text(encoding="utf-8")))
+    for section in (params["pretrain"]["common"], params["pretrain"][given.method]):
+        section.update(json.loads(given.smaller))
+    if not (place / "backbone").is_dir():
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        signal.alarm(given.seconds)
+        started = time.monotonic()
+        try:
+            pretrain(configure(given.method, params["pretrain"]), data, place)
+        except Stopped:
+            sys.exit(f"{given.method}: {time.monotonic() - started:.0f} s are over; run the same command again")
+        finally:
+            signal.alarm(0)
+    photos, backbone = Photos(data), load(place / "backbone")
+    found = features(backbone, photos)
+    rows = [photos.rows(split) for split in ("train", "test")]
+    bank, _, queries = center(found[rows[0]], found[rows[0][:1]], found[rows[1]])
+    said = knn.classify(queries, bank, photos.labels(rows[0]), min(params["evaluate"]["neighbors"], len(bank)))
+    right = (said == photos.labels(rows[1])).float().mean()
+    steps = json.loads((place / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    print(f"{given.method}: done, kNN {right:.1%} of {len(rows[1])}; {steps['epoch']:.0f} epochs")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    tasks = parser.add_subparsers(dest="task", required=True)
+    fast = tasks.add_parser("throughput")
+    fast.add_argument("--steps", type=int, default=60)
+    fast.add_argument("--untimed", type=int, default=20, help="steps before those that are timed")
+    good = tasks.add_parser("train")
+    good.add_argument("--method", choices=list(METHODS), metavar="METHOD", required=True)
+    good.add_argument("--photos", type=Path, required=True)
+    good.add_argument("--seconds", type=int, default=560, help="after which the state is kept and the run ends")
+    good.add_argument("--out", type=Path, default=ROOT / "artifacts" / "gpu")
+    for task in (fast, good):
+        task.add_argument(
+            "--smaller", default="{}", metavar="JSON", help="settings in place of the benchmark's, to try it"
+        )
+    given = parser.parse_args()
+    {"throughput": throughput, "train": train}[given.task](given)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"benchmarks.gpu: {error}")

@@ -1,0 +1,93 @@
+"""Where a training step's time goes: parts of the loop, and the operations that take the longest.
+
+    python -m benchmarks.profile --method simclr                        # on artifacts/prepare, as params.yaml says
+    python -m benchmarks.profile --method dino --data FOLDER --steps 20
+
+Nothing is written. The look at the pictures runs in a thread beside the step; what the step waits for it is a part.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.profiler import ProfilerActivity, profile
+
+from components.config import section
+from components.methods import METHODS
+from components.stages.pretrain import Setup, configure, setup
+from components.training.loop import accelerator, fit
+from components.training.watch import Run
+
+PARTS = ("wait for data", "forward", "backward", "optimizer", "after the step")
+UNTIMED = 3
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--method", required=True, choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--data", type=Path, default=Path("artifacts/prepare"), help="folder written by prepare")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--operations", type=int, default=12, help="how many of the longest are named")
+    given = parser.parse_args()
+    acc = accelerator()
+    ready = setup(configure(given.method, section("pretrain")), given.data, acc)
+    size = ready.config.batch_size
+
+    timed(ready, UNTIMED, acc)
+    plain = timed(ready, given.steps, acc)
+    before = time.thread_time()
+    ready.load(0)
+    looked = time.thread_time() - before
+    on_gpu = acc.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
+        timed(ready, given.steps, acc)
+    print(report(seen.key_averages(), given, plain, looked, size))
+
+
+def timed(ready: Setup, steps: int, acc: Accelerator) -> float:
+    """Train for `steps` and keep nothing: seconds a step."""
+    config = ready.config
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(config.method, steps, config.batch_size, Path(folder) / "log.jsonl", Path(folder) / "state")
+        started = time.monotonic()
+        fit(ready.method, ready.load, ready.optimizer, config.settings.optimizer, run, acc)
+        return (time.monotonic() - started) / steps
+
+
+def report(events: Any, given: Any, plain: float, looked: float, size: int) -> str:
+    """Milliseconds a step. On a GPU an operation's time is the device's."""
+    own = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    found = {event.key: event for event in events}
+    whole = sum(found[name].cpu_time_total for name in PARTS)
+    lines = [
+        f"{given.method}: {1000 * plain:.1f} ms a step, {size / plain:.0f} images/s; a look at a batch takes "
+        f"{1000 * looked:.1f} ms of one thread beside it",
+        "",
+        "| part | ms a step | share |",
+        "|---|---|---|",
+    ]
+    for name in PARTS:
+        spent = found[name].cpu_time_total
+        lines.append(f"| {name} | {spent / given.steps / 1000:.1f} | {spent / whole:.1%} |")
+    operations = sorted((event for event in events if event.key not in PARTS), key=lambda event: -getattr(event, own))
+    total = sum(getattr(event, own) for event in operations)
+    lines += ["", "| operation | ms a step | share | calls a step |", "|---|---|---|---|"]
+    for event in operations[: given.operations]:
+        spent = getattr(event, own)
+        calls = event.count / given.steps
+        lines.append(f"| {event.key} | {spent / given.steps / 1000:.1f} | {spent / total:.1%} | {calls:.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"benchmarks.profile: {error}")
