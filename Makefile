@@ -4,10 +4,6 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
-# glibc gives large blocks back and asks for them again at every step; kept, a step takes some 10 % less. No one else reads these
-export MALLOC_TOP_PAD_ := 268435456
-export MALLOC_TRIM_THRESHOLD_ := 2147483647
-export MALLOC_MMAP_THRESHOLD_ := 1073741824
 
 JOBS ?= 2
 HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))

@@ -34,6 +34,7 @@ from benchmarks.profile import timed
 from components.data.photos import SPLITS, Photos
 from components.evaluation import knn
 from components.evaluation.features import center, features
+from components.machine import keep_memory
 from components.methods import METHODS
 from components.models.backbone import load
 from components.stages.pretrain import configure, pretrain, setup
@@ -167,6 +168,7 @@ def train(given: Namespace) -> None:
 
 
 def main() -> None:
+    keep_memory()
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     tasks = parser.add_subparsers(dest="task", required=True)
     fast = tasks.add_parser("throughput")

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 
 from components.config import section
+from components.machine import keep_memory
 from components.methods import METHODS
 from components.stages.pretrain import Setup, configure, setup
 from components.training.loop import accelerator, fit
@@ -30,6 +31,7 @@ UNTIMED = 3
 
 
 def main() -> None:
+    keep_memory()
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--method", required=True, choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--data", type=Path, default=Path("artifacts/prepare"), help="folder written by prepare")

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from components.config import parse
 from components.data.augment import Draws, View, look
 from components.data.photos import Photos
+from components.machine import keep_memory
 from components.methods import METHODS, Method
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 from components.training import optim
@@ -276,6 +277,7 @@ LIGHTLY = {"simclr": lightly_simclr, "moco": lightly_moco, "dino": lightly_dino}
 
 
 def main() -> None:
+    keep_memory()
     side, method, backbone, size, batch, data, workers, precision, steps = sys.argv[1:]
     line = Line(method, backbone, int(size), int(batch), Path(data))
     run = {"ours": ours, "lightly": lightly, "torchvision": torchvision}[side]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from components import ranks
+from components.methods.tiles import AcrossViews, NTXent
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,11 +63,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """
     mine = unit(torch.cat([a, b]))
     everyone = ranks.gather(mine)
-    logits = mine @ everyone.T / temperature  # [2N, 2N·W]
-    n, offset = len(a), ranks.rank() * len(mine)
-    row = torch.arange(2 * n, device=a.device)
-    logits[row, offset + row] = -torch.inf  # not itself
-    return cross_entropy(logits, offset + (row + n) % (2 * n))
+    return NTXent.apply(mine, everyone, ranks.rank() * len(mine), temperature)
 
 
 @precise
@@ -96,15 +93,13 @@ def sinkhorn(scores: Tensor, temperature: float, rounds: int = 3) -> Tensor:
     return q * count
 
 
+@precise
 def across_views(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
     """Cross-entropy between each target and each *other* view, the mean over pairs and pictures.
 
     targets: probabilities [T, B, K], of the first T views; logits: [V, B, K]. Equation 3 of DINO, 2 of SwAV.
     """
-    said = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
-    pairs = -torch.stack([(target * said).sum(-1).mean(1) for target in targets])  # [T, V]
-    other = ~torch.eye(len(targets), len(said), dtype=torch.bool, device=pairs.device)
-    return pairs[other].mean()
+    return AcrossViews.apply(full(targets), logits, temperature)
 
 
 def entropies(p: Tensor) -> tuple[Tensor, Tensor]:

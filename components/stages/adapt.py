@@ -18,6 +18,7 @@ from components.data.photos import Photos
 from components.evaluation.features import features
 from components.evaluation.scoring import cannot_score
 from components.evaluation.statistics import share
+from components.machine import keep_memory
 from components.models.backbone import load
 from components.stages.scratch import clear, digest, scratch
 from components.training import optim
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    keep_memory()
     try:
         metrics = adapt(read("adapt", AdaptConfig), given.backbone, given.data, given.out)
     except (ValueError, FloatingPointError, MemoryError) as error:

@@ -21,6 +21,7 @@ from components.connector.objective import Connector
 from components.connector.scoring import blind_answers, bootstrap, derangement, normalized
 from components.data.photos import Photos
 from components.data.sources import DESCRIBE
+from components.machine import keep_memory
 from components.training.loop import accelerator
 
 
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    keep_memory()
     try:
         metrics = answer(read("answer", AnswerConfig), given.model, given.data, given.out)
     except ValueError as error:

@@ -22,6 +22,7 @@ from components.connector.scoring import derangement
 from components.connector.vlm import assemble, check_tower
 from components.connector.warm_start import warm_start
 from components.data.photos import Photos
+from components.machine import keep_memory
 from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    keep_memory()
     try:
         config = read("connect", ConnectConfig)
         distributed.relaunch("components.stages.connect")

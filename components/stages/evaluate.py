@@ -18,6 +18,7 @@ from components.evaluation import knn
 from components.evaluation.features import block_features, center
 from components.evaluation.health import effective_rank, spread
 from components.evaluation.scoring import baselines, cannot_score, score, score_blocks
+from components.machine import keep_memory
 from components.models.backbone import ResNetBackbone, ViTBackbone, load
 from components.stages.scratch import digest, scratch
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    keep_memory()
     try:
         metrics = evaluate(read("evaluate", EvaluateConfig), given.backbone, given.data, given.out)
     except ValueError as error:

@@ -17,6 +17,7 @@ from pydantic import Field, SerializeAsAny
 from components.config import Strict, parse, section, write
 from components.data.augment import Labels, look
 from components.data.photos import Photos
+from components.machine import keep_memory
 from components.methods import METHODS, Method, MethodConfig
 from components.models.backbone import BackboneConfig, build
 from components.stages.scratch import clear, digest, scratch
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    keep_memory()
     try:
         config = configure(given.method, section("pretrain"))
         distributed.relaunch("components.stages.pretrain")

@@ -1,0 +1,40 @@
+"""Freed memory is kept, so that the next step does not ask for every page again."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FAULTS = """
+import resource, torch
+from components.machine import keep_memory
+print(keep_memory())
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(2**24)
+before = faults()
+for _ in range(10):
+    torch.ones(2**24)  # 64 MiB, 16,384 pages
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("asked", [True, False])
+def test_pages_are_asked_for_once(asked):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    said = subprocess.run(
+        [sys.executable, "-c", FAULTS],
+        env={**clean, "PYTHONPATH": str(ROOT), **({} if asked else {"SELFSIGHT_SYSTEM_MALLOC": "1"})},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert said[0] == str(asked)
+    if asked:
+        assert int(said[1]) < 1000
