@@ -53,10 +53,11 @@ bench-methods: setup
 	python -m benchmarks.methods --jobs 2
 
 # beside .venv, and without what they depend on, most of which is there
-.peers: setup
-	$(BIN)/python -m pip install --quiet --no-deps --target $@ lightly==1.6.0 lightly_utils==0.0.2 pytorch-lightning==2.6.6 torchmetrics==1.9.0 lightning-utilities==0.15.3
+.peers: .venv/ready
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.tmp lightly==1.6.0 lightly_utils==0.0.2 pytorch-lightning==2.6.6 torchmetrics==1.9.0 lightning-utilities==0.15.3
+	mv $@.tmp $@
 
-bench: .peers
+bench: setup .peers
 	python -m benchmarks.peers
 
 test: check

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -26,10 +27,11 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import ceiling
-from benchmarks.methods import LONG, ROOT, overlaid
+from benchmarks.methods import LONG, ROOT, claim, overlaid
 from benchmarks.profile import timed
 from components.data.photos import SPLITS, Photos
 from components.evaluation import knn
@@ -122,35 +124,49 @@ def throughput(given: Namespace) -> None:
             pack(Path(root) / "data", noise(2 * config.batch_size, side))
             ready = setup(config, Path(root) / "data", acc)
             ready.method.to(acc.device)
-            with FlopCounterMode(display=False) as counter, acc.autocast():
-                ready.method(ready.load(0))["loss"].backward()
+            batch = ready.load(0)
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), acc.autocast():
+                ready.method(batch)["loss"].backward()
             ready.method.zero_grad()
+            if acc.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             timed(ready, given.untimed, acc)
             seconds = timed(ready, given.steps, acc)
         memory = torch.cuda.max_memory_allocated() / 2**30 if acc.device.type == "cuda" else 0.0
         share = counter.get_total_flops() / seconds / peak
-        print(
-            f"| {name} | {config.batch_size} | {config.batch_size / seconds:,.0f} | {memory:.1f} | {share:.0%} |",
-            flush=True,
-        )
-        if acc.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        rate = config.batch_size / seconds
+        print(f"| {name} | {config.batch_size} | {rate:,.0f} | {memory:.1f} | {share:.0%} |", flush=True)
+        del ready, batch
+        acc.free_memory()  # models and optimizers it was given, and the GPU's cache
 
 
 def train(given: Namespace) -> None:
     out = given.out.resolve()
     data, place = out / "data", out / given.method
-    if not (data / "index.npz").is_file():
-        pack(data, pictures(given.photos))
+    claim(out, {"photos": str(given.photos.resolve())})
+    claim(place, {"method": given.method, "smaller": given.smaller})
+    if not data.is_dir():
+        part = out / "part.tmp"
+        shutil.rmtree(part, ignore_errors=True)
+        pack(part, pictures(given.photos))
+        part.rename(data)
     os.environ[SCRATCH] = str(out / "scratch")
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params = overlaid(params, yaml.safe_load((ROOT / LONG).read_text(encoding="utf-8")))
     for section in (params["pretrain"]["common"], params["pretrain"][given.method]):
         section.update(json.loads(given.smaller))
-    if not (place / "backbone").is_dir():
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        signal.alarm(given.seconds)
+    if not (place / "config.json").is_file():  # written last
         started = time.monotonic()
+
+        def over(*_: object) -> None:
+            """The time is: have the loop save and stop, or ask again while it does not listen (yet, or any more)."""
+            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                signal.alarm(1)
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(signal.SIGALRM, over)
+        signal.alarm(given.seconds)
         try:
             pretrain(configure(given.method, params["pretrain"]), data, place)
         except Stopped:

@@ -3,7 +3,7 @@
     make bench                                              # all of it; installs the peer beside .venv first
     python -m benchmarks.peers --photos FOLDER --only simclr-vit-64   # any photos, one line
 
-Same files, network, heads, views, batch, losses and optimizer on all sides:
+Same files, network, heads, views, batch and losses on all sides, and the same kind of optimizer, each its own:
   ours         the training loop of this project, on pictures packed once
   lightly      lightly's transforms, losses, heads and momentum update in a plain loop over a DataLoader
   torchvision  a plain loop as the papers' scripts have it: torchvision's transforms a picture at a time, our loss
@@ -36,7 +36,7 @@ from components.training.loop import has_bf16
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".peers"
-COUNT = 512  # pictures
+COUNT = 1024  # pictures, more than the steps see
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def sides(line: Line, workers: list[int]) -> list[str]:
         rows += [f"lightly/{count}/bf16" for count in workers]
         if line.backbone.startswith("resnet"):
             rows += [f"lightly/{count}/bf16cl" for count in workers]
-    return ["ours/0/auto", *rows]
+    return [f"ours/0/{'bf16' if has_bf16() else 'fp32'}", *rows]
 
 
 def main() -> None:
@@ -132,7 +132,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[line.name for line in LINES], metavar="LINE")
     parser.add_argument("--steps", type=int, default=8, help="timed, a side and round, after two that are not")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="of the others' DataLoader")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, os.cpu_count() or 1], help="of the others' DataLoader"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "peers.json")
     given = parser.parse_args()
     if given.photos and not given.photos.is_dir():
@@ -144,7 +146,7 @@ def main() -> None:
         "| | side | source images/s | ours is | step, ms | memory, MiB | of the matrix-product ceiling |",
         "|---|---|---|---|---|---|---|",
     ]
-    kept = []
+    kept, precisions = [], {"fp32": torch.float32, **({"bf16": torch.bfloat16} if has_bf16() else {})}
     with tempfile.TemporaryDirectory() as root:
         for line in LINES:
             if given.only and line.name not in given.only:
@@ -153,8 +155,13 @@ def main() -> None:
             names = sides(line, given.workers)
             rounds = []
             for _ in range(given.rounds):
-                peak = ceiling(torch.bfloat16 if has_bf16() else torch.float32, torch.device("cpu"))
-                rounds.append({name: {**measure(line, name, data, given.steps), "peak": peak} for name in names})
+                peaks = {kind: ceiling(dtype, torch.device("cpu")) for kind, dtype in precisions.items()}
+                rounds.append(
+                    {
+                        name: {**measure(line, name, data, given.steps), "peak": peaks[name.split("/")[2][:4]]}
+                        for name in names
+                    }
+                )
             text += rows(line, names, rounds)
             kept.append({**asdict(line), "rounds": rounds})
             print("\n".join(text[-5:]), flush=True)
@@ -180,7 +187,7 @@ def rows(line: Line, names: list[str], rounds: list[dict[str, Any]]) -> list[str
             found[name]["flops"] / found[name]["seconds"] / found[name]["peak"] for found in rounds
         )
         memory = max(found[name]["memory"] for found in rounds) / 2**20
-        label = side if side == "ours" else f"{side}, {precision}, {name.split('/')[1]} workers"
+        label = f"{side}, {precision}" + ("" if side == "ours" else f", {name.split('/')[1]} workers")
         text.append(
             f"| {line.name}, {line.batch} | {label} | {line.batch / seconds:.1f} | {spread} | {1000 * seconds:.0f} | "
             f"{memory:.0f} | {share:.0%} |"

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from components.config import section
@@ -26,7 +27,7 @@ from components.stages.pretrain import Setup, configure, setup
 from components.training.loop import accelerator, fit
 from components.training.watch import Run
 
-PARTS = ("wait for data", "forward", "backward", "optimizer", "after the step")
+PARTS = ("wait for data", "forward", "backward", "optimizer", "after the step", "look at the losses")
 UNTIMED = 3
 
 
@@ -64,9 +65,10 @@ def timed(ready: Setup, steps: int, acc: Accelerator) -> float:
 
 
 def report(events: Any, given: Any, plain: float, looked: float, size: int) -> str:
-    """Milliseconds a step. On a GPU an operation's time is the device's."""
-    own = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    found = {event.key: event for event in events}
+    """Milliseconds a step. Parts are time of the thread that drives; on a GPU operations are the device's own."""
+    on_gpu = torch.cuda.is_available()
+    own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    found = {event.key: event for event in events if event.device_type == DeviceType.CPU}
     whole = sum(found[name].cpu_time_total for name in PARTS)
     lines = [
         f"{given.method}: {1000 * plain:.1f} ms a step, {size / plain:.0f} images/s; a look at a batch takes "
@@ -78,7 +80,13 @@ def report(events: Any, given: Any, plain: float, looked: float, size: int) -> s
     for name in PARTS:
         spent = found[name].cpu_time_total
         lines.append(f"| {name} | {spent / given.steps / 1000:.1f} | {spent / whole:.1%} |")
-    operations = sorted((event for event in events if event.key not in PARTS), key=lambda event: -getattr(event, own))
+    there = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    operations = [
+        event
+        for event in events
+        if event.device_type == there and event.key not in PARTS and not event.is_user_annotation
+    ]
+    operations.sort(key=lambda event: -getattr(event, own))
     total = sum(getattr(event, own) for event in operations)
     lines += ["", "| operation | ms a step | share | calls a step |", "|---|---|---|---|"]
     for event in operations[: given.operations]:

@@ -105,6 +105,7 @@ def look(
     """
     there = device or torch.device("cpu")
     shapes = torch.from_numpy(photos.shapes[rows])
+    images = None if there.type == "cpu" else photos.stack(rows, there)
     found = []
     for i, view in enumerate(views):
         if isinstance(view, Draws):
@@ -114,9 +115,7 @@ def look(
             made = photos.labels(rows)
         else:
             plan = decide(view, shapes, uniform(seed, epoch, rows, i, NEEDED))
-            made = (
-                fused.render(photos, rows, plan) if there.type == "cpu" else batched.render(photos, rows, plan, there)
-            )
+            made = fused.render(photos, rows, plan) if images is None else batched.render(images, plan)
         found.append(made.to(there, non_blocking=True))
     return found
 

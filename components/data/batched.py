@@ -9,26 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from components.data.augment import Plan
-    from components.data.photos import Photos
 
 LUMA = (0.2989, 0.587, 0.114)  # as torchvision's rgb_to_grayscale
 HUE = 3  # the one step that is not affine
 
 
-def render(photos: Photos, rows: np.ndarray, plan: Plan, device: torch.device) -> Tensor:
-    """uint8 [B, 3, S, S] on `device`."""
+def render(images: Tensor, plan: Plan) -> Tensor:
+    """uint8 [B, 3, S, S] on the device of `images` [B, 3, H, W], which may be filled up with zeros below and right."""
     boxes, flip, order, strengths, sigma, solarize = (
-        values.to(device, non_blocking=True)
+        values.to(images.device, non_blocking=True)
         for values in (plan.boxes, plan.flip, plan.order, plan.strengths, plan.sigma, plan.solarize)
     )
-    x = resize(photos.stack(rows, device), boxes, flip, plan.size)
+    x = resize(images, boxes, flip, plan.size)
     x = color(x, order, strengths)
     if bool((plan.sigma > 0).any()):  # of the plan that is on the host
         x = torch.where((sigma > 0)[:, None, None, None], blur(x, sigma.clamp_min(1e-3), plan.taps), x)
@@ -72,19 +70,24 @@ def affine(x: Tensor, steps: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     steps: (kind [B], factor [B], taken [B]) in order. Contrast's gray mean is a linear function of the channel means.
     """
     means = x.mean((2, 3))  # [B, 3]
-    luma = torch.tensor(LUMA, device=x.device)
     matrix = torch.eye(3, 4, device=x.device).repeat(len(x), 1, 1)
     for kind, factor, taken in steps:
         now = (matrix[:, :, :3] @ means[:, :, None])[:, :, 0] + matrix[:, :, 3]  # channel means so far [B, 3]
         f = factor[:, None, None]
         bright = f * matrix
         contrast = f * matrix
-        contrast[:, :, 3] += (1 - factor)[:, None] * (now @ luma)[:, None]
-        saturated = f * matrix + (1 - f) * (luma.expand(3, 3) @ matrix)
+        contrast[:, :, 3] += (1 - factor)[:, None] * _luma(now)[:, None]
+        saturated = f * matrix + (1 - f) * _luma(matrix)[:, None]
         for chosen, new in ((kind == 0, bright), (kind == 1, contrast), ((kind == 2) | (kind == 4), saturated)):
             matrix = torch.where((taken & chosen)[:, None, None], new, matrix)
     flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], x.flatten(2))
     return flat.view_as(x).clamp_(0, 255)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """[B, 3, …] -> [B, …]. Of numbers and not of a tensor, whose way to a GPU would be waited for."""
+    red, green, blue = x.unbind(1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def turn_hue(x: Tensor, shift: Tensor) -> Tensor:

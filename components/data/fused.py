@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from components.data.photos import Photos
 
 SHARE = 32  # pictures below which a thread is not worth its start
-compiled: Any = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+
+
+def compiled(function: Any) -> Any:
+    """Compiled at its first call, and kept on disk where a place for that can be written to."""
+    options: Any = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # "cannot cache function"
+        return njit(**options)(function)
 
 
 def render(photos: Photos, rows: np.ndarray, plan: Plan) -> Tensor:

@@ -40,7 +40,7 @@ class Photos:
             self.offsets, self.shapes = index["offsets"], index["shapes"]  # [N], [N, 2] height and width
             self._splits, self._labels = index["splits"], index["labels"]  # [N], places in SPLITS and classes
             self.classes: tuple[str, ...] = tuple(index["classes"].tolist())
-        self._alike = len(np.unique(self.shapes, axis=0)) == 1
+        self._alike = len(np.unique(self.shapes, axis=0)) == 1  # and one after the other, as `prepare` packs them
         self._resident: Tensor | None = None
         # copy-on-write: torch wants writable memory, and nobody here writes
         self.pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="c")

@@ -36,7 +36,7 @@ class Distillation(MethodConfig):
     global_crop: tuple[float, float] = (0.4, 1.0)
     local_crop: tuple[float, float] = (0.05, 0.4)
     local_crops: int = Field(8, ge=0)
-    local_size: int | None = Field(None, ge=1)  # pixels; None: 96 of 224, to the nearest 8
+    local_size: int | None = Field(None, ge=2)  # pixels; None: 96 of 224, to the nearest 8
     color_strength: float = Field(1.0, ge=0)
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # of the first, the second, the local crops (BYOL's)
     solarize: float = Field(0.2, ge=0, le=1)  # of the second

@@ -195,7 +195,7 @@ class ViT(Backbone):
         seen: bool [B, M], the tokens that any of them may look at; what comes out of the others means nothing.
         """
         attended = None if seen is None else seen[:, None, None, :]  # [B, heads, from, to]
-        self.trunk.config._attn_implementation = attention(x.device)
+        self.trunk.config._attn_implementation = attention(x.device, masked=seen is not None)
         for layer in self.trunk.layers:
             x = layer(x, attended)
         return self.trunk.layernorm(x)
@@ -250,10 +250,13 @@ class ViT(Backbone):
         self.trunk.load_state_dict(loaded.state_dict())
 
 
-def attention(device: torch.device) -> str:
-    """Which of transformers' implementations: on a CPU the fused one's backward in bf16 takes half of a ViT's step."""
-    bf16 = device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return "eager" if bf16 and torch.is_grad_enabled() else "sdpa"
+def attention(device: torch.device, *, masked: bool = False) -> str:
+    """Which of transformers' implementations: on a CPU the fused one's backward in bf16 takes half of a ViT's step.
+
+    masked: with a mask of bool, which the other one would add to the logits.
+    """
+    slow = device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    return "eager" if slow and not masked else "sdpa"
 
 
 class ResNet(Backbone):

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 KEPT = 2
 
 
-def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
     """Write folder/step-N.safetensors: written, synced, renamed. The last two are kept.
 
-    Raises FloatingPointError, and writes nothing, if a number in it is not finite: it would be resumed from in vain.
+    If a number in it is not finite nothing is written, and its name is returned: it would be resumed from in vain.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # clones: safetensors refuses tensors that share memory, and a tied weight is saved under each of its names
@@ -31,7 +31,7 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
                 tensors[f"optimizer.{index}.{name}"] = value.detach().clone().contiguous()
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
-        raise FloatingPointError(f"not saved at step {step}, for {bad[0]} is not finite; {folder} has what was before")
+        return bad[0]
     part = folder / "part.tmp"
     save_file(tensors, part, metadata={"step": str(step)})
     with part.open("rb") as file:
@@ -39,6 +39,7 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
     part.rename(folder / f"step-{step}.safetensors")
     for old in _all(folder)[:-KEPT]:
         old.unlink()
+    return None
 
 
 def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -59,6 +60,10 @@ def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
                 slots.setdefault(int(index), {})[slot] = file.get_tensor(key)
     module.load_state_dict(weights)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    for p, kept in optimizer.state.items():  # laid out as their parameter is: fused optimizers walk through memory
+        for name, value in kept.items():
+            if value.shape == p.shape:
+                kept[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
     return step
 
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -70,46 +70,66 @@ def fit(
             f"{distributed.PARTS} is {parts}, but {run.name} cannot compute a batch in parts: {objective.coupled}; "
             f"unset it, and take a smaller batch_size or more processes"
         )
-    objective.to(acc.device).train()
-    if acc.mixed_precision == "bf16":  # in fp32 it makes no difference
-        nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
-    first = checkpoints.restore(run.state, objective, optimizer)
-    if first:
-        acc.print(f"{run.name}: resumed at step {first} of {run.steps}")
-    wrapped, stepper = acc.prepare(objective, optimizer)
-    bar = progress(range(first, run.steps), run.name, unit="step", shown=acc.is_main_process)
-    watch, stop = Watch(run, first, acc, bar), _StopRequest()
-    with ThreadPoolExecutor(1, "prefetch") as pool, memory_advice(run, acc.num_processes, objective.coupled):
-        ahead = pool.submit(load, first)
-        for step in bar:
-            with watch.waiting(), record_function("wait for data"):
-                batch = _move(ahead.result(), acc.device)
-            done = step + 1
-            if done < run.steps:
-                ahead = pool.submit(load, done)
-            objective.before_step(step / run.steps)
-            optim.set_rates(optimizer, settings, step / run.steps)
-            torch.manual_seed((run.seed * 1_000_003 + step) * acc.num_processes + acc.process_index)  # no state to save
-            watch.note(done, _gradients(wrapped, batch, parts, acc))
-            with record_function("optimizer"):
-                objective.after_backward()
-                optim.clip(optimizer, settings)
-                stepper.step()
-                stepper.zero_grad()
-            with record_function("after the step"):
-                objective.after_step()
-            if done % CHECK_EVERY and done != run.steps:
-                continue
-            watch.look(optimizer.param_groups[0]["lr"])
-            stopping = bool(acc.reduce(torch.tensor(float(stop.asked), device=acc.device), "sum"))
-            if acc.is_main_process and (stopping or done % run.save_every == 0 or watch.unsaved() > SAVE_SECONDS):
-                with watch.saving():
-                    checkpoints.save(run.state, done, objective, optimizer)
-            if stopping and done < run.steps:
-                acc.wait_for_everyone()
-                raise Stopped
-    stop.close()
-    watch.close()
+    with _StopRequest() as stop, memory_advice(run, acc.num_processes, parts, objective.coupled):
+        objective.to(acc.device).train()
+        if acc.mixed_precision == "bf16":  # in fp32 it makes no difference
+            nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
+        first = checkpoints.restore(run.state, objective, optimizer)
+        if first:
+            acc.print(f"{run.name}: resumed at step {first} of {run.steps}")
+        wrapped, stepper = acc.prepare(objective, optimizer)
+        bar = progress(range(first, run.steps), run.name, unit="step", shown=acc.is_main_process)
+        watch = Watch(run, first, acc, bar)
+        with ThreadPoolExecutor(1, "prefetch") as pool:
+            ahead = pool.submit(load, first)
+            for step in bar:
+                with watch.waiting(), record_function("wait for data"):
+                    batch = _move(ahead.result(), acc.device)
+                done = step + 1
+                if done < run.steps:
+                    ahead = pool.submit(load, done)
+                objective.before_step(step / run.steps)
+                optim.set_rates(optimizer, settings, step / run.steps)
+                torch.manual_seed(
+                    (run.seed * 1_000_003 + step) * acc.num_processes + acc.process_index
+                )  # no state to save
+                watch.note(done, _gradients(wrapped, batch, parts, acc))
+                with record_function("optimizer"):
+                    objective.after_backward()
+                    optim.clip(optimizer, settings)
+                    stepper.step()
+                    stepper.zero_grad()
+                with record_function("after the step"):
+                    objective.after_step()
+                if done % CHECK_EVERY and done != run.steps:
+                    continue
+                with record_function("look at the losses"):
+                    watch.look(optimizer.param_groups[0]["lr"])
+                stopping, late = _agreed(acc, stop.asked, watch.unsaved() > SAVE_SECONDS)
+                if stopping or late or done % run.save_every == 0:
+                    _save(run, done, objective, optimizer, acc, watch)
+                if stopping and done < run.steps:
+                    raise Stopped
+        watch.close()
+
+
+def _agreed(acc: Accelerator, *asked: bool) -> list[bool]:
+    """Whether any rank asks, for each question."""
+    flags = torch.tensor([float(one) for one in asked], device=acc.device)
+    return [count > 0 for count in acc.reduce(flags, "sum").tolist()]
+
+
+def _save(
+    run: Run, step: int, objective: Objective, optimizer: torch.optim.Optimizer, acc: Accelerator, watch: Watch
+) -> None:
+    """By the first process. Raises FloatingPointError in all of them if there is nothing good to save."""
+    with watch.saving():
+        bad = checkpoints.save(run.state, step, objective, optimizer) if acc.is_main_process else None
+        if any(_agreed(acc, bad is not None)):
+            raise FloatingPointError(
+                f"{run.name}: not saved at step {step}, for {bad or 'a number of the first process'} is not finite; "
+                f"the last good state is in {run.state}. Try a lower learning rate, a longer warm-up or clipping"
+            )
 
 
 def _gradients(wrapped: Any, batch: Any, parts: int, acc: Accelerator) -> dict[str, Tensor]:
@@ -144,12 +164,15 @@ class _StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+
+    def __enter__(self) -> Self:
         self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
 
     def _ask(self, *_: object) -> None:
         self.asked = True
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
 
 

@@ -116,7 +116,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def memory_advice(run: Run, world: int, coupled: str) -> Iterator[None]:
+def memory_advice(run: Run, world: int, parts: int, coupled: str) -> Iterator[None]:
     """Raises MemoryError that says what to turn, where the device or the machine has no memory left."""
     try:
         yield
@@ -125,12 +125,14 @@ def memory_advice(run: Run, world: int, coupled: str) -> Iterator[None]:
         if not lacking:
             raise
         half = max(world, run.batch_size // 2 // world * world)
-        split = (
-            f"it cannot be computed in parts: {coupled}" if coupled else f"or {PARTS}=2: the same batch in two parts"
-        )
+        split = f"; or {PARTS}={2 * parts}: the same batch in {2 * parts} parts"
+        if coupled:
+            split = f"; it cannot be computed in parts: {coupled}"
+        elif run.parts is not None:
+            split = ""
         raise MemoryError(
             f"{run.name}: no memory left for a batch_size of {run.batch_size}, {run.batch_size // world} a process; "
-            f"try batch_size: {half}, or a smaller image_size; {split}"
+            f"try batch_size: {half}, or a smaller image_size{split}"
         ) from error
 
 
@@ -144,6 +146,11 @@ def _memory(device: torch.device) -> int:
 def _trim(log: Path, step: int) -> None:
     """Forget lines past the state that is resumed from."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    kept = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []:
+        with contextlib.suppress(ValueError):  # half a line, where the power failed
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    part = log.with_suffix(".tmp")
+    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    part.replace(log)

@@ -1,5 +1,9 @@
 """Every step equals torchvision's own, given the same parameters; parameters have torchvision's distributions."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +18,7 @@ from components.data.photos import Photos
 from components.data.scenes import draw
 
 ROWS = np.arange(8)
+ROOT = Path(__file__).parents[2]
 
 
 def pictures(count=6, size=24):
@@ -164,7 +169,7 @@ def packed(folder, images):
 
 
 def both(photos, rows, plan):
-    return fused.render(photos, rows, plan), batched.render(photos, rows, plan, torch.device("cpu"))
+    return fused.render(photos, rows, plan), batched.render(photos.stack(rows, torch.device("cpu")), plan)
 
 
 EVERYTHING = View(24, jitter=Jitter(0.8, 0.8, 0.8, 0.2), gray=0.2, blur=0.5, solarize=0.2)
@@ -197,6 +202,21 @@ def test_the_processor_gives_the_same_views_on_any_number_of_threads(tmp_path, m
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         made.append(fused.render(photos, rows, plan))
     assert torch.equal(*made)
+
+
+def test_where_nothing_can_be_kept_on_disk_views_are_compiled_all_the_same():
+    code = (
+        "from numba.core import caching\n"
+        "def refuse(self): raise OSError('read-only')\n"
+        "for locator in caching.CacheImpl._locator_classes: locator.ensure_cache_path = refuse\n"
+        "from components.data import fused\n"
+        "import numpy as np\n"
+        "out = np.zeros((3, 2, 2), np.uint8)\n"
+        "fused._write(np.full((3, 2, 2), 7, np.float32), False, out)\n"
+        "print(out.sum())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "84", done.stderr
 
 
 def plain(count, size, **changes):

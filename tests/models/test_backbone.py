@@ -185,7 +185,7 @@ def test_both_implementations_of_attention_are_one_and_chosen_by_where_they_are_
     torch.manual_seed(0)
     vit = build(SHAPES[0])
     wanted = vit(PIXELS)
-    monkeypatch.setattr("components.models.backbone.attention", lambda _device: "eager")
+    monkeypatch.setattr("components.models.backbone.attention", lambda _device, **_: "eager")
     assert torch.allclose(vit(PIXELS), wanted, atol=1e-5)
     monkeypatch.undo()
     with torch.autocast("cpu", torch.bfloat16):
@@ -195,3 +195,14 @@ def test_both_implementations_of_attention_are_one_and_chosen_by_where_they_are_
             vit(PIXELS)
     assert vit.trunk.config._attn_implementation == "sdpa"
     assert torch.allclose(near.float(), wanted, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_to_be_seen_is_not_seen_in_any_precision(dtype):
+    torch.manual_seed(0)
+    vit = build(SHAPES[0])
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        x = vit.embed(PIXELS)
+        seen = torch.tensor([True, True, False, True, False]).expand(3, -1)
+        other = torch.where(seen[:, :, None], x, torch.randn_like(x))
+        assert torch.equal(vit.encode(x, seen)[seen], vit.encode(other, seen)[seen])

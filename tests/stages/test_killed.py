@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigkill_costs_time_and_nothing_else(processes, prepared, tmp_path):
-    params = {**PARAMS, "moco": {**PARAMS["moco"], "epochs": 130}}  # 4 steps each; a state is saved at step 500
+    params = {**PARAMS, "moco": {**PARAMS["moco"], "epochs": 200}}  # 4 steps each; a state is saved at step 500
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"pretrain": params}))
 
     def start(name):
@@ -55,6 +55,6 @@ def test_sigkill_costs_time_and_nothing_else(processes, prepared, tmp_path):
 
     again = start("cut")
     said = again.communicate()[0]
-    assert "moco: resumed at step 500 of 520" in said
+    assert "moco: resumed at step 500 of 800" in said
     wanted, found = weights("whole"), weights("cut")
     assert all(wanted[name].equal(found[name]) for name in wanted)

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from components.training import checkpoints, distributed, loop
@@ -99,13 +100,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_the_good_state_stays(tmp_pat
 
 
 def test_a_loss_that_explodes_stops_the_run(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"toy: loss is .*e.* at step"):
+    with pytest.raises(FloatingPointError, match=r"toy: loss is [\d.]+e\+\d+ at step"):
         train(tmp_path, SGD(lr=1e4))
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     """The loss of a step is computed before its update: a bad update shows in the weights first."""
-    with pytest.raises(FloatingPointError, match=r"not saved at step 20, for module\.net\..* is not finite"):
+    with pytest.raises(FloatingPointError, match=r"toy: not saved at step 20, for module\.net\..* is not finite"):
         train(tmp_path, SETTINGS[0], spoil_at=20)
     assert [path.name for path in checkpoints._all(tmp_path / "state")] == ["step-10.safetensors"]
     assert torch.isfinite(train(tmp_path, SETTINGS[0])["net.0.weight"]).all()
@@ -114,7 +115,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 @pytest.mark.parametrize(
     ("error", "coupled", "advice"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "", "or SELFSIGHT_PARTS=2: the same batch in two parts"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "", "or SELFSIGHT_PARTS=2: the same batch in 2 parts"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "it says why", "in parts: it says why"),
     ],
 )
@@ -148,6 +149,56 @@ def test_the_last_two_states_are_kept(tmp_path):
     train(tmp_path, SETTINGS[0])
     kept = [path.name for path in checkpoints._all(tmp_path / "state")]
     assert kept == ["step-30.safetensors", "step-40.safetensors"]
+
+
+def test_half_a_line_of_the_log_is_forgotten(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, SETTINGS[0], die_at=27)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 30, "lo')
+    train(tmp_path, SETTINGS[0])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [10, 20, 30, 40]
+
+
+class Convolution(Objective):
+    """In bf16 its weight lies channels last, and fused AdamW walks through memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Conv2d(3, 8, 3)
+        self.die_at, self.calls = 0, 0
+
+    def forward(self, batch):
+        return {"loss": (self.net(batch.view(-1, 3, 8, 8)) - 1).float().square().mean()}
+
+    def after_step(self):
+        self.calls += 1
+        if self.calls == self.die_at:
+            raise KeyboardInterrupt
+
+
+def test_a_convolution_in_bf16_resumes_bit_for_bit(tmp_path):
+    def run(name, die_at=0):
+        torch.manual_seed(0)
+        made = Convolution()
+        made.die_at = die_at
+        todo = Run("convolution", 40, 16, tmp_path / name / "log.jsonl", tmp_path / name, save_every=10)
+        load = lambda step: torch.randn(4, 192, generator=torch.Generator().manual_seed(step))  # noqa: E731
+        AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            acc = Accelerator(cpu=True, mixed_precision="bf16")
+            fit(made, load, build(made, SETTINGS[1], 256), SETTINGS[1], todo, acc)
+        except KeyboardInterrupt:
+            assert die_at
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+        return made.net.weight
+
+    whole = run("whole")
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(run("cut", die_at=15), whole)
+    assert torch.equal(run("cut"), whole)
 
 
 def test_half_a_file_is_never_taken_for_a_state(tmp_path):
