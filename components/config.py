@@ -24,6 +24,8 @@ def section(name: str, path: Path = PARAMS) -> dict[str, Any]:
 
     Raises ValueError naming the known sections if there is none of that name.
     """
+    if not path.is_file():
+        raise ValueError(f"no {path} in {Path.cwd()}; run this in the project's folder")
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
     if name not in params:
         raise ValueError(f"{path} has no section {name!r}; it has: {', '.join(params)}")
@@ -43,7 +45,7 @@ def parse(schema: type[Schema], values: dict[str, Any], where: str) -> Schema:
         lines = [f"{where} is not valid:"]
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
-            said = f"  {key}: {problem['msg']}; given: {problem['input']!r}"
+            said = f"  {key}: {problem['msg'].removeprefix('Value error, ')}; given: {problem['input']!r}"
             if problem["type"] == "extra_forbidden":
                 known = ", ".join(sorted(_fields(schema, problem["loc"][:-1])))
                 said = f"  {key}: no such setting; known here: {known}"

@@ -116,7 +116,9 @@ def validate(table: pl.DataFrame, schema: pa.DataFrameSchema | type[pa.DataFrame
                 pl.col("check").cast(str), pl.col("column").cast(str), pl.col("failure_case").cast(str)
             )
             lines = [
-                f"  {column or 'table'}: {check} ({len(group)}, the first: {str(group['failure_case'][0])[:80]})"
+                f"  {column}: {check} ({len(group)}, the first: {str(group['failure_case'][0])[:80]})"
+                if column
+                else f"  {check}"  # of the table as a whole: no row is to blame
                 for (check, column), group in cases.group_by("check", "column", maintain_order=True)
             ]
             name = schema.name if isinstance(schema, pa.DataFrameSchema) else schema.Config.name

@@ -7,6 +7,7 @@ the pictures and without rounding in between.
 from __future__ import annotations
 
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,12 @@ def render(photos: Photos, rows: np.ndarray, plan: Plan) -> Tensor:
     )
     parts = np.array_split(np.arange(len(rows)), min(torch.get_num_threads(), max(1, len(rows) // SHARE)))
 
+    if not _views.signatures:
+        before = time.monotonic()
+        ready()
+        if (took := time.monotonic() - before) > 2:
+            print(f"views: compiled in {took:.0f} s, and kept for the next run", flush=True)
+
     def work(part: np.ndarray) -> None:
         pixels, *each = given
         _views(pixels, *(values[part[0] : part[-1] + 1] for values in each), plan.taps, out[part[0] : part[-1] + 1])
@@ -56,6 +63,14 @@ def render(photos: Photos, rows: np.ndarray, plan: Plan) -> Tensor:
         with ThreadPoolExecutor(len(parts)) as pool:
             list(pool.map(work, parts))
     return torch.from_numpy(out)
+
+
+def ready() -> None:
+    """Compile, or read what was compiled before: a run's first batch then does not wait for it."""
+    numbers, shares, flags = np.int64, np.float32, np.bool_
+    types = ((2, numbers), (4, numbers), (0, flags), (5, numbers), (5, shares), (0, shares), (0, flags))
+    nothing = [np.zeros((0, width) if width else 0, dtype) for width, dtype in types]
+    _views(np.zeros(1, np.uint8), *nothing, 3, np.zeros((0, 3, 8, 8), np.uint8))
 
 
 @compiled

@@ -62,6 +62,7 @@ def read(source: str, count: int, seed: int, downloads: Path) -> Source:
         return Source(list(_scenes(count, seed)))
     if source in DATASETS:
         return Source(list(_torchvision(source, downloads)))
+    source = str(Path(source).expanduser())
     if not Path(source).is_dir():
         raise ValueError(
             f"data.source is {source!r}, which is no folder here ({Path(source).resolve()}); allowed: a folder of "

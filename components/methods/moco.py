@@ -69,7 +69,10 @@ class MoCo(Method):
     def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
         keys = batch_size * (2 if config.symmetric else 1)
         if config.queue < keys:
-            raise ValueError(f"queue {config.queue} is shorter than the {keys} keys of a batch; try {4 * keys}")
+            raise ValueError(
+                f"queue {config.queue} is shorter than the {keys} keys of a batch; try queue: "
+                f"{min(4 * keys, max(keys, pictures // 4))}"
+            )
         if config.queue > pictures:
             raise ValueError(
                 f"queue {config.queue} is longer than the data ({pictures} pictures), so that every picture would be "

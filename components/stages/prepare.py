@@ -148,8 +148,9 @@ def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
         summary["warnings"] = validate(offered, intake_schema(config.prepare, config.data.max_rejected))
         summary["warnings"] += validate(manifest, Manifest)
     except ValueError as error:
+        said = f"rejected: {len(rejected)} of {len(offered)}, {summary['rejected']}; the first:"
         first = [f"  {path}: {why}" for path, _, why in rejected.head(10).iter_rows()]
-        raise ValueError("\n".join([str(error), f"rejected: {summary['rejected']}; the first:", *first])) from None
+        raise ValueError("\n".join([str(error), said, *first])) from None
     finally:
         (out / "validation.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     manifest.write_parquet(out / "manifest.parquet")

@@ -45,6 +45,10 @@ def configure(method: str, params: dict[str, Any]) -> PretrainConfig:
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
     chosen = {**params["common"], **(params.get(method) or {})}
+    for key in params["common"]:
+        if key not in {*PretrainConfig.model_fields, *METHODS[method].config.model_fields}:
+            known = ", ".join(sorted(set(PretrainConfig.model_fields) - {"method", "settings"}))
+            raise ValueError(f"params.yaml, section pretrain.common: {key}: no such setting; known here: {known}")
     own = {key: chosen.pop(key) for key in list(chosen) if key not in PretrainConfig.model_fields}
     settings = parse(METHODS[method].config, own, f"params.yaml, section pretrain.{method}")
     return parse(PretrainConfig, {**chosen, "method": method, "settings": settings}, f"pretrain, {method}")

@@ -193,6 +193,16 @@ def test_both_renderers_make_the_same_views(view, alike, tmp_path):
     assert apart.float().mean() < 0.01
 
 
+def test_what_is_compiled_beforehand_is_what_is_called(tmp_path):
+    fused.ready()
+    before = list(fused._views.signatures)
+    photos, rows = packed(tmp_path, [draw(0, index).pixels for index in range(4)]), np.arange(4)
+    fused.render(
+        photos, rows, decide(EVERYTHING, torch.from_numpy(photos.shapes[rows]), uniform(0, 0, rows, 0, NEEDED))
+    )
+    assert list(fused._views.signatures) == before
+
+
 def test_the_processor_gives_the_same_views_on_any_number_of_threads(tmp_path, monkeypatch):
     photos, rows = packed(tmp_path, [draw(0, index).pixels for index in range(40)]), np.arange(40)
     plan = decide(EVERYTHING, torch.from_numpy(photos.shapes[rows]), uniform(0, 0, rows, 0, NEEDED))

@@ -139,7 +139,7 @@ def test_the_symmetric_loss_is_both_and_both_keys_join_the_queue():
     keys = torch.stack([normalize(method.key(view), dim=1) for view in (two, one)], 1).flatten(0, 1)  # lr is 0
     assert torch.allclose(method.queue.items[:8], keys)
     assert method.queue.cursor == 8
-    with pytest.raises(ValueError, match="queue 300 is shorter than the 512 keys of a batch; try 2048"):
+    with pytest.raises(ValueError, match="queue 300 is shorter than the 512 keys of a batch; try queue: 512"):
         MoCo.check(MoCoConfig(queue=300, symmetric=True), 1000, 256, 1)
 
 
@@ -182,5 +182,5 @@ def test_an_impossible_queue_is_refused_with_advice():
     check = METHODS["moco"].method.check
     with pytest.raises(ValueError, match=r"queue 65536 is longer than the data .1000 pictures.*try 256"):
         check(MoCoConfig(), 1000, 256, 1)
-    with pytest.raises(ValueError, match="queue 100 is shorter than the 256 keys of a batch; try 1024"):
+    with pytest.raises(ValueError, match="queue 100 is shorter than the 256 keys of a batch; try queue: 256"):
         check(MoCoConfig(queue=100), 1000, 256, 1)
