@@ -46,7 +46,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "components" / name).mkdir(parents=True)
         (root / "components" / name / "__init__.py").touch()
     (root / "components" / "__init__.py").touch()
-    for name in ("config.py", "ranks.py", "data/photos.py"):
+    for name in ("config.py", "machine.py", "ranks.py", "data/photos.py"):
         shutil.copy(ROOT / "components" / name, root / "components" / name)
     (root / "components" / "methods" / "__init__.py").write_text("METHODS = dict(simclr=1, moco=1, mocoscriptstyle=1)")
     for path in (ROOT / "components" / "stages").glob("*.py"):
