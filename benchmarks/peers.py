@@ -3,7 +3,8 @@
     make bench                                              # all of it; installs the peer beside .venv first
     python -m benchmarks.peers --photos FOLDER --only simclr-vit-64   # any photos, one line
 
-Same files, network, heads, views, batch and losses on all sides, and the same kind of optimizer, each its own:
+Same files, network, heads, views, batch and losses on all sides, and the same kind of optimizer, each its own. Of a ViT
+whose class token alone is read, we compute no other place in its last block; the others compute all.
   ours         the training loop of this project, on pictures packed once
   lightly      lightly's transforms, losses, heads and momentum update in a plain loop over a DataLoader
   torchvision  a plain loop as the papers' scripts have it: torchvision's transforms a picture at a time, our loss
@@ -31,8 +32,8 @@ from PIL import Image
 
 from benchmarks.machine import ceiling, processor
 from components.data import scenes
+from components.machine import has_bf16
 from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
-from components.training.loop import has_bf16
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".peers"

@@ -22,7 +22,7 @@ from components.data.augment import Draws, View, look
 from components.data.photos import Photos
 from components.machine import keep_memory
 from components.methods import METHODS, Method
-from components.models.backbone import ResNetBackbone, ViTBackbone, build
+from components.models.backbone import ResNetBackbone, ViT, ViTBackbone, build
 from components.training import optim
 from components.training.loop import accelerator, fit
 from components.training.watch import Run
@@ -54,12 +54,26 @@ class Line:
         self.config = parse(METHODS[method].config, said, method)
         self.settings = ADAMW if method == "dino" else SGD
 
-    def ours(self) -> Method:
+    def ours(self, *, plain: bool = False) -> Method:
         torch.manual_seed(0)
-        return METHODS[self.method].method(build(self.shape), self.config).train()
+        backbone = build(self.shape)
+        return METHODS[self.method].method(as_stock(backbone) if plain else backbone, self.config).train()
 
     def views(self) -> Any:
         return METHODS[self.method].method.views(self.config, self.size)
+
+
+class StockViT(ViT):
+    """Computes every place in every block, as stock libraries do."""
+
+    def class_token(self, pixels: Tensor) -> Tensor:
+        return self.sequence(pixels)[:, 0]
+
+
+def as_stock(backbone: Any) -> Any:
+    if isinstance(backbone, ViT):
+        backbone.__class__ = StockViT
+    return backbone
 
 
 class Clock:
@@ -162,7 +176,7 @@ def torchvision(line: Line, steps: int, workers: int, precision: str) -> tuple[f
     views = line.views()
     each = [words(view) for view in views if isinstance(view, View)]
     luck = [torch.rand(line.batch, view.count) for view in views if isinstance(view, Draws)]
-    method = line.ours()
+    method = line.ours(plain=True)
     optimizer = torch_optimizer(line, method)
     clock = Clock(optimizer)
     flops = 0
@@ -189,7 +203,7 @@ class Bare(nn.Module):
 
     def __init__(self, line: Line) -> None:
         super().__init__()
-        self.net = build(line.shape)
+        self.net = as_stock(build(line.shape))
         self.net.mean.zero_()
         self.net.std.fill_(1.0)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import gpu, peers, profile
+from benchmarks import gpu, peers, profile, sides
 from benchmarks.methods import claim, overlaid
 from components.methods import METHODS
 from components.stages.pretrain import configure
@@ -99,15 +99,32 @@ def test_a_profile_says_where_the_time_goes(prepared, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("line", ["simclr vit 32 4", "moco resnet18 32 4", "dino vit 32 2"])
 def test_sides_do_the_same_work(line, tmp_path, monkeypatch):
-    """Forward and backward of all sides count nearly the same operations; heads differ by a bias or a norm."""
+    """Forward and backward of all sides count nearly the same operations; heads differ by a bias or a norm. Of a ViT we
+    leave out of the last of twelve blocks what nobody reads.
+    """
     monkeypatch.setattr(peers, "COUNT", 12)
     method, backbone, size, batch = line.split()
-    line = peers.Line(method, backbone, int(size), int(batch))
-    data = peers.packed(None, tmp_path, line.packed)
-    sides = ["ours", "torchvision", *(["lightly"] if peers.PEERS.is_dir() else [])]
-    seen = {side: peers.measure(line, f"{side}/0/fp32", data, 2) for side in sides}
-    assert all(found["seconds"] > 0 and found["memory"] > 1e8 for found in seen.values())
-    for side in sides:
-        assert seen[side]["flops"] == pytest.approx(seen["ours"]["flops"], rel=0.02), side
+    data = peers.packed(None, tmp_path, peers.Line(method, backbone, int(size), int(batch)).packed)
+    line = sides.Line(method, backbone, int(size), int(batch), data)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(peers.PEERS)
+    monkeypatch.setenv("LIGHTLY_DID_VERSION_CHECK", "True")
+    known = [sides.ours, sides.torchvision, *([sides.lightly] if peers.PEERS.is_dir() else [])]
+    seen = [side(line, 1, 0, "fp32") for side in known]
+    assert all(seconds > 0 for seconds, _ in seen)
+    mine, *theirs = [flops for _, flops in seen]
+    assert all(flops == pytest.approx(theirs[0], rel=0.02) for flops in theirs)
+    assert mine / theirs[0] == pytest.approx(1.0, rel=0.02) if backbone == "resnet18" else 0.9 < mine / theirs[0] < 0.95
+
+
+@pytest.mark.slow
+def test_a_side_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "COUNT", 12)
+    line = peers.Line("simclr", "vit", 32, 4)
+    found = peers.measure(line, "ours/0/fp32", peers.packed(None, tmp_path, line.packed), 2)
+    assert found["seconds"] > 0
+    assert found["flops"] > 1e9
+    assert found["memory"] > 1e8

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from components import machine
 
 ROOT = Path(__file__).parents[1]
 FAULTS = """
@@ -38,3 +41,11 @@ def test_pages_are_asked_for_once(asked):
     assert said[0] == str(asked)
     if asked:
         assert int(said[1]) < 1000
+
+
+def test_bf16_only_where_the_chip_multiplies_in_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for flags, wanted in (("avx2 amx_bf16 amx_tile", True), ("avx2 fma", False)):
+        (tmp_path / "cpuinfo").write_text(flags)
+        monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+        assert machine.has_bf16() is wanted

@@ -102,18 +102,20 @@ class DINOv2(Method):
         whole = torch.cat(list(views[:2]))  # [2·B, 3, S, S]
         side = backbone.config.image_size // backbone.config.patch_size
         hidden = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
+        places = hidden.flatten().nonzero()[:, 0]  # [M]; the one time in a step that a GPU is waited for, so early
         seen = backbone.encode(backbone.embed(whole, hidden, self.mask_token))  # [2·B, 1 + N, D]
-        glances = [by_size(lambda x: backbone.sequence(x)[:, 0], views[2:])] if len(views) > 2 else []
+        glances = [by_size(backbone.class_token, views[2:])] if len(views) > 2 else []
         logits = head(torch.cat([seen[:, 0], *glances])).unflatten(0, (len(views), -1))  # [V, B, K]
-        patch_logits = self.student[-1](seen[:, 1:][hidden])  # [M, K]
+        patch_logits = self.student[-1](seen[:, 1:].flatten(0, 1)[places])  # [M, K]
         with torch.no_grad():  # the teacher sees everything
             slow_backbone, slow_head, *_ = self.teacher.module
             said = slow_backbone.sequence(whole)  # [2·B, 1 + N, D]
-            class_said, patches_said = slow_head(said[:, 0]), self.teacher.module[-1](said[:, 1:][hidden])
+            class_said = slow_head(said[:, 0])
+            patches_said = self.teacher.module[-1](said[:, 1:].flatten(0, 1)[places])
         now = temperature(config, self.progress)
         targets, patch_targets = self.targets(class_said, now), self.patch_targets(patches_said, now)
         views_loss = across_views(targets.unflatten(0, (2, -1)), logits, config.student_temperature)
-        patch_loss = on_hidden(patch_targets, patch_logits, hidden, config.student_temperature)
+        patch_loss = on_hidden(patch_targets, patch_logits, hidden, places, config.student_temperature)
         spread = sum((koleo(crop) for crop in seen[:, 0].chunk(2)), start=views_loss.new_zeros(()))
         entropy, used = entropies(targets)
         logged = {"views": views_loss, "patches": patch_loss, "koleo": spread, "entropy": entropy, "used": used}

@@ -71,18 +71,19 @@ class IBOT(Method):
         whole = torch.cat(list(views[:2]))  # [2·B, 3, S, S]
         side = backbone.config.image_size // backbone.config.patch_size
         hidden = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
+        places = hidden.flatten().nonzero()[:, 0]  # [M]; the one time in a step that a GPU is waited for, so early
         seen = backbone.encode(backbone.embed(whole, hidden, self.mask_token))  # [2·B, 1 + N, D]
-        glances = [by_size(lambda x: backbone.sequence(x)[:, 0], views[2:])] if len(views) > 2 else []
+        glances = [by_size(backbone.class_token, views[2:])] if len(views) > 2 else []
         logits = head(torch.cat([seen[:, 0], *glances])).unflatten(0, (len(views), -1))  # [V, B, K]
-        patch_logits = head(seen[:, 1:][hidden])  # [M, K]
+        patch_logits = head(seen[:, 1:].flatten(0, 1)[places])  # [M, K]
         with torch.no_grad():  # the teacher sees everything
             slow_backbone, slow_head = self.teacher.module
             said = slow_head(slow_backbone.sequence(whole))  # [2·B, 1 + N, K]
         now = temperature(config, self.progress)
         targets = self.targets(said[:, 0], now)
-        patch_targets = self.patch_targets(said[:, 1:].flatten(0, 1), now)[hidden.flatten()]  # [M, K]
+        patch_targets = self.patch_targets(said[:, 1:].flatten(0, 1), now)[places]  # [M, K]
         views_loss = across_views(targets.unflatten(0, (2, -1)), logits, config.student_temperature)
-        patch_loss = on_hidden(patch_targets, patch_logits, hidden, config.student_temperature)
+        patch_loss = on_hidden(patch_targets, patch_logits, hidden, places, config.student_temperature)
         entropy, used = entropies(targets)
         logged = {"views": views_loss, "patches": patch_loss, "entropy": entropy, "used": used}
         return {"loss": views_loss + config.patch_weight * patch_loss, **logged}

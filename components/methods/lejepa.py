@@ -87,7 +87,7 @@ def sigreg(z: Tensor, slices: int, knots: int, reach: float, seed: torch.Generat
     the empirical characteristic function of all N projections; the mean over views and directions. The integral is a
     trapezoid rule on 0 … reach, twice, for the integrand is even.
     """
-    directions = torch.randn(z.shape[-1], slices, generator=seed).to(z)
+    directions = torch.randn(z.shape[-1], slices, generator=seed).to(z.device, z.dtype, non_blocking=True)
     directions = directions / directions.norm(dim=0)
     t = torch.linspace(0, reach, knots, dtype=z.dtype, device=z.device)
     normal = (-t.square() / 2).exp()

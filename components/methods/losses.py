@@ -86,7 +86,7 @@ def sinkhorn(scores: Tensor, temperature: float, rounds: int = 3) -> Tensor:
     scale the prototypes to equal shares, then the vectors; after the last every row sums to 1.
     """
     q = torch.exp((scores.to(torch.promote_types(scores.dtype, torch.float32)) - 1) / temperature)  # cosines: at most 1
-    count = ranks.total(q.new_tensor(float(len(q))))
+    count = ranks.total(q.new_full((), len(q)))
     for _ in range(rounds):
         q = q / (ranks.total(q.sum(0)) * q.shape[1]).clamp_min(torch.finfo(q.dtype).tiny)
         q = q / (q.sum(1, keepdim=True) * count).clamp_min(torch.finfo(q.dtype).tiny)
@@ -112,12 +112,12 @@ def entropies(p: Tensor) -> tuple[Tensor, Tensor]:
     return torch.special.entr(p).sum(-1).mean() / most, torch.special.entr(p.mean(0)).sum() / most
 
 
-def on_hidden(targets: Tensor, logits: Tensor, hidden: Tensor, temperature: float) -> Tensor:
+def on_hidden(targets: Tensor, logits: Tensor, hidden: Tensor, places: Tensor, temperature: float) -> Tensor:
     """Cross-entropy at the hidden patches: the mean of each picture's mean; one that hides none counts as 0.
 
-    targets (probabilities) and logits: [M, K], one for each True of hidden: bool [B, N]. Zhou et al., 2022 (iBOT),
-    equation 2, weighted as in ibot/main_ibot.py.
+    targets (probabilities) and logits: [M, K], one for each True of hidden: bool [B, N]; places: [M], where in the flat
+    `hidden` these are. Zhou et al., 2022 (iBOT), equation 2, weighted as in ibot/main_ibot.py.
     """
     said = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
-    weights = (1 / hidden.sum(1, keepdim=True).clamp_min(1)).expand_as(hidden)[hidden]  # [M]
+    weights = (1 / hidden.sum(1).clamp_min(1))[places // hidden.shape[1]]  # [M]
     return -((targets * said).sum(-1) * weights).sum() / len(hidden)

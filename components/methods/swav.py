@@ -100,10 +100,11 @@ class SwAV(Method):
     @torch.no_grad()
     def code(self, crop: int, scores: Tensor) -> Tensor:
         """Which prototypes each picture gets: [B, K] -> [B, K]. Each rank brings its share of the queue along."""
-        mine, late = len(scores), self.progress >= self.config.queue_from
-        if self.queues and late and int(self.queued) >= self.config.queue:
-            older = self.queues[crop].items[ranks.rank() :: ranks.world()]
-            scores = torch.cat([self.prototypes(older).to(scores.dtype), scores])
+        mine = len(scores)
+        if self.queues and self.progress >= self.config.queue_from:
+            older = self.prototypes(self.queues[crop].items[ranks.rank() :: ranks.world()]).to(scores.dtype)
+            older = older.masked_fill(self.queued < self.config.queue, -torch.inf)  # not full yet: they get no share
+            scores = torch.cat([older, scores])
         return sinkhorn(scores, self.config.epsilon, self.config.rounds)[-mine:]
 
     def after_backward(self) -> None:

@@ -194,11 +194,14 @@ class ViT(Backbone):
 
         seen: bool [B, M], the tokens that any of them may look at; what comes out of the others means nothing.
         """
+        return self.trunk.layernorm(self._through(x, self.trunk.layers, seen))
+
+    def _through(self, x: Tensor, layers: nn.ModuleList, seen: Tensor | None = None) -> Tensor:
         attended = None if seen is None else seen[:, None, None, :]  # [B, heads, from, to]
         self.trunk.config._attn_implementation = attention(x.device, masked=seen is not None)
-        for layer in self.trunk.layers:
+        for layer in layers:
             x = layer(x, attended)
-        return self.trunk.layernorm(x)
+        return x
 
     @torch.no_grad()
     def fix_positions(self) -> None:
@@ -217,11 +220,28 @@ class ViT(Backbone):
         """[B, 3, H, W] -> [B, 1 + N, D], class token first."""
         return self.encode(self.embed(pixels))
 
+    def class_token(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], what `sequence` has first, to rounding.
+
+        The last block is asked for this token alone: it reads the others' keys and values, but what becomes of them in
+        it nobody would read. That is 10 / 12 of a block's work: 7 % of a ViT's of depth 12, 28 % of one's of depth 3.
+        """
+        last = self.trunk.layers[-1]
+        x = self._through(self.embed(pixels), self.trunk.layers[:-1])
+        told = last.layernorm_before(x)
+        heads = (-1, last.attention.head_dim)
+        query = last.attention.q_proj(told[:, :1]).unflatten(-1, heads).transpose(1, 2)  # [B, heads, 1, D / heads]
+        key = last.attention.k_proj(told).unflatten(-1, heads).transpose(1, 2)
+        value = last.attention.v_proj(told).unflatten(-1, heads).transpose(1, 2)
+        weights = (last.attention.scaling * query @ key.transpose(2, 3)).softmax(-1)
+        x = x[:, 0] + last.attention.o_proj((weights @ value).flatten(1))
+        return self.trunk.layernorm(x + last.mlp(last.layernorm_after(x)))
+
     def _pooled(self, x: Tensor) -> Tensor:
         return x[:, 0] if self.pool == "class" else x[:, 1:].mean(1)
 
     def whole(self, pixels: Tensor) -> Tensor:
-        return self._pooled(self.sequence(pixels))
+        return self.class_token(pixels) if self.pool == "class" else self._pooled(self.sequence(pixels))
 
     def _blocks(self, pixels: Tensor) -> list[Tensor]:
         x, found = self.embed(pixels), []

@@ -72,12 +72,12 @@ class Center(nn.Module):
     def note(self, x: Tensor) -> None:
         """x: [B, dim], any B; it counts at the next `move`."""
         x = x.to(self.mean.dtype)
-        self._sums.append(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
+        self._sums.append(torch.cat([x.sum(0), x.new_full((1,), len(x))]))
 
     @torch.no_grad()
     def move(self) -> None:
         """Every rank, whatever it has seen."""
         total = ranks.total(torch.stack(self._sums).sum(0))
         self._sums.clear()
-        if total[-1] > 0:
-            self.mean.lerp_(total[:-1] / total[-1], 1 - self.momentum)
+        seen = total[-1] > 0  # asked where it lies: a GPU is not waited for
+        self.mean.lerp_(total[:-1] / total[-1].clamp_min(1), (1 - self.momentum) * seen.to(self.mean.dtype))

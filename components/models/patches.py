@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 SIDE = 3  # pieces along each side of a grid
 RMS = 50.0  # of a contrast-normalized patch, in units of pixels 0 … 255 (Doersch's train.py)
-AXIS = torch.tensor([-1.0, 2.0, -1.0])  # from magenta to green: what a lens tears apart
 
 
 def require_fit(backbone: Backbone, name: str, size: int) -> None:
@@ -61,15 +60,16 @@ def standardized(squares: Tensor) -> Tensor:
 def without_aberration(squares: Tensor, color: Literal["dropping", "projection", "none"], draws: Tensor) -> Tensor:
     """Colors so that what a lens does to them tells nothing: centered squares [M, 3, S, S], draws [M, 2] -> same.
 
-    dropping: one channel stays, the others become noise in ±0.5; projection: off the axis green to magenta.
+    dropping: one channel stays, the others become noise in ±0.5; projection: off the axis green to magenta,
+    which a lens tears apart.
     Doersch et al., 2015, section 3.1.
     """
     if color == "none":
         return squares
     if color == "projection":
-        axis = AXIS.to(squares)
-        keep = torch.eye(3).to(squares) - axis[:, None] * axis / (axis @ axis)
-        return torch.einsum("ij,mjhw->mihw", keep, squares)
+        red, green, blue = squares.unbind(1)
+        along = (2 * green - red - blue) / 6  # in units of the axis (-1, 2, -1), from magenta to green
+        return torch.stack([red + along, green - 2 * along, blue + along], 1)
     kept = (draws[:, 0] * 3).long()[:, None] == torch.arange(3, device=squares.device)  # [M, 3]
     noise = hashed(draws[:, 1], squares[0].numel()).to(squares.dtype).view_as(squares) - 0.5
     return torch.where(kept[:, :, None, None], squares, noise)

@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -15,12 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from components.machine import has_bf16
 from components.progress import progress
 from components.training import checkpoints, distributed, optim
 from components.training.objective import Objective
 from components.training.watch import Run, Watch, memory_advice
 
-CPUINFO = Path("/proc/cpuinfo")
 SAVE_SECONDS = 300  # no more than that is lost, however slow the steps are
 CHECK_EVERY = 10  # steps between looks at the loss and at a request to stop: each look waits for the device
 
@@ -174,16 +173,6 @@ class _StopRequest:
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
-
-
-def has_bf16() -> bool:
-    """Emulated bf16 is hundreds of times slower than fp32, so ask for units that multiply in it."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        return "amx_bf16" in CPUINFO.read_text(encoding="utf-8")
-    except OSError:
-        return False
 
 
 def _move(batch: Any, device: torch.device) -> Any:

@@ -143,8 +143,12 @@ def clip(optimizer: torch.optim.Optimizer, config: SGD | AdamW | LARS) -> None:
     if config.clip is None:
         return
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    for some in [[p] for p in params] if config.clip_each else [params]:
-        torch.nn.utils.clip_grad_norm_(some, config.clip)
+    if not config.clip_each:
+        torch.nn.utils.clip_grad_norm_(params, config.clip)
+        return
+    grads = [p.grad for p in params]
+    lengths = torch.stack(torch._foreach_norm(grads))
+    torch._foreach_mul_(grads, list((config.clip / (lengths + 1e-6)).clamp_(max=1).unbind()))
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -32,14 +32,16 @@ def test_neighbors_vote_as_the_paper_says():
         assert said == votes.argmax()
 
 
-def test_neighbors_do_not_depend_on_the_tile(monkeypatch):
+@pytest.mark.parametrize("rough", [False, True])
+def test_neighbors_do_not_depend_on_tiles_or_bf16(monkeypatch, rough):
     bank, _ = blobs(40)
     queries, _ = blobs(17, seed=1)
-    whole = knn.nearest(queries, bank, 5)
+    similarity, places = (normalize(queries, dim=1) @ normalize(bank, dim=1).T).sort(descending=True)
     monkeypatch.setattr(knn, "TILE", 4)
-    tiled = knn.nearest(queries, bank, 5)
-    assert torch.allclose(whole[0], tiled[0])
-    assert torch.equal(whole[1], tiled[1])
+    monkeypatch.setattr(knn, "BANK", 11)
+    found = knn.nearest(queries, bank, 5, rough=rough)
+    assert torch.allclose(found[0], similarity[:, :5])
+    assert torch.equal(found[1], places[:, :5])
 
 
 def test_more_neighbors_than_pictures_are_refused():

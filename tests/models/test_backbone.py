@@ -42,8 +42,21 @@ def test_a_saved_vit_is_transformers_own(tmp_path):
     backbone.save(tmp_path)
     stock = AutoModel.from_pretrained(tmp_path).eval()
     out = stock(backbone.normalize(PIXELS.float())).last_hidden_state
-    assert torch.equal(out[:, 0], backbone(PIXELS))
+    assert torch.allclose(out[:, 0], backbone(PIXELS), atol=1e-6)
     assert torch.equal(out[:, 1:], backbone.tokens(PIXELS))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_class_token_alone_is_what_the_sequence_has_first_and_so_are_its_gradients(depth):
+    torch.manual_seed(0)
+    vit = build(SHAPES[0].model_copy(update={"depth": depth})).double()
+    wanted = torch.randn(3, 16, dtype=torch.float64)
+    found = []
+    for told in (vit.class_token(PIXELS), vit.sequence(PIXELS)[:, 0]):
+        gradients = torch.autograd.grad((told * wanted).sum(), list(vit.parameters()))
+        found.append([told, *gradients])
+    for alone, of_all in zip(*found, strict=True):
+        assert torch.allclose(alone, of_all, rtol=1e-12, atol=1e-12)
 
 
 def test_a_saved_resnet_has_torchvisions_keys(tmp_path):

@@ -258,11 +258,3 @@ def test_what_must_not_be_split_says_why(tmp_path, monkeypatch):
         train(tmp_path, SETTINGS[0], coupled="batch norm")
     with pytest.raises(ValueError, match="batch of 5 a process cannot be split in 2 equal parts"):
         loop._split(torch.zeros(5), 2)
-
-
-def test_bf16_only_where_the_chip_multiplies_in_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for flags, wanted in (("avx2 amx_bf16 amx_tile", True), ("avx2 fma", False)):
-        (tmp_path / "cpuinfo").write_text(flags)
-        monkeypatch.setattr(loop, "CPUINFO", tmp_path / "cpuinfo")
-        assert loop.has_bf16() is wanted

@@ -1,0 +1,106 @@
+"""A step on a device that nobody has: tensors that only have shapes (meta), and every operator is seen.
+
+On a GPU the host must never wait for what it computes. So a number or a shape that depends on what was computed is
+refused, which meta tensors do themselves, and so is a copy to or from the device, or tensors of both in one operator.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from small import BATCH, SHAPES, SMALL, make
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from components.config import parse
+from components.data import batched
+from components.data.augment import NEEDED, Draws, Labels, View, decide
+from components.methods import METHODS, losses
+from components.training import optim
+
+DEVICE = torch.device("meta")
+WAITS = (NotImplementedError, RuntimeError, AssertionError)
+
+
+class Watched(TorchDispatchMode):
+    """Refuses operators on tensors of host and device, but for single numbers, which travel with the launch."""
+
+    def __init__(self, allowed=0):
+        super().__init__()
+        self.allowed = allowed  # lists of places, of a length that is waited for: here all
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.nonzero.default and self.allowed:
+            self.allowed -= 1
+            return torch.empty(args[0].numel(), args[0].ndim, dtype=torch.long, device=DEVICE)
+        out = func(*args, **(kwargs or {}))
+        met = {x.device for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor) and x.ndim}
+        assert len(met) < 2 or (kwargs or {}).get("non_blocking"), f"{func} between host and device"
+        return out
+
+
+def test_what_waits_is_noticed():
+    x = torch.ones(3, device=DEVICE)
+    y = torch.ones(3)
+    with Watched():
+        x + 2 * torch.ones(())
+        for wait in (
+            x.sum().item,
+            lambda: x[x > 0],
+            lambda: bool(x[0]),
+            x.cpu,
+            lambda: y.to(DEVICE),
+            lambda: x[torch.tensor([0])],
+            lambda: x + y,
+        ):
+            with pytest.raises(WAITS):
+                wait()
+
+
+def given(name):
+    """A batch of the method's views, as it lies on the device."""
+    recipe = METHODS[name]
+    for view in recipe.method.views(parse(recipe.config, SMALL.get(name, {}), name), SHAPES["vit"].image_size):
+        if isinstance(view, Draws):
+            yield torch.empty(BATCH, view.count, device=DEVICE)
+        elif isinstance(view, Labels):
+            yield torch.empty(BATCH, dtype=torch.long, device=DEVICE)
+        else:
+            yield torch.empty(BATCH, 3, view.size, view.size, dtype=torch.uint8, device=DEVICE)
+
+
+ONCE = {"ibot", "dinov2"}  # how many patches are hidden is luck
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_never_waits(name, shape, monkeypatch):
+    try:
+        method = make(name, shape)
+    except ValueError as refused:
+        pytest.skip(str(refused))
+    monkeypatch.setattr(losses.torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
+    method.to(DEVICE)
+    settings = method.config.optimizer
+    optimizer = optim.build(method, settings, 256)
+    for group in optimizer.param_groups:
+        group.update(fused=False, foreach=True)  # the fused ones know no such device
+    batch = list(given(name))
+    for progress in (0.0, 0.9) if shape == "vit" else (0.9,):
+        with Watched(allowed=name in ONCE):
+            method.before_step(progress)
+            optim.set_rates(optimizer, settings, progress)
+            method(batch)["loss"].backward()
+            method.after_backward()
+            optim.clip(optimizer, settings)
+            optimizer.step()
+            optimizer.zero_grad()
+            method.after_step()
+
+
+@pytest.mark.parametrize("blur", [0.0, 0.5])
+def test_making_views_never_waits(blur):
+    view = View(16, blur=blur, solarize=0.2, gray=0.2)
+    plan = decide(view, torch.full((BATCH, 2), 32), torch.rand(BATCH, NEEDED, dtype=torch.float64))
+    images = torch.empty(BATCH, 3, 32, 32, dtype=torch.uint8, device=DEVICE)
+    assert batched.render(images, plan).shape == (BATCH, 3, 16, 16)
