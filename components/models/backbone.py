@@ -230,7 +230,7 @@ class ViT(Backbone):
         x = self._through(self.embed(pixels), self.trunk.layers[:-1])
         told = last.layernorm_before(x)
         heads = (-1, last.attention.head_dim)
-        query = last.attention.q_proj(told[:, :1]).unflatten(-1, heads).transpose(1, 2)  # [B, heads, 1, D / heads]
+        query = last.attention.q_proj(told[:, 0]).unflatten(-1, heads)[:, :, None]  # [B, heads, 1, D / heads]
         key = last.attention.k_proj(told).unflatten(-1, heads).transpose(1, 2)
         value = last.attention.v_proj(told).unflatten(-1, heads).transpose(1, 2)
         weights = (last.attention.scaling * query @ key.transpose(2, 3)).softmax(-1)
