@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from components.compiled import compiled
+
 if TYPE_CHECKING:
     from components.data.augment import Plan
 
@@ -27,9 +29,15 @@ def render(images: Tensor, plan: Plan) -> Tensor:
         for values in (plan.boxes, plan.flip, plan.order, plan.strengths, plan.sigma, plan.solarize)
     )
     x = resize(images, boxes, flip, plan.size)
+    taps = plan.taps if bool((plan.sigma > 0).any()) else 0  # of the plan that is on the host
+    return (compiled(finish) if x.is_cuda else finish)(x, order, strengths, sigma, solarize, taps)
+
+
+def finish(x: Tensor, order: Tensor, strengths: Tensor, sigma: Tensor, solarize: Tensor, taps: int) -> Tensor:
+    """All that follows the resize, a pixel at a time but for the blur; 0 taps: none is blurred."""
     x = color(x, order, strengths)
-    if bool((plan.sigma > 0).any()):  # of the plan that is on the host
-        x = torch.where((sigma > 0)[:, None, None, None], blur(x, sigma.clamp_min(1e-3), plan.taps), x)
+    if taps:
+        x = torch.where((sigma > 0)[:, None, None, None], blur(x, sigma.clamp_min(1e-3), taps), x)
     x = torch.where(solarize[:, None, None, None] & (x >= 128), 255 - x, x)
     return x.round_().clamp_(0, 255).to(torch.uint8)
 

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field, SerializeAsAny
 
+from components.compiled import compile_blocks
 from components.config import Strict, parse, section, write
 from components.data.augment import Labels, look
 from components.data.photos import Photos
@@ -98,6 +99,8 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
 
     torch.manual_seed(config.seed)
     method = recipe.method(build(config.backbone), config.settings)
+    if acc.device.type == "cuda":
+        compile_blocks(method)
     return Setup(config, method, load, optim.build(method, config.settings.optimizer, config.batch_size), per_epoch)
 
 

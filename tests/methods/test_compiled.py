@@ -1,0 +1,75 @@
+"""What is compiled says what it said before, and is compiled indeed.
+
+With the capture of torch.compile, but without the compiler behind it, which wants minutes.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from small import SHAPES, batch, make
+from torch._dynamo.utils import counters
+
+from components.compiled import compile_blocks, compiled
+from components.data import batched
+from components.data.augment import NEEDED, Jitter, View, decide
+from components.methods import METHODS
+from components.models.backbone import build
+
+pytestmark = pytest.mark.filterwarnings("default")  # of torch about itself
+CAPTURE = "aot_eager"
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_the_same(name, photos, monkeypatch):
+    deep = SHAPES["vit"].model_copy(update={"depth": 3})
+    monkeypatch.setitem(SHAPES, "vit", deep)
+    found = []
+    for compiling in (False, True):
+        method = make(name, "vit").double()
+        names = list(method.state_dict())
+        if compiling:
+            compile_blocks(method, CAPTURE)
+        assert list(method.state_dict()) == names
+        method.before_step(0.5)
+        loss = method(batch(name, photos, 0))["loss"]
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in method.parameters() if p.grad is not None)])
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*found, strict=True))
+    assert 1 <= counters["frames"]["ok"] <= 3  # one program for all blocks, sizes and gradients apart
+    assert counters["frames"]["ok"] == counters["frames"]["total"]
+    assert not counters["graph_break"]
+
+
+def test_a_resnet_is_the_same():
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    plain = build(SHAPES["resnet"]).double()
+    made = copy.deepcopy(plain)
+    compile_blocks(made, CAPTURE)
+    found = [
+        [net(pixels), *torch.autograd.grad(net(pixels).square().sum(), list(net.parameters()))] for net in (plain, made)
+    ]
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(*found, strict=True))
+    assert counters["frames"] == {"ok": 1, "total": 1}
+    assert not counters["graph_break"]
+    copy.deepcopy(made)(pixels)  # as slow teachers are made
+
+
+@pytest.mark.parametrize("blur", [0.0, 0.5])
+def test_views_are_the_same(blur):
+    view = View(16, jitter=Jitter(0.4, 0.4, 0.4, 0.1), blur=blur, solarize=0.2, gray=0.2)
+    plan = decide(view, torch.full((8, 2), 32), torch.rand(8, NEEDED, dtype=torch.float64))
+    x = batched.resize(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), plan.boxes, plan.flip, 16)
+    given = (plan.order, plan.strengths, plan.sigma, plan.solarize, plan.taps if blur else 0)
+    assert torch.equal(batched.finish(x.clone(), *given), compiled(batched.finish, CAPTURE)(x.clone(), *given))
+    assert counters["frames"] == {"ok": 1, "total": 1}
+    assert not counters["graph_break"]
