@@ -14,9 +14,9 @@ from torch import nn
 
 
 def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
-    """In place, for fixed shapes: the blocks of ViTs, which are alike, so that one program serves them all, and ResNets.
+    """In place, for fixed shapes: the blocks of ViTs, which are alike, so that one program serves all, and ResNets.
 
-    A program more for each size of views, and for no gradient. Names of weights stay.
+    One more for each size of views, and for where no gradient is wanted. Names of weights stay.
     """
     from torchvision.models import ResNet
     from transformers.models.vit.modeling_vit import ViTLayer
