@@ -9,7 +9,7 @@ whose class token alone is read, we compute no other place in its last block; th
   lightly      lightly's transforms, losses, heads and momentum update in a plain loop over a DataLoader
   torchvision  a plain loop as the papers' scripts have it: torchvision's transforms a picture at a time, our loss
 Workers of the others are swept in the first round, and the best go on. A row in bf16, and one with channels last for
-ResNets, is added where the chip multiplies in bf16. Each side runs in a process of its own, all sides of a line in turns.
+ResNets, is added where the chip multiplies in bf16. Each side is a process of its own, the sides of a line in turns.
 """
 
 from __future__ import annotations

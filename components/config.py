@@ -24,17 +24,30 @@ def section(name: str, path: Path = PARAMS) -> dict[str, Any]:
 
     Raises ValueError naming the known sections if there is none of that name.
     """
-    if not path.is_file():
-        raise ValueError(f"no {path} in {Path.cwd()}; run this in the project's folder")
-    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params = _load(path)
     if name not in params:
         raise ValueError(f"{path} has no section {name!r}; it has: {', '.join(params)}")
     return params[name] or {}
 
 
 def methods(path: Path = PARAMS) -> list[str]:
-    """The rows of the table."""
-    return list(yaml.safe_load(path.read_text(encoding="utf-8"))["methods"])
+    """The rows of the table. Raises ValueError if they are no list of names."""
+    names = _load(path).get("methods")
+    if not isinstance(names, list):
+        raise ValueError(f"{path}, methods: a list of names is needed; given: {names!r}")
+    return names
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no {path} in {Path.cwd()}; run this in the project's folder")
+    try:
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(params, dict):
+        raise ValueError(f"{path} has no sections; given: {params!r}")
+    return params
 
 
 def parse(schema: type[Schema], values: dict[str, Any], where: str) -> Schema:

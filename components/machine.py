@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 CPUINFO = Path("/proc/cpuinfo")
 SYSTEM_MALLOC = "SELFSIGHT_SYSTEM_MALLOC"  # set to anything: the C library frees memory as it likes
@@ -26,6 +30,17 @@ def keep_memory() -> bool:
     return all(tune(what, to) for what, to in ((TOP_PAD, 2**28), (TRIM_THRESHOLD, 2**31 - 1), (MMAP_THRESHOLD, 2**30)))
 
 
+def repeat_exactly() -> None:
+    """Have a GPU find the same bits whenever it computes the same: no sums in the order of arrival.
+
+    To be called before the GPU is first used. Where an operator has no such form torch says so and goes on.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003
+    # a help to find mistakes, at the price of a write
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def has_bf16() -> bool:
     """Emulated bf16 is hundreds of times slower than fp32, so ask for units that multiply in it."""
     if torch.cuda.is_available():
@@ -34,3 +49,34 @@ def has_bf16() -> bool:
         return "amx_bf16" in CPUINFO.read_text(encoding="utf-8")
     except OSError:
         return False
+
+
+def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
+    """In place, for fixed shapes, by torch.compile: ResNets, and blocks of ViTs, which are alike, so that one program
+    serves them all. A GPU's small operators cost more to start than to run.
+
+    One program more for each size of views, and for where no gradient is wanted. Names of weights stay. Where there is
+    no C compiler torch says so and goes on without; TORCH_COMPILE_DISABLE=1 turns it off.
+    """
+    from torchvision.models import ResNet
+    from transformers.models.vit.modeling_vit import ViTLayer
+
+    _configure()
+    for part in module.modules():
+        if isinstance(part, ViTLayer | ResNet):
+            part.compile(backend=backend, dynamic=False)
+
+
+@cache
+def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
+    """The function, as `compile_blocks` does it with blocks."""
+    _configure()
+    return torch.compile(function, backend=backend, dynamic=False)
+
+
+def _configure() -> None:
+    import torch._inductor.config
+
+    torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.recompile_limit = 64
+    torch._inductor.config.deterministic = True  # or timings would choose between sums of another order

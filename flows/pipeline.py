@@ -27,6 +27,7 @@ def pipeline(processes: stage.Processes = stage.DEFAULT_PROCESSES) -> State[None
     """
 
     def work() -> None:
+        stage.check()
         for target in targets(tracked.tracked()):
             stage.repro(target, processes, single=True)
         publish()

@@ -78,6 +78,13 @@ def repro(target: str, processes: int = DEFAULT_PROCESSES, *, single: bool = Fal
     return ran
 
 
+def check() -> None:
+    """Whether params.yaml is whole. Raises CommandError with all that is wrong if it is not."""
+    log = logger()
+    command = [sys.executable, "-m", "components.stages.check"]
+    run_streaming(command, lambda line: log.info("%s", line), ROOT, environment(1))
+
+
 def mend(lock: Path) -> None:
     """Remove a lock file of DVC's that it was killed while writing: it would refuse to run until somebody did."""
     for patience in (1.0, 0.0):  # it may also be being written just now

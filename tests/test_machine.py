@@ -43,6 +43,20 @@ def test_pages_are_asked_for_once(asked):
         assert int(said[1]) < 1000
 
 
+def test_a_gpu_is_asked_to_repeat_itself(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        machine.repeat_exactly()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def test_bf16_only_where_the_chip_multiplies_in_it(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for flags, wanted in (("avx2 amx_bf16 amx_tile", True), ("avx2 fma", False)):

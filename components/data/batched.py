@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from components.compiled import compiled
+from components.machine import compiled
 
 if TYPE_CHECKING:
     from components.data.augment import Plan

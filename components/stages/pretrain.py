@@ -14,11 +14,10 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field, SerializeAsAny
 
-from components.compiled import compile_blocks
 from components.config import Strict, parse, section, write
 from components.data.augment import Labels, look
 from components.data.photos import Photos
-from components.machine import keep_memory
+from components.machine import compile_blocks, keep_memory
 from components.methods import METHODS, Method, MethodConfig
 from components.models.backbone import BackboneConfig, build
 from components.stages.scratch import clear, digest, scratch
@@ -97,6 +96,11 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
         start = place * config.batch_size + acc.process_index * share
         return look(photos, order(epoch)[start : start + share], views, config.seed, epoch, acc.device)
 
+    if (side := int(photos.shapes[rows].min())) < config.backbone.image_size:
+        acc.print(
+            f"{config.method}: pictures have {side} pixels on the shorter side, and image_size is "
+            f"{config.backbone.image_size}: views are enlarged; try data.size: {config.backbone.image_size * 8 // 7}"
+        )
     torch.manual_seed(config.seed)
     method = recipe.method(build(config.backbone), config.settings)
     if acc.device.type == "cuda":

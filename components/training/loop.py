@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from components.machine import has_bf16
+from components.machine import has_bf16, repeat_exactly
 from components.progress import progress
 from components.training import checkpoints, distributed, optim
 from components.training.objective import Objective
@@ -32,10 +32,12 @@ class Stopped(SystemExit):
 
 
 def accelerator() -> Accelerator:
-    """bf16 where the device multiplies in it, else fp32; says how many processes there really are.
+    """bf16 where the device multiplies in it, else fp32; a GPU is to repeat itself. Says how many processes there are.
 
     Raises RuntimeError if there are fewer than torchrun started: each would train alone, without a word.
     """
+    if torch.cuda.is_available():
+        repeat_exactly()
     made = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if has_bf16() else "no")
     if made.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise RuntimeError(f"{made.num_processes} processes see each other, {os.environ['WORLD_SIZE']} were started")

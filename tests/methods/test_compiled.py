@@ -11,9 +11,9 @@ import torch
 from small import SHAPES, batch, make
 from torch._dynamo.utils import counters
 
-from components.compiled import compile_blocks, compiled
 from components.data import batched
 from components.data.augment import NEEDED, Jitter, View, decide
+from components.machine import compile_blocks, compiled
 from components.methods import METHODS
 from components.models.backbone import build
 

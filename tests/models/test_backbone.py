@@ -72,6 +72,14 @@ def test_small_images_keep_their_resolution_in_the_stem():
     assert build(ResNetBackbone(kind="resnet18", image_size=96)).tokens(PIXELS.repeat(1, 1, 6, 6)).shape[1] == 9
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4)])
+def test_positions_of_other_sizes_are_those_of_transformers(height, width):
+    vit = build(ViTBackbone(image_size=24, patch_size=8, width=16, depth=1, heads=2))
+    pixels = torch.zeros(2, 3, 8 * height, 8 * width, dtype=torch.uint8)
+    stock = vit.trunk.embeddings(vit.normalize(pixels), interpolate_pos_encoding=True)
+    assert torch.allclose(vit.embed(pixels), stock, atol=1e-6)
+
+
 def test_a_vit_looks_at_other_sizes_too():
     assert build(SHAPES[0])(PIXELS.repeat(1, 1, 2, 2)).shape == (3, 16)
 
@@ -198,7 +206,7 @@ def test_both_implementations_of_attention_are_one_and_chosen_by_where_they_are_
     torch.manual_seed(0)
     vit = build(SHAPES[0])
     wanted = vit(PIXELS)
-    monkeypatch.setattr("components.models.backbone.attention", lambda _device, **_: "eager")
+    monkeypatch.setattr("components.models.vit.attention", lambda _device, **_: "eager")
     assert torch.allclose(vit(PIXELS), wanted, atol=1e-5)
     monkeypatch.undo()
     with torch.autocast("cpu", torch.bfloat16):

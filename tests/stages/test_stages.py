@@ -83,6 +83,12 @@ def test_what_cannot_work_is_refused_before_training(changes, said, prepared, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_pictures_smaller_than_views_are_told(prepared, tmp_path, capsys):
+    large = {**PARAMS["common"], "backbone": {**PARAMS["common"]["backbone"], "image_size": 40}, "epochs": 1}
+    pretrain(configure("simclr", {**PARAMS, "common": large}), prepared, tmp_path / "out")
+    assert "pictures have 32 pixels on the shorter side, and image_size is 40" in capsys.readouterr().out
+
+
 def test_every_epoch_has_every_row_once_in_another_order():
     import numpy as np
 

@@ -1,0 +1,151 @@
+"""Whether our views and loss teach what a peer's do: SimCLR by both from several starts, neighbors after as many steps.
+
+    python -m benchmarks.quality --params benchmarks/cifar10.yaml --data artifacts/benchmark-cifar10/prepare
+
+Same pictures and their order, network, head, optimizer, schedule, batch and precision; ours has its own views, loss and
+loop, the peer's row lightly's transform, head and loss in a plain loop over a DataLoader. Needs .peers (make .peers).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.machine import processor
+from benchmarks.methods import ROOT, overlaid
+from benchmarks.peers import PEERS, peer_version
+from components.data.photos import Photos
+from components.evaluation import knn
+from components.evaluation.features import center, features
+from components.machine import keep_memory
+from components.models.backbone import Backbone, build
+from components.stages.pretrain import PretrainConfig, configure, epoch_rows, setup
+from components.training import optim
+from components.training.loop import accelerator, fit
+from components.training.watch import Run
+
+
+def ours(config: PretrainConfig, data: Path) -> Backbone:
+    acc = accelerator()
+    ready = setup(config, data, acc)
+    steps = config.epochs * ready.per_epoch
+    with tempfile.TemporaryDirectory() as root:
+        run = Run("ours", steps, config.batch_size, Path(root) / "log.jsonl", Path(root) / "state", seed=config.seed)
+        fit(ready.method, ready.load, ready.optimizer, config.settings.optimizer, run, acc)
+    return ready.method.keep()
+
+
+class Pictures(Dataset[Any]):
+    def __init__(self, photos: Photos, transform: Callable[[Any], Any]) -> None:
+        self.photos, self.transform = photos, transform
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.transform(Image.fromarray(self.photos[row].permute(1, 2, 0).numpy()))
+
+
+def lightly(config: PretrainConfig, data: Path) -> Backbone:
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms import SimCLRTransform
+
+    said: Any = config.settings
+    photos, size = Photos(data), config.backbone.image_size
+    strength = said.color_strength
+    transform = SimCLRTransform(size, cj_strength=strength, min_scale=said.crop[0], gaussian_blur=said.blur)
+    torch.manual_seed(config.seed)
+    backbone = build(config.backbone)
+    student = nn.Sequential(backbone, SimCLRProjectionHead(backbone.dim, said.hidden, said.dim)).train()
+    criterion = NTXentLoss(temperature=said.temperature)
+    optimizer = optim.build(student, said.optimizer, config.batch_size)
+    rows = photos.rows("train")
+    per_epoch = len(rows) // config.batch_size
+    steps = config.epochs * per_epoch
+    orders = [epoch_rows(rows, config.seed, epoch)[: per_epoch * config.batch_size] for epoch in range(config.epochs)]
+    batches = np.concatenate(orders).reshape(-1, config.batch_size).tolist()
+    for step, views in enumerate(DataLoader(Pictures(photos, transform), batch_sampler=batches)):
+        # normalized already, by the same numbers: back to what our network takes
+        a, b = student(torch.cat([view * backbone.std + backbone.mean for view in views])).chunk(2)
+        optim.set_rates(optimizer, said.optimizer, step / steps)
+        optimizer.zero_grad()
+        criterion(a, b).backward()
+        optim.clip(optimizer, said.optimizer)
+        optimizer.step()
+    return backbone
+
+
+def neighbors(backbone: Backbone, photos: Photos, k: int) -> float:
+    """Share of test pictures whose class their k nearest training pictures vote for."""
+    found: Tensor = features(backbone, photos)
+    train, test = photos.rows("train", labeled=True), photos.rows("test", labeled=True)
+    bank, queries = center(found[train], found[test])
+    return float((knn.classify(queries, bank, photos.labels(train), k) == photos.labels(test)).float().mean())
+
+
+def one(side: str, seed: int, params: dict[str, Any], data: Path) -> None:
+    """Prints the share and the seconds that training took."""
+    keep_memory()
+    params["pretrain"]["common"]["seed"] = seed
+    config, started = configure("simclr", params["pretrain"]), time.monotonic()
+    backbone = {"ours": ours, "lightly": lightly}[side](config, data)
+    seconds = time.monotonic() - started
+    print(json.dumps([neighbors(backbone, Photos(data), params["evaluate"]["neighbors"]), seconds]))
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--params", type=Path, help="what differs from params.yaml")
+    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; each gets its share of the cores")
+    parser.add_argument("--side", choices=("ours", "lightly"), help="one run, of the first seed, alone")
+    given = parser.parse_args()
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    if given.params:
+        params = overlaid(params, yaml.safe_load(given.params.read_text(encoding="utf-8")))
+    if given.side:
+        one(given.side, given.seeds[0], params, given.data)
+        return
+    threads = str(max(1, (os.cpu_count() or 1) // given.jobs))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PEERS}", "LIGHTLY_DID_VERSION_CHECK": "True"}
+
+    def run(pair: tuple[str, int]) -> list[float]:
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.quality", *sys.argv[1:]]
+        command += ["--side", pair[0], "--seeds", str(pair[1])]
+        done = subprocess.run(
+            command, env={**environment, "OMP_NUM_THREADS": threads}, stdout=subprocess.PIPE, text=True, check=True
+        )
+        return list(json.loads(done.stdout.splitlines()[-1]))
+
+    pairs = [(side, seed) for seed in given.seeds for side in ("ours", "lightly")]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        found = dict(zip(pairs, pool.map(run, pairs), strict=True))
+    print(f"{processor()}, torch {torch.__version__}, lightly {peer_version()}, {given.jobs} at once\n")
+    print(f"| | kNN, seeds {', '.join(map(str, given.seeds))} | mean | training, s |\n|---|---|---|---|")
+    for side in ("ours", "lightly"):
+        shares, seconds = zip(*(found[side, seed] for seed in given.seeds), strict=True)
+        each = ", ".join(f"{100 * share:.1f}" for share in shares)
+        print(f"| {side} | {each} % | {statistics.mean(shares):.1%} | {statistics.mean(seconds):.0f} |")
+
+
+if __name__ == "__main__":
+    main()

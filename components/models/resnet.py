@@ -1,0 +1,60 @@
+"""torchvision's ResNets (He et al., CVPR 2016, https://arxiv.org/abs/1512.03385).
+
+Where images are small, with the stem of SimCLR's CIFAR runs (appendix B.9 of https://arxiv.org/abs/2002.05709).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50
+
+from components.models.interface import Backbone, ResNetBackbone
+from components.models.norm import BatchNorm2d
+
+SMALL_IMAGE = 64  # up to this many pixels a ResNet keeps its resolution in the stem
+
+
+class ResNet(Backbone):
+    """torchvision's ResNet without its classifier; its state dict's keys are torchvision's."""
+
+    config: ResNetBackbone
+
+    def __init__(self, config: ResNetBackbone) -> None:
+        super().__init__(config)
+        self.pool = "mean"
+        self.trunk = {"resnet18": resnet18, "resnet50": resnet50}[config.kind](weights=None, norm_layer=BatchNorm2d)
+        self.dim = self.trunk.fc.in_features
+        self.trunk.fc = nn.Identity()
+        if config.image_size <= SMALL_IMAGE:
+            self.trunk.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(self.trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.trunk.maxpool = nn.Identity()
+
+    def whole(self, pixels: Tensor) -> Tensor:
+        return self.trunk(self.normalize(pixels))
+
+    def _stages(self, pixels: Tensor) -> list[Tensor]:
+        trunk, found = self.trunk, []
+        x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(self.normalize(pixels)))))
+        for stage in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4):
+            x = stage(x)  # [B, D, h, w]
+            found.append(x)
+        return found
+
+    def _blocks(self, pixels: Tensor) -> list[Tensor]:
+        return [self.trunk.avgpool(x).flatten(1) for x in self._stages(pixels)]
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        return self._stages(pixels)[-1].flatten(2).transpose(1, 2)
+
+    def _save(self, folder: Path) -> None:
+        said = {"model_type": self.config.kind, **self.config.model_dump(mode="json"), "patches": self.patches}
+        (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.contiguous() for k, v in self.trunk.state_dict().items()}, folder / "model.safetensors")
+
+    def read_weights(self, folder: Path) -> None:
+        self.trunk.load_state_dict(load_file(folder / "model.safetensors"))

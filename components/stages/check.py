@@ -1,0 +1,64 @@
+"""Whether params.yaml is whole, before the first stage: a slip of the pen in its last section should not cost a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from components.config import PARAMS, Strict, methods, read, section
+from components.stages.adapt import AdaptConfig
+from components.stages.answer import AnswerConfig
+from components.stages.connect import ConnectConfig
+from components.stages.evaluate import EvaluateConfig
+from components.stages.prepare import DataConfig, PrepareConfig
+from components.stages.pretrain import configure
+from components.stages.report import ReportConfig
+
+SECTIONS: dict[str, type[Strict]] = {
+    "data": DataConfig,
+    "prepare": PrepareConfig,
+    "evaluate": EvaluateConfig,
+    "adapt": AdaptConfig,
+    "connect": ConnectConfig,
+    "answer": AnswerConfig,
+    "report": ReportConfig,
+}
+
+
+def problems(path: Path = PARAMS) -> list[str]:
+    """Everything that is wrong in params.yaml, in words; what only the pictures can tell is not among it."""
+    try:
+        names, pretrain = methods(path), section("pretrain", path)
+    except ValueError as error:
+        return [str(error)]
+    tried: list[Callable[[], Any]] = [partial(configure, name, pretrain) for name in names]
+    tried += [partial(read, name, schema, path) for name, schema in SECTIONS.items()]
+    tried += [partial(_trained, name, names, path) for name in ("adapt", "connect")]
+    found = []
+    for one in tried:
+        try:
+            one()
+        except ValueError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _trained(stage: str, names: list[str], path: Path) -> None:
+    chosen = section(stage, path).get("method")
+    if chosen not in names:
+        raise ValueError(
+            f"{path}, section {stage}: method is {chosen!r}, which is not among the methods that are trained: "
+            f"{', '.join(names)}; name it in methods too, or choose one of them"
+        )
+
+
+def main() -> None:
+    if found := problems():
+        sys.exit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()

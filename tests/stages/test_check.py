@@ -1,0 +1,67 @@
+"""What is wrong in params.yaml is said before the first stage, all at once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.stages.check import problems
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def params():
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def said(params, tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return problems(tmp_path / "params.yaml")
+
+
+def test_ours_has_no_problem(params, tmp_path):
+    assert said(params, tmp_path) == []
+
+
+def test_every_slip_is_named_at_once(params, tmp_path):
+    params["methods"] = ["moco", "dyno"]
+    params["pretrain"]["moco"]["quue"] = 1
+    params["connect"]["stepz"] = 3
+    params["answer"]["pictures"] = "many"
+    found = said(params, tmp_path)
+    for part in ("quue: no such setting", "no method 'dyno'; known: ", "stepz: no such setting", "given: 'many'"):
+        assert sum(part in one for one in found) == 1, part
+    untrained = "method is 'simclr', which is not among the methods that are trained: moco, dyno"
+    assert [one.partition(": ")[0] for one in found if untrained in one] == [
+        f"{tmp_path / 'params.yaml'}, section {name}" for name in ("adapt", "connect")
+    ]
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("methods: [simclr", "cannot be read"),
+        ("", "has no sections; given: None"),
+        ("methods: simclr", "methods: a list of names is needed; given: 'simclr'"),
+        ("methods: [simclr]", "has no section 'pretrain'; it has: methods"),
+    ],
+)
+def test_a_broken_file_is_said_in_words(text, wanted, tmp_path):
+    (tmp_path / "params.yaml").write_text(text)
+    found = problems(tmp_path / "params.yaml")
+    assert len(found) == 1
+    assert wanted in found[0]
+
+
+def test_the_command_line_ends_with_code_1(tmp_path):
+    (tmp_path / "params.yaml").write_text("methods: simclr")
+    command = [sys.executable, "-m", "components.stages.check"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("a list of names is needed; given: 'simclr'\n")
