@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torchvision.models import resnet18
 from transformers import AutoModel
 
+from components.models import resnet
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
 from components.models.heads import sincos
 from components.models.memory import Queue, Slow
@@ -65,6 +66,25 @@ def test_a_saved_resnet_has_torchvisions_keys(tmp_path):
     stock = resnet18()
     missing, unexpected = stock.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
     assert (sorted(missing), unexpected) == (["fc.bias", "fc.weight"], [])
+
+
+@pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 3), (2, 1)])
+@pytest.mark.parametrize("side", [7, 8])
+def test_a_small_map_is_convolved_by_one_product(stride, kernel, side, monkeypatch):
+    monkeypatch.setattr(resnet, "SMALL_MAP", 64)
+    monkeypatch.setattr(resnet, "MANY", 5)
+    plain = torch.nn.Conv2d(3, 5, kernel, stride, padding=kernel // 2, bias=False).double()
+    made = copy.deepcopy(plain)
+    made.__class__ = resnet.Conv2d
+    x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *_: pytest.fail("not by one product"))
+    found = made(x)
+    monkeypatch.undo()
+    gradients = [
+        torch.autograd.grad(y.square().sum(), (x, net.weight)) for y, net in ((found, made), (plain(x), plain))
+    ]
+    assert torch.allclose(found, plain(x), atol=1e-12)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*gradients, strict=True))
 
 
 def test_small_images_keep_their_resolution_in_the_stem():
