@@ -30,7 +30,9 @@ class Conv2d(nn.Conv2d):
         height, width = ((side - 1) // self.stride[0] + 1 for side in x.shape[-2:])  # padding is half of the kernel
         if x.device.type != "cpu" or height * width > SMALL_MAP or self.out_channels < MANY:
             return super().forward(x)
-        columns = unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C · kernel, places]
+        columns = unfold(
+            x, self.kernel_size, padding=self.kernel_size[0] // 2, stride=self.stride
+        )  # [B, C · kernel, places]
         flat = columns.transpose(1, 2).flatten(0, 1) @ self.weight.flatten(1).T
         return flat.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
