@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -105,7 +106,10 @@ def look(
     """
     there = device or torch.device("cpu")
     shapes = torch.from_numpy(photos.shapes[rows])
-    images = None if there.type == "cpu" else photos.stack(rows, there)
+    if there.type == "cpu":
+        render = partial(fused.render, photos.pixels(rows))
+    else:
+        render = partial(batched.render, photos.stack(rows, there))
     found = []
     for i, view in enumerate(views):
         if isinstance(view, Draws):
@@ -115,7 +119,7 @@ def look(
             made = photos.labels(rows)
         else:
             plan = decide(view, shapes, uniform(seed, epoch, rows, i, NEEDED))
-            made = fused.render(photos, rows, plan) if images is None else batched.render(images, plan)
+            made = render(plan)
         found.append(made.to(there, non_blocking=True))
     return found
 

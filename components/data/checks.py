@@ -52,6 +52,7 @@ class Manifest(pa.DataFrameModel):
     offset: pl.Int64 = pa.Field(ge=0)
     packed_width: pl.Int32 = pa.Field(ge=1)
     packed_height: pl.Int32 = pa.Field(ge=1)
+    packed_bytes: pl.Int64 = pa.Field(ge=1)
 
     class Config:
         strict = True
@@ -60,7 +61,7 @@ class Manifest(pa.DataFrameModel):
 
     @pa.dataframe_check(name="packed end to end")
     def packed(cls, data: PolarsData) -> pl.LazyFrame:
-        end = pl.col("offset") + pl.col("packed_width").cast(pl.Int64) * pl.col("packed_height") * 3
+        end = pl.col("offset") + pl.col("packed_bytes")
         return data.lazyframe.select((end.shift(1, fill_value=0) == pl.col("offset")).alias("packed"))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from components.data.augment import Plan
-    from components.data.photos import Photos
+    from components.data.photos import Pixels
 
 SHARE = 32  # pictures below which a thread is not worth its start
 
@@ -32,12 +32,13 @@ def compiled(function: Any) -> Any:
         return njit(**options)(function)
 
 
-def render(photos: Photos, rows: np.ndarray, plan: Plan) -> Tensor:
+def render(pixels: Pixels, plan: Plan) -> Tensor:
     """uint8 [B, 3, S, S], on as many threads as torch uses."""
-    out = np.empty((len(rows), 3, plan.size, plan.size), dtype=np.uint8)
+    count = len(pixels.offsets)
+    out = np.empty((count, 3, plan.size, plan.size), dtype=np.uint8)
     given = (
-        np.asarray(photos.pixels),
-        np.stack([photos.offsets[rows], photos.shapes[rows, 1]], 1).astype(np.int64),
+        pixels.flat,
+        np.stack([pixels.offsets, pixels.shapes[:, 1]], 1).astype(np.int64),
         plan.boxes.numpy(),
         plan.flip.numpy(),
         plan.order.numpy(),
@@ -45,7 +46,7 @@ def render(photos: Photos, rows: np.ndarray, plan: Plan) -> Tensor:
         plan.sigma.numpy(),
         plan.solarize.numpy(),
     )
-    parts = np.array_split(np.arange(len(rows)), min(torch.get_num_threads(), max(1, len(rows) // SHARE)))
+    parts = np.array_split(np.arange(count), min(torch.get_num_threads(), max(1, count // SHARE)))
 
     if not _views.signatures:
         before = time.monotonic()
@@ -54,8 +55,8 @@ def render(photos: Photos, rows: np.ndarray, plan: Plan) -> Tensor:
             print(f"views: compiled in {took:.0f} s, and kept for the next run", flush=True)
 
     def work(part: np.ndarray) -> None:
-        pixels, *each = given
-        _views(pixels, *(values[part[0] : part[-1] + 1] for values in each), plan.taps, out[part[0] : part[-1] + 1])
+        flat, *each = given
+        _views(flat, *(values[part[0] : part[-1] + 1] for values in each), plan.taps, out[part[0] : part[-1] + 1])
 
     if len(parts) == 1:
         work(parts[0])

@@ -1,8 +1,8 @@
-"""Decode once: all pictures of a data set are one flat file of uint8 pixels, and an index that says where each lies.
+"""Read once: all pictures of a data set are one flat file of uint8 pixels, and an index that says where each lies.
 
 A folder written by `prepare` holds
-  pixels.bin         uint8; picture i is height·width·3 bytes from its offset, rows of RGB
-  index.npz          what training needs: offsets, shapes, splits, labels, classes
+  pixels.bin         uint8; picture i is height·width·3 bytes from its offset, rows of RGB; or JPEGs, end to end
+  index.npz          what training needs: offsets, shapes, splits, labels, classes, of JPEGs their sizes
   manifest.parquet   what a person and a check need: one row a picture, see checks.Manifest
   questions.parquet  row (of the manifest), question, answer
 Training reads only the first two, so that it runs where polars is not installed.
@@ -10,12 +10,16 @@ Training reads only the first two, so that it runs where polars is not installed
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -23,6 +27,21 @@ if TYPE_CHECKING:
     import polars as pl
 
 SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Some pictures: uint8 [bytes], and where in it each begins, int64 [B], with its height and width [B, 2]."""
+
+    flat: np.ndarray
+    offsets: np.ndarray
+    shapes: np.ndarray
+
+    def __getitem__(self, place: int) -> Tensor:
+        """uint8 [3, H, W], a view."""
+        (height, width), start = self.shapes[place].tolist(), self.offsets[place]
+        flat = self.flat[start : start + height * width * 3]
+        return torch.from_numpy(flat.reshape(height, width, 3)).permute(2, 0, 1)
 
 
 class Photos:
@@ -40,10 +59,11 @@ class Photos:
             self.offsets, self.shapes = index["offsets"], index["shapes"]  # [N], [N, 2] height and width
             self._splits, self._labels = index["splits"], index["labels"]  # [N], places in SPLITS and classes
             self.classes: tuple[str, ...] = tuple(index["classes"].tolist())
+            self._sizes: np.ndarray | None = index.get("sizes")  # [N], bytes of JPEGs
         self._alike = len(np.unique(self.shapes, axis=0)) == 1  # and one after the other, as `prepare` packs them
         self._resident: Tensor | None = None
         # copy-on-write: torch wants writable memory, and nobody here writes
-        self.pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="c")
+        self._file = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="c")
 
     @property
     def manifest(self) -> pl.DataFrame:
@@ -55,11 +75,25 @@ class Photos:
         return len(self.offsets)
 
     def __getitem__(self, row: int) -> Tensor:
-        """uint8 [3, H, W], a view into the file."""
-        height, width = self.shapes[row]
-        start = self.offsets[row]
-        flat = self.pixels[start : start + int(height) * int(width) * 3]
-        return torch.from_numpy(flat.reshape(height, width, 3)).permute(2, 0, 1)
+        """uint8 [3, H, W], a view into the file, but for JPEGs."""
+        return self.pixels(np.array([row]))[0]
+
+    def pixels(self, rows: np.ndarray) -> Pixels:
+        """The file itself, or what its JPEGs decode to, on as many threads as torch uses."""
+        offsets, shapes = self.offsets[rows], self.shapes[rows]
+        if self._sizes is None:
+            return Pixels(np.asarray(self._file), offsets, shapes)
+        ends = offsets + self._sizes[rows]
+        lengths = shapes.astype(np.int64).prod(1) * 3
+        made = Pixels(np.empty(lengths.sum(), np.uint8), lengths.cumsum() - lengths, shapes)
+
+        def decode(place: int) -> None:
+            with Image.open(io.BytesIO(self._file[offsets[place] : ends[place]].data)) as image:
+                made[place].copy_(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow decodes without the interpreter's lock
+            list(pool.map(decode, range(len(rows))))
+        return made
 
     def rows(self, *splits: str, labeled: bool = False) -> np.ndarray:
         """Row numbers of the given splits, int64, in order; with `labeled` only those that have a label."""
@@ -85,8 +119,9 @@ class Photos:
     def squares(self, rows: np.ndarray, size: int) -> Tensor:
         """Whole pictures, antialiased to size × size as ViTImageProcessor does it: uint8 [len(rows), 3, size, size]."""
         out = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
-        for place, row in zip(out, rows, strict=True):
-            place[:] = resized(self[int(row)], size)
+        pixels = self.pixels(rows)
+        for place in range(len(rows)):
+            out[place] = resized(pixels[place], size)
         return out
 
     def stack(self, rows: np.ndarray, device: torch.device) -> Tensor:
@@ -94,16 +129,16 @@ class Photos:
 
         Where all are of one size and a GPU has room, it holds them all from the first call on.
         """
-        if not self._alike:
-            height, width = self.shapes[rows].max(0)
+        if not self._alike or self._sizes is not None:
+            pixels, (height, width) = self.pixels(rows), self.shapes[rows].max(0)
             out = torch.zeros(len(rows), 3, int(height), int(width), dtype=torch.uint8)
-            for place, row in zip(out, rows.tolist(), strict=True):
-                image = self[row]
-                place[:, : image.shape[1], : image.shape[2]] = image
+            for place in range(len(rows)):
+                image = pixels[place]
+                out[place, :, : image.shape[1], : image.shape[2]] = image
             return _sent(out, device)
         height, width = self.shapes[0]
-        flat = self.pixels.reshape(len(self), -1)
-        if device.type == "cuda" and (self._resident is not None or _has_room(self.pixels.nbytes, device)):
+        flat = self._file.reshape(len(self), -1)
+        if device.type == "cuda" and (self._resident is not None or _has_room(self._file.nbytes, device)):
             if self._resident is None:
                 self._resident = torch.from_numpy(flat).to(device)
             taken = self._resident[torch.from_numpy(rows).to(device, non_blocking=True)]
@@ -117,10 +152,18 @@ class Photos:
             yield self.squares(rows[start : start + batch], size)
 
 
-def write_index(folder: Path, table: pl.DataFrame) -> None:
+def jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """uint8 [h, w, 3], in full color resolution: a method that looks at colors should not learn what a codec drops."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling=0)
+    return out.getvalue()
+
+
+def write_index(folder: Path, table: pl.DataFrame, *, jpegs: bool = False) -> None:
     """index.npz of a manifest."""
     classes = sorted(table["label"].drop_nulls().unique())
     place = {name: index for index, name in enumerate(classes)}
+    sizes: dict[str, Any] = {"sizes": table["packed_bytes"].to_numpy()} if jpegs else {}
     np.savez(
         folder / "index.npz",
         offsets=table["offset"].to_numpy(),
@@ -128,6 +171,7 @@ def write_index(folder: Path, table: pl.DataFrame) -> None:
         splits=np.array([SPLITS.index(split) for split in table["split"]], dtype=np.int8),
         labels=np.array([place.get(label, -1) for label in table["label"]], dtype=np.int32),
         classes=np.array(classes, dtype=np.str_),
+        **sizes,
     )
 
 

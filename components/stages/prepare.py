@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 from pydantic import Field
 
 from components.config import Strict, read, write
@@ -18,7 +19,7 @@ from components.data import sources
 from components.data.checks import CheckConfig, Manifest, intake_schema, validate
 from components.data.images import Picture, Rejected
 from components.data.images import read as read_picture
-from components.data.photos import write_index
+from components.data.photos import jpeg, write_index
 from components.progress import progress
 
 SCHEMA = {name: column.dtype.type for name, column in Manifest.to_schema().columns.items()}  # polars' types
@@ -26,9 +27,12 @@ SPLIT_ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # a picture in two spl
 
 
 class DataConfig(Strict):
+    """jpeg_quality: of the packed pictures, where raw pixels take more room than there is; None keeps them raw."""
+
     source: str
     size: int = Field(ge=8)
     max_rejected: float = Field(0.1, ge=0, le=1)
+    jpeg_quality: int | None = Field(None, ge=1, le=100)
 
 
 class PrepareConfig(CheckConfig):
@@ -59,7 +63,8 @@ class Intake:
         self.offset = 0
         self.file = (out / "pixels.bin").open("wb")
 
-    def take(self, entry: sources.Entry, found: Picture | Rejected) -> None:
+    def take(self, entry: sources.Entry, found: Picture | Rejected, content: bytes) -> None:
+        """content: the picture as it is to be packed."""
         split = entry.split
         if isinstance(found, Picture):
             split = self._split(entry, found)
@@ -67,7 +72,7 @@ class Intake:
         kind, why = (found.kind, str(found)) if isinstance(found, Rejected) else (None, None)
         self.offered.append({"path": entry.path, "split": split, "label": entry.label, "kind": kind, "why": why})
         if isinstance(found, Picture) and split:
-            self._pack(entry, found, split)
+            self._pack(entry, found, split, content)
 
     def _split(self, entry: sources.Entry, picture: Picture) -> str:
         """By a hash of what is seen: it depends on neither order nor name, and twins meet in one split."""
@@ -89,7 +94,7 @@ class Intake:
             return Rejected("leak", f"the same picture as {twin['path']}, which stays in {twin['split']}{other}")
         return Rejected("duplicate", f"the same picture as {twin['path']}{other}")
 
-    def _pack(self, entry: sources.Entry, picture: Picture, split: str) -> None:
+    def _pack(self, entry: sources.Entry, picture: Picture, split: str, content: bytes) -> None:
         row = {
             "path": entry.path,
             "sha256": picture.sha256,
@@ -107,12 +112,13 @@ class Intake:
             "offset": self.offset,
             "packed_width": picture.pixels.shape[1],
             "packed_height": picture.pixels.shape[0],
+            "packed_bytes": len(content),
         }
         self.seen[picture.pixels_sha256] = {**row, "given": entry.split}
         self.questions += [{"row": len(self.rows), "question": q, "answer": a} for q, a in entry.questions]
         self.rows.append(row)
-        self.file.write(picture.pixels.tobytes())
-        self.offset += picture.pixels.size
+        self.file.write(content)
+        self.offset += len(content)
 
 
 def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
@@ -122,22 +128,23 @@ def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
     """
     out.mkdir(parents=True, exist_ok=True)
     source = sources.read(config.data.source, config.prepare.count, config.prepare.seed, downloads)
-    limits = config.prepare.limits()
+    limits, quality = config.prepare.limits(), config.data.jpeg_quality
 
-    def look(entry: sources.Entry) -> Picture | Rejected:
+    def look(entry: sources.Entry) -> tuple[Picture | Rejected, bytes]:
         try:
-            return read_picture(entry.fetch(), config.data.size, limits)
+            picture = read_picture(entry.fetch(), config.data.size, limits)
         except Rejected as why:
-            return why
+            return why, b""
         except OSError as error:  # no permission, gone since it was listed, a disk that fails
-            return Rejected("unreadable", str(error))
+            return Rejected("unreadable", str(error)), b""
+        return picture, jpeg(picture.pixels, quality) if quality else picture.pixels.tobytes()
 
     entries = sorted(source.entries, key=lambda entry: SPLIT_ORDER[entry.split])
     intake = Intake(out, config.prepare, {entry.split for entry in entries})
     with ThreadPoolExecutor() as pool, intake.file:  # Pillow decodes and shrinks without the interpreter's lock
         looked = zip(entries, pool.map(look, entries), strict=True)
-        for entry, found in progress(looked, "prepare", len(entries)):
-            intake.take(entry, found)
+        for entry, (found, content) in progress(looked, "prepare", len(entries)):
+            intake.take(entry, found, content)
 
     offered = pl.DataFrame(intake.offered, schema=dict.fromkeys(("path", "split", "label", "kind", "why"), pl.String))
     manifest = pl.DataFrame(intake.rows, schema=SCHEMA)
@@ -146,7 +153,7 @@ def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
     rejected.write_ndjson(out / "rejected.jsonl")
     try:
         summary["warnings"] = validate(offered, intake_schema(config.prepare, config.data.max_rejected))
-        summary["warnings"] += validate(manifest, Manifest)
+        summary["warnings"] += validate(manifest, Manifest) + too_large(intake.offset, quality)
     except ValueError as error:
         said = f"rejected: {len(rejected)} of {len(offered)}, {summary['rejected']}; the first:"
         first = [f"  {path}: {why}" for path, _, why in rejected.head(10).iter_rows()]
@@ -156,7 +163,7 @@ def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
     manifest.write_parquet(out / "manifest.parquet")
     asked = {"row": pl.Int64, "question": pl.String, "answer": pl.String}
     pl.DataFrame(intake.questions, schema=asked).write_parquet(out / "questions.parquet")
-    write_index(out, manifest)
+    write_index(out, manifest, jpegs=bool(quality))
     write(config, out / "config.json")
     return summary
 
@@ -182,6 +189,16 @@ def summarize(source: sources.Source, offered: pl.DataFrame, manifest: pl.DataFr
         "notes": source.notes,
         "warnings": [],
     }
+
+
+def too_large(packed: int, quality: int | None) -> list[str]:
+    """A warning where not all that is packed can stay in memory, so that every epoch reads it again."""
+    memory = psutil.virtual_memory().total
+    if packed < memory / 2:
+        return []
+    advice = "a smaller data.size" if quality else "data.jpeg_quality, 95 say, or a smaller data.size"
+    said = f"packed pictures take {packed / 2**30:.0f} GiB, memory has {memory / 2**30:.0f}"
+    return [f"{said}: every epoch will read the disk; try {advice}"]
 
 
 def _spread(column: pl.Series) -> dict[str, float | None]:

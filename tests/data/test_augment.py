@@ -169,7 +169,7 @@ def packed(folder, images):
 
 
 def both(photos, rows, plan):
-    return fused.render(photos, rows, plan), batched.render(photos.stack(rows, torch.device("cpu")), plan)
+    return fused.render(photos.pixels(rows), plan), batched.render(photos.stack(rows, torch.device("cpu")), plan)
 
 
 EVERYTHING = View(24, jitter=Jitter(0.8, 0.8, 0.8, 0.2), gray=0.2, blur=0.5, solarize=0.2)
@@ -197,9 +197,8 @@ def test_what_is_compiled_beforehand_is_what_is_called(tmp_path):
     fused.ready()
     before = list(fused._views.signatures)
     photos, rows = packed(tmp_path, [draw(0, index).pixels for index in range(4)]), np.arange(4)
-    fused.render(
-        photos, rows, decide(EVERYTHING, torch.from_numpy(photos.shapes[rows]), uniform(0, 0, rows, 0, NEEDED))
-    )
+    plan = decide(EVERYTHING, torch.from_numpy(photos.shapes[rows]), uniform(0, 0, rows, 0, NEEDED))
+    fused.render(photos.pixels(rows), plan)
     assert list(fused._views.signatures) == before
 
 
@@ -210,7 +209,7 @@ def test_the_processor_gives_the_same_views_on_any_number_of_threads(tmp_path, m
     made = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        made.append(fused.render(photos, rows, plan))
+        made.append(fused.render(photos.pixels(rows), plan))
     assert torch.equal(*made)
 
 
@@ -313,7 +312,7 @@ def test_without_crop_and_color_a_view_is_the_resized_picture(photos):
     rows = photos.rows("train")[:4]
     shapes = torch.from_numpy(photos.shapes[rows])
     whole = torch.cat([torch.zeros_like(shapes), shapes], 1)
-    made = fused.render(photos, rows, plain(4, 24, boxes=whole))
+    made = fused.render(photos.pixels(rows), plain(4, 24, boxes=whole))
     assert (made.int() - photos.squares(rows, 24).int()).abs().max() <= 1
 
 

@@ -47,4 +47,4 @@ def test_a_folder_that_was_not_prepared_is_refused(tmp_path):
 def test_pictures_are_views_of_the_file(photos):
     assert photos[0].untyped_storage().data_ptr() != 0
     assert photos[0].dtype == torch.uint8
-    assert np.shares_memory(photos[0].numpy(), photos.pixels)
+    assert np.shares_memory(photos[0].numpy(), photos.pixels(np.arange(2)).flat)

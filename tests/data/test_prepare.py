@@ -4,12 +4,16 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
+import torch
 from PIL import Image
 
+from components.data.augment import Jitter, View, look
 from components.data.photos import Photos
 from components.data.sources import DATASETS, NAME, read
 from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
@@ -18,10 +22,9 @@ from tests.conftest import draw
 GOOD = 200
 
 
-def run(source: Path, out: Path, max_rejected: float = 0.1, **settings):
-    config = Ran(
-        data=DataConfig(source=str(source), size=32, max_rejected=max_rejected), prepare=PrepareConfig(**settings)
-    )
+def run(source: Path, out: Path, max_rejected: float = 0.1, jpeg_quality: int | None = None, **settings):
+    data = DataConfig(source=str(source), size=32, max_rejected=max_rejected, jpeg_quality=jpeg_quality)
+    config = Ran(data=data, prepare=PrepareConfig(**settings))
     return prepare(config, out, out / "downloads")
 
 
@@ -163,6 +166,50 @@ def test_the_same_folder_gives_the_same_rows_whatever_the_order(folder, prepared
     run(folder, tmp_path)
     assert Photos(tmp_path).manifest.equals(Photos(prepared).manifest)
     assert (tmp_path / "pixels.bin").read_bytes() == (prepared / "pixels.bin").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def small(folder, tmp_path_factory) -> Photos:
+    """The pictures of `photos`, packed as JPEGs."""
+    out = tmp_path_factory.mktemp("small")
+    run(folder, out, jpeg_quality=90)
+    return Photos(out)
+
+
+def test_packed_as_jpegs_only_the_bytes_are_others(photos, small):
+    ours, raw = (p.manifest.drop("offset", "packed_bytes") for p in (small, photos))
+    assert ours.equals(raw)
+    assert (small.folder / "pixels.bin").stat().st_size == small.manifest["packed_bytes"].sum()
+    for row in (0, 41, 95):
+        file = io.BytesIO()
+        Image.fromarray(photos[row].permute(1, 2, 0).numpy()).save(file, "JPEG", quality=90, subsampling=0)
+        wanted = np.array(Image.open(file))
+        assert np.array_equal(small[row].permute(1, 2, 0).numpy(), wanted)
+        assert 0 < np.abs(wanted.astype(int) - photos[row].permute(1, 2, 0).numpy()).mean() < 8
+    assert torch.equal(small.labels(small.rows("train")), photos.labels(photos.rows("train")))
+
+
+def test_views_of_jpegs_are_views_of_what_they_decode_to(photos, small, tmp_path, monkeypatch):
+    """With any number of threads, by either renderer, and of whole pictures."""
+    for file in ("index.npz", "manifest.parquet"):
+        shutil.copy(photos.folder / file, tmp_path)
+    np.concatenate([small[row].permute(1, 2, 0).numpy().ravel() for row in range(96)]).tofile(tmp_path / "pixels.bin")
+    decoded, rows = Photos(tmp_path), small.rows("train")[::-1].copy()
+    views = [View(24, jitter=Jitter(0.4, 0.4, 0.4, 0.1), blur=0.5), View(16)]
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        for one, other in zip(*(look(p, rows, views, 0, 1) for p in (small, decoded)), strict=True):
+            assert torch.equal(one, other)
+    assert torch.equal(*(p.stack(rows, torch.device("cpu")) for p in (small, decoded)))
+    assert torch.equal(*(p.squares(rows, 20) for p in (small, decoded)))
+
+
+def test_more_than_memory_holds_is_said(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**18))
+    (warning,) = run(folder, tmp_path)["warnings"]
+    assert warning.endswith("every epoch will read the disk; try data.jpeg_quality, 95 say, or a smaller data.size")
+    (warning,) = run(folder, tmp_path, jpeg_quality=100)["warnings"]
+    assert warning.endswith("try a smaller data.size")
 
 
 def test_a_flat_folder_is_unlabeled_and_captions_become_questions(tmp_path):
