@@ -64,4 +64,4 @@ bench: setup .peers
 	python -m benchmarks.peers
 
 test: check
-	python -m pytest --numprocesses auto --dist loadfile
+	python -m pytest --numprocesses auto --dist worksteal
