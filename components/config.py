@@ -2,18 +2,42 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PARAMS = Path("params.yaml")
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("from the smaller to the larger is needed")
+    return pair
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
+Part = Annotated[float, Field(gt=0, le=1)]
+Parts = Annotated[tuple[Part, Part], AfterValidator(_rising)]  # a range of shares of the whole
 
 
 class Strict(BaseModel):
     """A value object: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """Python takes it for 1."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{name} cannot be {str(value).lower()}")
+        return values
 
 
 Schema = TypeVar("Schema", bound=Strict)
@@ -27,14 +51,21 @@ def section(name: str, path: Path = PARAMS) -> dict[str, Any]:
     params = _load(path)
     if name not in params:
         raise ValueError(f"{path} has no section {name!r}; it has: {', '.join(params)}")
-    return params[name] or {}
+    return settings(params[name], f"{path}, section {name}")
+
+
+def settings(values: Any, where: str) -> dict[str, Any]:
+    """What stands in a section, {} where nothing does. Raises ValueError if that is not names and values."""
+    if not isinstance(values, dict | None):
+        raise ValueError(f"{where}: names and their values are needed; given: {values!r}")
+    return values or {}
 
 
 def methods(path: Path = PARAMS) -> list[str]:
-    """The rows of the table. Raises ValueError if they are no list of names."""
+    """The rows of the table. Raises ValueError if they are no list of names, each of them once."""
     names = _load(path).get("methods")
-    if not isinstance(names, list):
-        raise ValueError(f"{path}, methods: a list of names is needed; given: {names!r}")
+    if not isinstance(names, list) or any(not isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"{path}, methods: a list of names is needed, each once; given: {names!r}")
     return names
 
 

@@ -67,14 +67,19 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
             part.compile(backend=backend, dynamic=False)
 
 
-@cache
 def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
     """The function, as `compile_blocks` does it with blocks."""
     _configure()
+    return _compiled(function, backend)
+
+
+@cache
+def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
     return torch.compile(function, backend=backend, dynamic=False)
 
 
 def _configure() -> None:
+    """For this thread: torch keeps settings of each apart."""
     import torch._inductor.config
 
     torch._dynamo.config.suppress_errors = True

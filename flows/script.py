@@ -6,10 +6,12 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 
-from flows.process import CommandError
+from flows.process import CommandError, kill_all
 from flows.stage import DEFAULT_PROCESSES, PROCESSES  # isort: split
 
+import psutil
 from prefect.exceptions import CancelledRun
+from prefect.settings import PREFECT_API_URL
 
 
 def parser(description: str | None) -> ArgumentParser:
@@ -40,6 +42,8 @@ def launch(run: Callable[[], object]) -> int:
     signal.signal(signal.SIGTERM, _leave)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    if PREFECT_API_URL.value() is None:
+        signal.signal(signal.SIGINT, _interrupted)
     try:
         run()
     except CommandError as error:
@@ -60,3 +64,14 @@ def launch(run: Callable[[], object]) -> int:
 
 def _leave(*_: object) -> None:
     sys.exit(143)
+
+
+def _interrupted(*_: object) -> None:
+    """Ctrl-C ends Prefect's own server too, to which the flow would then report for minutes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("\nStopping; what has been learned so far is being saved.", file=sys.stderr, flush=True)
+    kill_all()
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    print("Stopped. The same command goes on from there.", file=sys.stderr, flush=True)
+    os._exit(130)

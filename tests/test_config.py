@@ -56,3 +56,22 @@ def test_a_backbones_unknown_setting_and_impossible_shape():
         configure("simclr", {"common": {**COMMON, "backbone": {"kind": "vit", "patch": 8}}, "simclr": {}})
     with pytest.raises(ValueError, match="image_size 30 is not a multiple of patch_size 8; try image_size 24"):
         configure("simclr", {"common": {**COMMON, "backbone": {"kind": "vit", "image_size": 30, "patch_size": 8}}})
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "said"),
+    [
+        ("simclr", {"crop": [0.5, 3.0]}, "less than or equal to 1"),
+        ("simclr", {"crop": [1.0, 0.3]}, "from the smaller to the larger"),
+        ("dino", {"teacher_temperature": [0, 0.04]}, "greater than 0"),
+        ("dino", {"blur": [1, 2, 0]}, "less than or equal to 1"),
+        ("byol", {"looks": {"solarize": [0, 2]}}, "less than or equal to 1"),
+        ("ibot", {"mask_ratio": [0.5, 5]}, "less than or equal to 1"),
+        ("ijepa", {"target_ratio": [0, 1.5]}, "greater than 0"),
+        ("moco", {"queue": True}, "queue cannot be true"),
+        ("moco", {"seed": 2**32}, "less than 4294967296"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(method, given, said):
+    with pytest.raises(ValueError, match=said):
+        configure(method, {"common": COMMON, method: given})

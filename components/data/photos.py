@@ -64,6 +64,12 @@ class Photos:
         self._resident: Tensor | None = None
         # copy-on-write: torch wants writable memory, and nobody here writes
         self._file = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="c")
+        packed = self.shapes.astype(np.int64).prod(1).sum() * 3 if self._sizes is None else self._sizes.sum()
+        if len(self._file) != packed:
+            raise ValueError(
+                f"{folder / 'pixels.bin'} has {len(self._file)} bytes of {packed}; "
+                f"copy it again, or repeat the prepare stage"
+            )
 
     @property
     def manifest(self) -> pl.DataFrame:

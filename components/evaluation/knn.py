@@ -10,39 +10,27 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from components.machine import has_bf16
-
 TILE = 1024  # queries at a time …
 BANK = 65_536  # … and rows of the bank: memory is TILE × BANK numbers, however large the bank
-SPARE = 2  # times as many as wanted are looked for in bf16, and compared once more in full
 
 
-def nearest(queries: Tensor, bank: Tensor, k: int, *, rough: bool | None = None) -> tuple[Tensor, Tensor]:
-    """The k most similar rows of `bank` by cosine: similarities [Q, k] and places [Q, k], best first.
-
-    rough: look for them in bf16; by default where the chip multiplies in it. The similarities are float32's either way.
-    """
-    rough = has_bf16() if rough is None else rough
+def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k most similar rows of `bank` by cosine: similarities [Q, k] and places [Q, k], best first."""
     queries, bank = normalize(queries, dim=1), normalize(bank, dim=1)
-    found = [_nearest(tile, bank, k, rough=rough) for tile in queries.split(TILE)]
+    found = [_nearest(tile, bank, k) for tile in queries.split(TILE)]
     return torch.cat([values for values, _ in found]), torch.cat([places for _, places in found])
 
 
-def _nearest(queries: Tensor, bank: Tensor, k: int, *, rough: bool) -> tuple[Tensor, Tensor]:
+def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Of unit vectors, one part of the bank after the other: the best so far against the best of the next."""
-    kind, wanted = (torch.bfloat16, SPARE * k) if rough else (bank.dtype, k)
-    values, places = queries.new_empty(len(queries), 0, dtype=kind), torch.empty(len(queries), 0, dtype=torch.long)
+    values, places = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(bank), BANK):
-        part = queries.to(kind) @ bank[start : start + BANK].to(kind).T
-        new, at = part.topk(min(wanted, part.shape[1]))
+        part = queries @ bank[start : start + BANK].T
+        new, at = part.topk(min(k, part.shape[1]))
         values, places = torch.cat([values, new], 1), torch.cat([places, at + start], 1)
-        values, kept = values.topk(min(wanted, values.shape[1]))
+        values, kept = values.topk(min(k, values.shape[1]))
         places = places.gather(1, kept)
-    if not rough:
-        return values, places
-    exact = torch.stack([bank[at] @ query for query, at in zip(queries, places, strict=True)])
-    values, kept = exact.topk(k)
-    return values, places.gather(1, kept)
+    return values, places
 
 
 def classify(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float = 0.07) -> Tensor:

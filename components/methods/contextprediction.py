@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
+from components.config import Parts
 from components.data.augment import Draws, View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
@@ -34,7 +35,7 @@ class ContextPredictionConfig(MethodConfig):
     gap: int = Field(48, ge=0)
     jitter: int = Field(7, ge=0)  # at most, up or down, left or right
     grids: int = Field(4, ge=1)  # of a picture in a batch
-    crop: tuple[float, float] = (0.35, 1.0)  # of the canvas, 398² pixels, in pictures of 150,000 to 450,000
+    crop: Parts = (0.35, 1.0)  # of the canvas, 398² pixels, in pictures of 150,000 to 450,000
     flip: float = Field(0.0, ge=0, le=1)
     gray: float = Field(0.0, ge=0, le=1)  # 2/3 in the recipes that drop no color (Kolesnikov et al., 2019)
     pairs: Literal["all", "center"] = "all"  # 40 of neighbors in both orders, or the middle one with each of the 8

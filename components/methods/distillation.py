@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import softmax
 
+from components.config import Parts, Positive, Share
 from components.data.augment import Jitter, View
 from components.methods.losses import sinkhorn
 from components.methods.method import MethodConfig
@@ -27,18 +28,18 @@ class Distillation(MethodConfig):
     bottleneck: int = Field(256, ge=1)
     prototypes: int = Field(65536, ge=2)
     student_temperature: float = Field(0.1, gt=0)
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)  # at the start, and after the warm-up
+    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)  # at the start, and after the warm-up
     temperature_warmup: float = Field(0.1, ge=0, le=1)  # 30 of 300 epochs
     targets: Literal["centering", "sinkhorn"] = "centering"  # Sinkhorn: DINOv2's choice
     center_momentum: float = Field(0.9, ge=0, le=1)
     momentum: float = Field(0.996, ge=0, le=1)  # of the teacher; goes to 1 by a cosine
     freeze_last: float = Field(1 / 300, ge=0, le=1)  # share of the run without a step of the prototypes: one epoch
-    global_crop: tuple[float, float] = (0.4, 1.0)
-    local_crop: tuple[float, float] = (0.05, 0.4)
+    global_crop: Parts = (0.4, 1.0)
+    local_crop: Parts = (0.05, 0.4)
     local_crops: int = Field(8, ge=0)
     local_size: int | None = Field(None, ge=2)  # pixels; None: 96 of 224, to the nearest 8
     color_strength: float = Field(1.0, ge=0)
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # of the first, the second, the local crops (BYOL's)
+    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)  # of the first, the second, the local crops (BYOL's)
     solarize: float = Field(0.2, ge=0, le=1)  # of the second
     optimizer: Optimizer = AdamW(
         lr=5e-4,

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, smooth_l1_loss
 
+from components.config import Parts, Range
 from components.data.augment import Draws, View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, patches_of
@@ -32,13 +33,13 @@ class IJEPAConfig(MethodConfig):
     """Defaults: section 3 and appendix A; configs/in1k_vith14_ep300.yaml."""
 
     targets: int = Field(4, ge=1)
-    target_scale: tuple[float, float] = (0.15, 0.2)  # of the picture's area
-    target_ratio: tuple[float, float] = (0.75, 1.5)  # height to width
-    context_scale: tuple[float, float] = (0.85, 1.0)  # square; the targets are cut out of it
+    target_scale: Parts = (0.15, 0.2)  # of the picture's area
+    target_ratio: Range = (0.75, 1.5)  # height to width
+    context_scale: Parts = (0.85, 1.0)  # square; the targets are cut out of it
     predictor_dim: int = Field(384, ge=4)
     predictor_depth: int = Field(12, ge=1)
     momentum: float = Field(0.996, ge=0, le=1)  # to 1, linearly
-    crop: tuple[float, float] = (0.3, 1.0)  # and nothing else, not even flip
+    crop: Parts = (0.3, 1.0)  # and nothing else, not even flip
     optimizer: Optimizer = AdamW(
         lr=1.25e-4, weight_decay=0.04, final_weight_decay=0.4, schedule=Cosine(warmup=40 / 300, end=1e-3)
     )  # 1e-3 for 2,048; 40 of 300 epochs; down to 1e-6

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from components import ranks
+from components.config import Parts
 from components.data.augment import Jitter, View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ViT
@@ -29,8 +30,8 @@ class LeJEPAConfig(MethodConfig):
     global_views: int = Field(4, ge=2)
     local_views: int = Field(0, ge=0)  # more looks, smaller ones
     local_size: int = Field(96, ge=1)  # pixels
-    crop: tuple[float, float] = (0.08, 1.0)
-    local_crop: tuple[float, float] = (0.05, 0.3)
+    crop: Parts = (0.08, 1.0)
+    local_crop: Parts = (0.05, 0.3)
     hidden: int = Field(2048, ge=1)
     dim: int = Field(16, ge=1)
     slices: int = Field(256, ge=1)

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from components.config import Parts
 from components.data.augment import Draws, View
 from components.data.luck import more
 from components.methods.method import Batch, Method, MethodConfig
@@ -30,7 +31,7 @@ class MAEConfig(MethodConfig):
     decoder_dim: int = Field(512, ge=4)  # table 1b
     decoder_depth: int = Field(8, ge=1)  # table 1a
     decoder_heads: int = Field(16, ge=1)  # models_mae.py
-    crop: tuple[float, float] = (0.2, 1.0)  # main_pretrain.py; and flip, nothing else (table 1e)
+    crop: Parts = (0.2, 1.0)  # main_pretrain.py; and flip, nothing else (table 1e)
     optimizer: Optimizer = AdamW(
         lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=Cosine(warmup=0.05)
     )  # warm-up: 40 of 800 epochs

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from components.config import Parts
 from components.data.augment import View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ResNet
@@ -25,7 +26,7 @@ TURNS = 4
 class RotationConfig(MethodConfig):
     """Defaults: the ResNet-50 run of Goyal et al., 2019 (https://arxiv.org/abs/1905.01235), as VISSL states it."""
 
-    crop: tuple[float, float] = (0.08, 1.0)
+    crop: Parts = (0.08, 1.0)
     flip: float = Field(0.5, ge=0, le=1)
     optimizer: Optimizer = SGD(
         lr=0.1, weight_decay=1e-4, decay_all=True, schedule=Steps(milestones=(30 / 105, 60 / 105, 90 / 105, 100 / 105))

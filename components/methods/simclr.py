@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from components.config import Parts
 from components.data.augment import Jitter, View
 from components.methods.losses import nt_xent
 from components.methods.method import Batch, Method, MethodConfig
@@ -30,7 +31,7 @@ class SimCLRConfig(MethodConfig):
     hidden: int = Field(2048, ge=1)  # section 4.2: the width of ResNet-50
     dim: int = Field(128, ge=1)  # section 2.1
     temperature: float = Field(0.1, gt=0)  # table 5; 0.5 for CIFAR-10 (B.9)
-    crop: tuple[float, float] = (0.08, 1.0)  # appendix A
+    crop: Parts = (0.08, 1.0)  # appendix A
     color_strength: float = Field(1.0, ge=0)  # 0.5 for small images (B.9)
     blur: float = Field(0.5, ge=0, le=1)  # 0 for small images (B.9)
     chunk: int = Field(0, ge=0)  # pictures encoded at a time, 0: all; for a batch larger than the device

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from components.config import Parts
 from components.data.augment import Jitter, Labels, View
 from components.data.photos import Photos
 from components.methods.method import Batch, Method, MethodConfig
@@ -24,7 +25,7 @@ class SupervisedConfig(MethodConfig):
     """Defaults: Goyal et al., section 5.1; colors are left as they are unless asked."""
 
     classes: int = Field(0, ge=0)  # 0: those of the data
-    crop: tuple[float, float] = (0.08, 1.0)
+    crop: Parts = (0.08, 1.0)
     color_strength: float = Field(0.0, ge=0)  # of SimCLR's jitter, for data small enough to be learned by heart
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     optimizer: Optimizer = SGD(

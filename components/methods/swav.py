@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components import ranks
+from components.config import Parts
 from components.data.augment import Jitter, View
 from components.methods.losses import across_views, entropies, sinkhorn, unit
 from components.methods.method import Batch, Method, MethodConfig
@@ -35,8 +36,8 @@ class SwAVConfig(MethodConfig):
     queue: int = Field(0, ge=0)  # older features of each global crop, which share in Sinkhorn; 0: none
     queue_from: float = Field(15 / 200, ge=0, le=1)  # share of the run
     freeze_prototypes: float = Field(1 / 800, ge=0, le=1)  # share of the run: 313 steps, one epoch
-    global_crop: tuple[float, float] = (0.14, 1.0)
-    local_crop: tuple[float, float] = (0.05, 0.14)
+    global_crop: Parts = (0.14, 1.0)
+    local_crop: Parts = (0.05, 0.14)
     local_crops: int = Field(6, ge=0)
     local_size: int | None = Field(None, ge=1)  # pixels; None: 96 of 224, to the nearest 8
     color_strength: float = Field(1.0, ge=0)

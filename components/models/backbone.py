@@ -41,7 +41,7 @@ def load(folder: Path) -> Backbone:
     if missing := [file.name for file in files if not file.is_file()]:
         raise ValueError(f"{folder} holds no backbone: {', '.join(missing)} missing")
     said, pixels = (json.loads(file.read_text(encoding="utf-8")) for file in (files[0], files[2]))
-    kind = said["model_type"]
+    kind = said.get("model_type")
     shown = {"mean": tuple(pixels["image_mean"]), "std": tuple(pixels["image_std"]), "patches": said.get("patches", 0)}
     if kind == "vit":
         values = {

@@ -15,6 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 from components.models.heads import sincos
 from components.models.interface import Backbone, ViTBackbone
 
+AS_BUILT = ("hidden_act", "intermediate_size", "layer_norm_eps", "num_channels", "qkv_bias")  # not ours to choose
+
 disable_progress_bar()  # one bar a saved file is noise
 
 _from_pretrained: Any = ViTModel.from_pretrained  # typed as if it never gave loading info
@@ -149,6 +151,10 @@ class ViT(Backbone):
         loaded, info = _from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(f"{folder} lacks weights: {', '.join(sorted(info['missing_keys']))}")
+        for name in AS_BUILT:
+            given, ours = (getattr(trunk.config, name) for trunk in (loaded, self.trunk))
+            if given != ours:
+                raise ValueError(f"{folder / 'config.json'}: {name} is {given!r}; only {ours!r} can be read here")
         self.trunk.load_state_dict(loaded.state_dict())
 
 

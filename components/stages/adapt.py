@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from components.adapters.classifier import LinearHead, save
-from components.config import Strict, read, write
+from components.config import Seed, Strict, read, write
 from components.data.photos import Photos
 from components.evaluation.features import features
 from components.evaluation.scoring import cannot_score
@@ -31,7 +31,7 @@ class AdaptConfig(Strict):
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(256, ge=1)
     optimizer: optim.Optimizer = optim.AdamW(lr=1e-2, weight_decay=1e-2)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict
     head = LinearHead(bank, len(photos.classes))
     optimizer = optim.build(head, config.optimizer, size)
     backbone_file = folder / "backbone" / "model.safetensors"
-    ingredients = (config.model_dump(mode="json"), digest(photos.folder / "index.npz"), digest(backbone_file))
+    ingredients = (config.model_dump(mode="json"), digest(photos.folder / "manifest.parquet"), digest(backbone_file))
     state = scratch("adapt", *ingredients)
     run = Run(
         "adapt", config.epochs * per_epoch, size, state / "log.jsonl", state, config.seed, parts=1, per_epoch=per_epoch

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from components.config import Strict, read, write
+from components.config import Seed, Strict, read, write
 from components.connector.answering import answers, load_vlm
 from components.connector.collate import Collator
 from components.connector.objective import Connector
@@ -29,7 +29,7 @@ class AnswerConfig(Strict):
     pictures: int = Field(ge=2)  # of the test split
     batch_size: int = Field(32, ge=1)
     max_new_tokens: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.config import PARAMS, Strict, methods, read, section
+from components.methods import METHODS
 from components.stages.adapt import AdaptConfig
 from components.stages.answer import AnswerConfig
 from components.stages.connect import ConnectConfig
@@ -34,7 +35,9 @@ def problems(path: Path = PARAMS) -> list[str]:
         names, pretrain = methods(path), section("pretrain", path)
     except ValueError as error:
         return [str(error)]
-    tried: list[Callable[[], Any]] = [partial(configure, name, pretrain) for name in names]
+    sections = [name for name in pretrain if name != "common"]
+    tried: list[Callable[[], Any]] = [partial(configure, name, pretrain) for name in [*names, *sections]]
+    tried += [partial(_written, name, sections, path) for name in names]
     tried += [partial(read, name, schema, path) for name, schema in SECTIONS.items()]
     tried += [partial(_trained, name, names, path) for name in ("adapt", "connect")]
     found = []
@@ -44,6 +47,14 @@ def problems(path: Path = PARAMS) -> list[str]:
         except ValueError as error:
             found.append(str(error))
     return list(dict.fromkeys(found))
+
+
+def _written(method: str, sections: list[str], path: Path) -> None:
+    """DVC looks for it, whether or not there is something to say in it."""
+    if method in METHODS and method not in sections:
+        raise ValueError(
+            f"{path}, section pretrain: it has no {method}, which is among methods; `{method}: {{}}` will do"
+        )
 
 
 def _trained(stage: str, names: list[str], path: Path) -> None:

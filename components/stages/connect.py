@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from components.config import Strict, read, write
+from components.config import Seed, Strict, read, write
 from components.connector.collate import Collator, epoch_batches
 from components.connector.llm import load_llm
 from components.connector.objective import Connector
@@ -44,7 +44,7 @@ class ConnectConfig(Strict):
     llm: str = "smollm2"
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     answer_tokens: int = Field(64, ge=2)  # what is longer is cut
     optimizer: optim.AdamW = optim.AdamW(lr=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.2))
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from components.config import Strict, read, write
+from components.config import Seed, Strict, read, write
 from components.data.photos import Photos
 from components.evaluation import knn
 from components.evaluation.features import block_features, center
@@ -26,7 +26,7 @@ from components.stages.scratch import digest, scratch
 class EvaluateConfig(Strict):
     neighbors: int = Field(20, ge=1)
     retrieved: int = Field(5, ge=1)  # neighbors remembered for every test picture
-    seed: int = Field(0, ge=0)  # of the random backbone
+    seed: Seed = 0  # of the random backbone
 
 
 def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import polars as pl
 import psutil
 from pydantic import Field
 
-from components.config import Strict, read, write
+from components.config import Seed, Strict, read, write
 from components.data import sources
 from components.data.checks import CheckConfig, Manifest, intake_schema, validate
 from components.data.images import Picture, Rejected
@@ -41,7 +41,7 @@ class PrepareConfig(CheckConfig):
     count: int = Field(8000, ge=10)
     val_share: float = Field(0.1, ge=0, lt=0.5)
     test_share: float = Field(0.2, ge=0, lt=0.5)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class Ran(Strict):

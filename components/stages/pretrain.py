@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field, SerializeAsAny
 
-from components.config import Strict, parse, section, write
+from components.config import Seed, Strict, parse, section, settings, write
 from components.data.augment import Labels, look
 from components.data.photos import Photos
 from components.machine import compile_blocks, keep_memory
@@ -33,7 +33,7 @@ class PretrainConfig(Strict):
     backbone: BackboneConfig
     batch_size: int = Field(ge=2)
     epochs: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     settings: SerializeAsAny[MethodConfig]
 
 
@@ -44,14 +44,17 @@ def configure(method: str, params: dict[str, Any]) -> PretrainConfig:
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
-    chosen = {**params["common"], **(params.get(method) or {})}
-    for key in params["common"]:
-        if key not in {*PretrainConfig.model_fields, *METHODS[method].config.model_fields}:
-            known = ", ".join(sorted(set(PretrainConfig.model_fields) - {"method", "settings"}))
-            raise ValueError(f"params.yaml, section pretrain.common: {key}: no such setting; known here: {known}")
-    own = {key: chosen.pop(key) for key in list(chosen) if key not in PretrainConfig.model_fields}
-    settings = parse(METHODS[method].config, own, f"params.yaml, section pretrain.{method}")
-    return parse(PretrainConfig, {**chosen, "method": method, "settings": settings}, f"pretrain, {method}")
+    common, special = (settings(params.get(n), f"params.yaml, section pretrain.{n}") for n in ("common", method))
+    chosen, known = {**common, **special}, set(PretrainConfig.model_fields) - {"method", "settings"}
+    for key in common:
+        if key not in {*known, *METHODS[method].config.model_fields}:
+            raise ValueError(
+                f"params.yaml, section pretrain.common: {key}: no such setting; known here: {', '.join(sorted(known))}"
+            )
+    own = {key: chosen.pop(key) for key in list(chosen) if key not in known}
+    its = parse(METHODS[method].config, own, f"params.yaml, section pretrain.{method}")
+    where = f"params.yaml, section pretrain.common or pretrain.{method}"
+    return parse(PretrainConfig, {**chosen, "method": method, "settings": its}, where)
 
 
 def epoch_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -84,7 +87,10 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
             f"batch_size {config.batch_size} is larger than the {len(rows)} training pictures; "
             f"try pretrain.common.batch_size: {max(2, len(rows) // 4)}"
         )
-    recipe.method.check(config.settings, len(rows), config.batch_size, world)
+    try:
+        recipe.method.check(config.settings, len(rows), config.batch_size, world)
+    except ValueError as error:
+        raise ValueError(f"params.yaml, section pretrain.{config.method}: {error}") from None
     per_epoch, share = len(rows) // config.batch_size, config.batch_size // world
 
     @lru_cache(maxsize=1)  # a permutation of all rows once an epoch, not once a step
@@ -112,11 +118,11 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     """Train on the pictures of the train split; write the backbone, the log and config.json to `out`."""
     acc = accelerator()
     ready = setup(config, data, acc)
-    config, settings = ready.config, ready.config.settings.optimizer
+    config, optimizer = ready.config, ready.config.settings.optimizer
     state = scratch("pretrain", config.model_dump(mode="json"), digest(data / "manifest.parquet"))
     length = {"steps": config.epochs * ready.per_epoch, "per_epoch": ready.per_epoch, "batch_size": config.batch_size}
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
-    fit(ready.method, ready.load, ready.optimizer, settings, run, acc)
+    fit(ready.method, ready.load, ready.optimizer, optimizer, run, acc)
     if acc.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         ready.method.keep().save(out / "backbone")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -43,13 +43,25 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
 
 
 def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest state in `folder` into module and optimizer; the step it was saved at, 0 if there is none."""
+    """Load the newest state in `folder` into module and optimizer; the step it was saved at, 0 if there is none.
+
+    One that a disk has spoilt is passed over, with a word. Raises ValueError if all of them are.
+    """
     found = _all(folder)
-    if not found:
-        return 0
+    for path in reversed(found):
+        try:
+            return _restore(path, module, optimizer)
+        except SafetensorError as error:
+            print(f"{path} cannot be read ({error}); trying the state before it", flush=True)
+    if found:
+        raise ValueError(f"no state in {folder} can be read; remove the folder to begin anew")
+    return 0
+
+
+def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     weights: dict[str, Tensor] = {}
     slots: dict[int, dict[str, Any]] = {}
-    with safe_open(found[-1], framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         step = int(file.metadata()["step"])
         for key in file.keys():  # noqa: SIM118 (a file, not a dict)
             kind, _, name = key.partition(".")

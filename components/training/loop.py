@@ -102,12 +102,13 @@ def fit(
                     stepper.zero_grad()
                 with record_function("after the step"):
                     objective.after_step()
-                if done % CHECK_EVERY and done != run.steps:
+                due = done % run.save_every == 0
+                if done % CHECK_EVERY and done != run.steps and not due:
                     continue
                 with record_function("look at the losses"):
                     watch.look(optimizer.param_groups[0]["lr"])
                 stopping, late = _agreed(acc, stop.asked, watch.unsaved() > SAVE_SECONDS)
-                if stopping or late or done % run.save_every == 0:
+                if stopping or late or due:
                     _save(run, done, objective, optimizer, acc, watch)
                 if stopping and done < run.steps:
                     raise Stopped

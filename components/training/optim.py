@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from components.config import Strict
+from components.config import Decay, Strict
 
 
 class Constant(Strict):
@@ -29,7 +29,7 @@ class Steps(Strict):
     """Linear warm-up over a share of the run, then times `factor` at each milestone, a share too."""
 
     kind: Literal["steps"] = "steps"
-    milestones: tuple[float, ...]
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
     factor: float = 0.1
     warmup: float = Field(0.0, ge=0, lt=1)
 
@@ -58,7 +58,7 @@ class SGD(_Common):
 
 class AdamW(_Common):
     kind: Literal["adamw"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
 
 
 class LARS(_Common):
@@ -109,6 +109,11 @@ def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> tor
     """
     relative = batch_size / 256
     scale = relative if config.scaling == "linear" else math.sqrt(relative)
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    for begins in config.constant_lr:
+        if not any(name.startswith(begins) for name in names):
+            known = ", ".join(sorted({name.partition(".")[0] + "." for name in names}))
+            raise ValueError(f"constant_lr: no parameter's name begins with {begins!r}; there are: {known}")
     kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:

@@ -44,6 +44,13 @@ def test_a_folder_that_was_not_prepared_is_refused(tmp_path):
         Photos(tmp_path)
 
 
+def test_half_a_file_is_refused(prepared, tmp_path):
+    (tmp_path / "index.npz").write_bytes((prepared / "index.npz").read_bytes())
+    (tmp_path / "pixels.bin").write_bytes((prepared / "pixels.bin").read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"pixels.bin has \d+ bytes of \d+; copy it again"):
+        Photos(tmp_path)
+
+
 def test_pictures_are_views_of_the_file(photos):
     assert photos[0].untyped_storage().data_ptr() != 0
     assert photos[0].dtype == torch.uint8

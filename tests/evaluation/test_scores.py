@@ -32,14 +32,13 @@ def test_neighbors_vote_as_the_paper_says():
         assert said == votes.argmax()
 
 
-@pytest.mark.parametrize("rough", [False, True])
-def test_neighbors_do_not_depend_on_tiles_or_bf16(monkeypatch, rough):
+def test_neighbors_do_not_depend_on_tiles(monkeypatch):
     bank, _ = blobs(40)
     queries, _ = blobs(17, seed=1)
     similarity, places = (normalize(queries, dim=1) @ normalize(bank, dim=1).T).sort(descending=True)
     monkeypatch.setattr(knn, "TILE", 4)
     monkeypatch.setattr(knn, "BANK", 11)
-    found = knn.nearest(queries, bank, 5, rough=rough)
+    found = knn.nearest(queries, bank, 5)
     assert torch.allclose(found[0], similarity[:, :5])
     assert torch.equal(found[1], places[:, :5])
 

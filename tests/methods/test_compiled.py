@@ -5,6 +5,7 @@ With the capture of torch.compile, but without the compiler behind it, which wan
 
 import copy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -73,3 +74,13 @@ def test_views_are_the_same(blur):
     assert torch.equal(batched.finish(x.clone(), *given), compiled(batched.finish, CAPTURE)(x.clone(), *given))
     assert counters["frames"] == {"ok": 1, "total": 1}
     assert not counters["graph_break"]
+
+
+def test_settings_hold_in_every_thread_that_compiles():
+    def settings():
+        compiled(batched.finish, CAPTURE)
+        return torch._dynamo.config.recompile_limit, torch._inductor.config.deterministic
+
+    compiled(batched.finish, CAPTURE)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(settings).result() == (64, True)

@@ -46,8 +46,14 @@ def test_every_slip_is_named_at_once(params, tmp_path):
     [
         ("methods: [simclr", "cannot be read"),
         ("", "has no sections; given: None"),
-        ("methods: simclr", "methods: a list of names is needed; given: 'simclr'"),
+        ("methods: simclr", "methods: a list of names is needed, each once; given: 'simclr'"),
         ("methods: [simclr]", "has no section 'pretrain'; it has: methods"),
+        (
+            "methods: [simclr, simclr]\npretrain: {}",
+            "a list of names is needed, each once; given: ['simclr', 'simclr']",
+        ),
+        ("methods: [[simclr]]\npretrain: {}", "a list of names is needed, each once; given: [['simclr']]"),
+        ("methods: []\npretrain: [1]", "section pretrain: names and their values are needed; given: [1]"),
     ],
 )
 def test_a_broken_file_is_said_in_words(text, wanted, tmp_path):
@@ -55,6 +61,29 @@ def test_a_broken_file_is_said_in_words(text, wanted, tmp_path):
     found = problems(tmp_path / "params.yaml")
     assert len(found) == 1
     assert wanted in found[0]
+
+
+def test_sections_of_methods_are_looked_at_whether_they_are_trained_or_not(params, tmp_path):
+    params["pretrain"]["mae"]["epocs"] = 3
+    params["pretrain"]["simlcr"] = params["pretrain"].pop("simclr")
+    params["pretrain"]["byol"] = 3
+    params["adapt"] = [1]
+    found = said(params, tmp_path)
+    for part in (
+        "epocs: no such setting",
+        "no method 'simlcr'; known: ",
+        "section pretrain: it has no simclr, which is among methods; `simclr: {}` will do",
+        "section pretrain.byol: names and their values are needed; given: 3",
+        "section adapt: names and their values are needed; given: [1]",
+    ):
+        assert sum(part in one for one in found) == 1, part
+
+
+def test_what_all_methods_share_is_needed(params, tmp_path):
+    params["pretrain"]["common"] = None
+    assert any("pretrain.common or pretrain.moco" in one and "backbone" in one for one in said(params, tmp_path))
+    params["pretrain"]["common"] = {"method": "x", "settings": 3}
+    assert all("known here: backbone, batch_size, epochs, seed" in one for one in said(params, tmp_path))
 
 
 def test_the_command_line_ends_with_code_1(tmp_path):

@@ -151,6 +151,26 @@ def test_the_last_two_states_are_kept(tmp_path):
     assert kept == ["step-30.safetensors", "step-40.safetensors"]
 
 
+def test_a_state_is_saved_at_the_step_it_was_asked_for(tmp_path):
+    run = Run("toy", 15, 16, tmp_path / "log.jsonl", tmp_path, save_every=7)
+    toy = Toy()
+    fit(toy, data, build(toy, SETTINGS[0], 256), SETTINGS[0], run, Accelerator(cpu=True))
+    assert [path.name for path in checkpoints._all(tmp_path)] == ["step-7.safetensors", "step-14.safetensors"]
+
+
+def test_a_spoilt_state_costs_the_steps_since_the_one_before(tmp_path, capsys):
+    whole = train(tmp_path, SETTINGS[0])
+    older, newest = checkpoints._all(tmp_path / "state")
+    newest.write_bytes(newest.read_bytes()[:100])
+    again = train(tmp_path, SETTINGS[0])
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert "trying the state before it" in capsys.readouterr().out
+    for path in checkpoints._all(tmp_path / "state"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="can be read; remove the folder"):
+        train(tmp_path, SETTINGS[0])
+
+
 def test_half_a_line_of_the_log_is_forgotten(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, SETTINGS[0], die_at=27)

@@ -106,3 +106,13 @@ def test_clipping_all_together_or_each_alone():
             assert norms == pytest.approx([0.5] * len(norms), rel=1e-4)
         else:
             assert sum(norm**2 for norm in norms) == pytest.approx(0.25, rel=1e-4)
+
+
+def test_a_name_that_no_parameter_has_is_refused():
+    with pytest.raises(ValueError, match=r"no parameter's name begins with 'predicter.'; there are: 0., 1."):
+        build(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), SGD(lr=1, constant_lr=("0.", "predicter.")), 256)
+
+
+def test_milestones_are_shares_of_the_run():
+    with pytest.raises(ValueError, match="less than 1"):
+        Steps(milestones=(30, 60))
