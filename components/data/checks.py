@@ -90,7 +90,11 @@ def intake_schema(config: CheckConfig, max_rejected: float) -> pa.DataFrameSchem
             "why": pa.Column(str, nullable=True),
         },
         checks=[
-            check(rejected <= max_rejected, "share rejected", f"more than data.max_rejected {max_rejected:g} rejected"),
+            check(
+                rejected <= max_rejected,
+                "share rejected",
+                f"more than data.max_rejected {max_rejected:g} rejected; remove what is named below, or allow more",
+            ),
             check(split_has_rows("train"), "train split", "no usable picture in the train split"),
             check(split_has_rows("val"), "val split", "no usable picture in the val split", warn=True),
             check(split_has_rows("test"), "test split", "no usable picture in the test split", warn=True),
@@ -114,7 +118,9 @@ def validate(table: pl.DataFrame, schema: pa.DataFrameSchema | type[pa.DataFrame
             schema.validate(table, lazy=True)
         except SchemaErrors as errors:
             cases = errors.failure_cases.select(
-                pl.col("check").cast(str), pl.col("column").cast(str), pl.col("failure_case").cast(str)
+                pl.col("check").cast(str),
+                pl.when(pl.col("schema_context") == "Column").then(pl.col("column").cast(str)).alias("column"),
+                pl.col("failure_case").cast(str),
             )
             lines = [
                 f"  {column}: {check} ({len(group)}, the first: {str(group['failure_case'][0])[:80]})"

@@ -58,17 +58,25 @@ def read(source: str, count: int, seed: int, downloads: Path) -> Source:
 
     Raises ValueError, saying what is allowed, if it is none of them or holds no picture.
     """
+    folder = named(source)
+    if folder:
+        return _folder(folder)
     if source == "scenes":
         return Source(list(_scenes(count, seed)))
-    if source in DATASETS:
-        return Source(list(_torchvision(source, downloads)))
-    source = str(Path(source).expanduser())
-    if not Path(source).is_dir():
+    return Source(list(_torchvision(source, downloads)))
+
+
+def named(source: str) -> Path | None:
+    """The folder that is meant, None for what is no folder. Raises ValueError if it is nothing that can be read."""
+    if source == "scenes" or source in DATASETS:
+        return None
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
         raise ValueError(
-            f"data.source is {source!r}, which is no folder here ({Path(source).resolve()}); allowed: a folder of "
+            f"data.source is {source!r}, which is no folder here ({folder.resolve()}); allowed: a folder of "
             f"images, scenes, or one of torchvision's data sets: {', '.join(DATASETS)}"
         )
-    return _folder(Path(source))
+    return folder
 
 
 def _scenes(count: int, seed: int) -> Iterator[Entry]:
@@ -110,10 +118,14 @@ def _folder(root: Path) -> Source:
         raise ValueError(
             f"{root.resolve()} holds no picture; looked for {', '.join(PICTURES)} in it and its subfolders"
         )
-    notes = []
+    said, notes = _captions(root), []
+    within = {path.relative_to(root).parts[:-1] for path in pictures}
+    first, *others_first = {folders[0] if folders else "" for folders in within}
+    if first and not others_first and first.lower() not in FOLDERS and not said and any(len(f) > 1 for f in within):
+        source = _folder(root / first)  # one folder too high
+        return Source(source.entries, [f"all pictures are in {first}, so that is what was read", *source.notes])
     if others := [path.name for path in files if path not in set(pictures) and path.name not in CAPTIONS]:
-        notes.append(f"{len(others)} files are no pictures and were not looked at, the first: {others[0]}")
-    said = _captions(root)
+        notes.append(f"not looked at, as they are no pictures: {len(others)}, the first: {others[0]}")
     top = {path.relative_to(root).parts[0] for path in pictures}
     named = {name for name in top if name.lower() in FOLDERS}
     split_folders = named == top

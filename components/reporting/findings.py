@@ -50,6 +50,15 @@ class Findings:
                 names.append(method)
         return [("" if len(alike) == 1 else f" as in {', '.join(names)}", said) for names, said in alike]
 
+    def unlearned(self) -> list[str]:
+        """Methods whose backbone is clearly better than untrained by neither measure: the intervals overlap."""
+
+        def better(metrics: dict[str, Any], kind: str) -> bool:
+            return bool(metrics["backbone"][kind]["low"] > metrics["random"][kind]["high"])
+
+        scored = {name: metrics for name, metrics in self.methods.items() if "backbone" in metrics}
+        return [name for name, metrics in scored.items() if not (better(metrics, "knn") or better(metrics, "linear"))]
+
     def table(self) -> list[dict[str, Any]]:
         """A row for each baseline and each method: name, words, knn, linear (share dicts or None), health, blocks."""
         rows: list[dict[str, Any]] = []
@@ -66,7 +75,7 @@ class Findings:
             rows.append(
                 {
                     "name": name,
-                    "words": f"{config['epochs']} epochs, {seen:,} pictures seen",
+                    "words": f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}, {seen:,} pictures seen",
                     "knn": said.get("knn"),
                     "linear": said.get("linear"),
                     "health": metrics["health"],

@@ -21,6 +21,7 @@ from components.connector.objective import Connector
 from components.connector.scoring import blind_answers, bootstrap, derangement, normalized
 from components.data.photos import Photos
 from components.data.sources import DESCRIBE
+from components.evaluation.statistics import wilson
 from components.machine import keep_memory
 from components.training.loop import accelerator
 
@@ -105,7 +106,10 @@ def exactness(lines: pl.DataFrame, training: pl.DataFrame, seed: int) -> dict[st
     if len(short):
         for name, kind in (("exact_match", "correct"), ("blind", "blind")):
             right = short[kind].to_numpy().astype(float)
-            low, high = bootstrap(right, short["row"].to_numpy(), seed)
+            pictures = short["row"].to_numpy()
+            low, high = bootstrap(right, pictures, seed)
+            if low == high:  # all are alike, of which drawing makes certainty
+                low, high = wilson(round(right.mean() * found["pictures"]), found["pictures"])
             found[name] = {"value": float(right.mean()), "low": low, "high": high, "of": len(short)}
     return {**found, "per_question": {line.pop("question"): line for line in by_question.sort("question").to_dicts()}}
 
@@ -137,8 +141,11 @@ def main() -> None:
         metrics = answer(read("answer", AnswerConfig), given.model, given.data, given.out)
     except ValueError as error:
         parser.exit(2, f"answer: {error}\n")
-    shown = {name: value for name, value in metrics.items() if name != "per_question"}
-    print("answer: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
+    for name, value in metrics.items():
+        if isinstance(value, dict) and "low" in value:
+            print("answer: {:11} {value:.3f} ({low:.3f} to {high:.3f})".format(name, **value))
+        elif not isinstance(value, dict):
+            print(f"answer: {name:11} {value}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.config import PARAMS, Strict, methods, read, section
+from components.data.sources import named
 from components.methods import METHODS
 from components.stages.adapt import AdaptConfig
 from components.stages.answer import AnswerConfig
@@ -39,6 +40,7 @@ def problems(path: Path = PARAMS) -> list[str]:
     tried: list[Callable[[], Any]] = [partial(configure, name, pretrain) for name in [*names, *sections]]
     tried += [partial(_written, name, sections, path) for name in names]
     tried += [partial(read, name, schema, path) for name, schema in SECTIONS.items()]
+    tried.append(partial(_source, path))
     tried += [partial(_trained, name, names, path) for name in ("adapt", "connect")]
     found = []
     for one in tried:
@@ -57,6 +59,10 @@ def _written(method: str, sections: list[str], path: Path) -> None:
         )
 
 
+def _source(path: Path) -> None:
+    named(str(section("data", path).get("source")))
+
+
 def _trained(stage: str, names: list[str], path: Path) -> None:
     chosen = section(stage, path).get("method")
     if chosen not in names:
@@ -69,6 +75,7 @@ def _trained(stage: str, names: list[str], path: Path) -> None:
 def main() -> None:
     if found := problems():
         sys.exit("\n".join(found))
+    print(f"{PARAMS}: nothing wrong was found")
 
 
 if __name__ == "__main__":

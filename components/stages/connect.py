@@ -164,7 +164,8 @@ def main() -> None:
     except (ValueError, FloatingPointError, MemoryError) as error:
         parser.exit(2, f"connect: {error}\n")
     if metrics:  # the first process alone has them
-        print("connect: " + ", ".join(f"{name} {value}" for name, value in metrics.items()))
+        shown = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in metrics.items()}
+        print("connect: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
 
 
 if __name__ == "__main__":

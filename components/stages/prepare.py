@@ -155,7 +155,7 @@ def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
         summary["warnings"] = validate(offered, intake_schema(config.prepare, config.data.max_rejected))
         summary["warnings"] += validate(manifest, Manifest) + too_large(intake.offset, quality)
     except ValueError as error:
-        said = f"rejected: {len(rejected)} of {len(offered)}, {summary['rejected']}; the first:"
+        said = f"rejected: {len(rejected)} of {len(offered)}: {counted(summary['rejected'])}; the first:"
         first = [f"  {path}: {why}" for path, _, why in rejected.head(10).iter_rows()]
         raise ValueError("\n".join([str(error), said, *first])) from None
     finally:
@@ -191,6 +191,10 @@ def summarize(source: sources.Source, offered: pl.DataFrame, manifest: pl.DataFr
     }
 
 
+def counted(kinds: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
+
+
 def too_large(packed: int, quality: int | None) -> list[str]:
     """A warning where not all that is packed can stay in memory, so that every epoch reads it again."""
     memory = psutil.virtual_memory().total
@@ -201,9 +205,10 @@ def too_large(packed: int, quality: int | None) -> list[str]:
     return [f"{said}: every epoch will read the disk; try {advice}"]
 
 
-def _spread(column: pl.Series) -> dict[str, float | None]:
+def _spread(column: pl.Series) -> dict[str, int | None]:
     quantiles = {"min": 0.0, "median": 0.5, "max": 1.0}
-    return {name: column.quantile(q, "nearest") for name, q in quantiles.items()}
+    found = {name: column.quantile(q, "nearest") for name, q in quantiles.items()}
+    return {name: None if value is None else int(value) for name, value in found.items()}
 
 
 def main() -> None:
@@ -216,9 +221,7 @@ def main() -> None:
         summary = prepare(config, given.out, given.downloads)
     except ValueError as error:
         parser.exit(2, f"prepare: {error}\n")
-    print(
-        f"prepare: {summary['used']} of {summary['offered']} pictures used, rejected: {summary['rejected'] or 'none'}"
-    )
+    print(f"prepare: {summary['used']} of {summary['offered']} pictures used, rejected: {counted(summary['rejected'])}")
     for line in [*summary["notes"], *summary["warnings"]]:
         print(f"prepare: {line}")
 

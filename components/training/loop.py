@@ -25,7 +25,7 @@ CHECK_EVERY = 10  # steps between looks at the loss and at a request to stop: ea
 
 
 class Stopped(SystemExit):
-    """SIGTERM came; the state is saved. Exit code 75: try again (sysexits.h, EX_TEMPFAIL)."""
+    """SIGTERM or Ctrl-C came; the state is saved. Exit code 75: try again (sysexits.h, EX_TEMPFAIL)."""
 
     def __init__(self) -> None:
         super().__init__(75)
@@ -111,6 +111,7 @@ def fit(
                 if stopping or late or due:
                     _save(run, done, objective, optimizer, acc, watch)
                 if stopping and done < run.steps:
+                    acc.print(f"\n{run.name}: stopped at step {done} of {run.steps}; the same command goes on there")
                     raise Stopped
         watch.close()
 
@@ -162,20 +163,23 @@ def _split(batch: Any, parts: int) -> list[Any]:
 
 
 class _StopRequest:
-    """Remembers that SIGTERM came; the loop looks when it is ready to save."""
+    """Remembers that SIGTERM or Ctrl-C came; the loop looks when it is ready to save. A second Ctrl-C does not wait."""
 
     def __init__(self) -> None:
         self.asked = False
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, _: object) -> None:
         self.asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def _move(batch: Any, device: torch.device) -> Any:

@@ -157,7 +157,8 @@ def test_too_many_rejections_stop_the_stage_and_say_why(ward, tmp_path):
     root, _, _, _ = ward
     with pytest.raises(ValueError, match=r"more than data.max_rejected 0.05 rejected") as error:
         run(root, tmp_path, max_rejected=0.05)
-    assert "'broken': 3" in str(error.value)
+    assert "3 broken" in str(error.value)
+    assert '"path"' not in str(error.value)  # no file is to blame for the share
     assert not (tmp_path / "index.npz").exists()  # nothing downstream can run on it
     assert (tmp_path / "rejected.jsonl").read_text().count("\n") == 14  # and a person can see what was wrong
 
@@ -243,6 +244,17 @@ def test_one_lonely_class_folder_is_no_class(tmp_path):
     source = read(str(tmp_path), 0, 0, tmp_path)
     assert {entry.label for entry in source.entries} == {None}
     assert "holiday" in source.notes[0]
+
+
+def test_one_folder_too_high_is_seen(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            draw(tmp_path / "photos" / split / name / "0.png", len(split + name))
+    source = read(str(tmp_path), 0, 0, tmp_path)
+    assert {(entry.path, entry.split, entry.label) for entry in source.entries} == {
+        (f"{split}/{name}/0.png", split, name) for split in ("train", "test") for name in ("cat", "dog")
+    }
+    assert source.notes == ["all pictures are in photos, so that is what was read"]
 
 
 @pytest.mark.parametrize(("name", "said"), [("nowhere", "allowed: a folder"), (".", "holds no picture")])

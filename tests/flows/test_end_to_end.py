@@ -2,28 +2,32 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.environment import ROOT
+from flows.environment import ROOT, SERVER, answers
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 STAGE = """
-import argparse, os, pathlib, sys
+import argparse, os, pathlib, sys, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=pathlib.Path)
 out = parser.parse_known_args()[0].out
 if out is None:  # check: it has nothing to say
     raise SystemExit(0)
 print("processes:", os.environ["SELFSIGHT_PROCESSES"], sys.executable, flush=True)
+if pathlib.Path("slow").exists():
+    time.sleep(600)
 if pathlib.Path("broken").exists():
     raise SystemExit("this is why")
 out.mkdir(parents=True, exist_ok=True)
@@ -106,3 +110,36 @@ def test_a_stage_that_fails_says_why(project: Path, server: str) -> None:
     last = done.stdout.split("\nexit code 255: ")[1]
     assert "this is why" in last
     assert "Traceback" not in done.stdout
+
+
+@pytest.mark.skipif(answers(SERVER), reason="a Prefect server is running on this machine")
+def test_ctrl_c_ends_it_at_once_with_a_word(project: Path, tmp_path: Path) -> None:
+    """A terminal tells all of the group, and with it the server that the flow has started for itself."""
+    (project / "slow").touch()
+    env = {**os.environ, "PREFECT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, str(project / "flows" / "pretrain.py"), "--method", "moco"]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as flow:
+        assert flow.stdout is not None
+        said = []
+        for line in flow.stdout:
+            said.append(line)
+            if "processes:" in line:
+                break
+        else:
+            pytest.fail("".join(said))
+        os.killpg(flow.pid, signal.SIGINT)
+        rest, _ = flow.communicate(timeout=60)
+    (project / "slow").unlink()
+    assert flow.returncode == 130, rest
+    assert rest.endswith("Stopped. The same command goes on from there.\n")
+    assert "Traceback" not in rest
+    assert not [p for p in psutil.process_iter() if _is_in(p, flow.pid)]
+
+
+def _is_in(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False

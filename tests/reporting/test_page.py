@@ -91,6 +91,15 @@ def test_the_table_has_every_baseline_once_and_every_method(findings):
     assert findings.table()[-1]["words"] == "4 epochs, 304 pictures seen"
 
 
+def test_what_learned_nothing_is_named(findings, photos):
+    assert findings.unlearned() == []
+    methods = copy.deepcopy(findings.methods)
+    methods["moco"]["backbone"] = methods["moco"]["random"]
+    changed = page(findings, photos, methods=methods)
+    assert "moco is not clearly better than the same backbone untrained" in changed
+    assert "simclr is not clearly better" not in changed
+
+
 def test_a_baseline_that_differs_is_told_for_each(findings):
     methods = copy.deepcopy(findings.methods)
     methods["moco"]["random"] = SCORE

@@ -13,6 +13,7 @@ from components.config import read
 from components.connector.answering import load_vlm
 from components.data.photos import Photos
 from components.data.sources import DESCRIBE
+from components.evaluation.statistics import wilson
 from components.stages.answer import AnswerConfig, answer, chosen, exactness
 from components.stages.connect import ConnectConfig, connect
 from components.training import optim
@@ -109,6 +110,13 @@ def test_the_blind_guess_is_scored_on_the_same_questions() -> None:
     assert found["exact_match"]["value"] == pytest.approx(1 / 3)
     assert (found["exact_match"]["low"], found["exact_match"]["high"]) == (0.0, 1.0)  # of three pictures
     assert found["per_question"] == {"color?": {"asked": 3, "exact_match": 1 / 3, "blind": 2 / 3}}
+
+
+def test_answers_that_are_all_wrong_leave_room_for_doubt() -> None:
+    rows = [{"row": row, "question": "color?", "expected": "red", "correct": False} for row in (0, 0, 1, 2)]
+    found = exactness(pl.DataFrame(rows), pl.DataFrame({"question": ["color?"], "answer": ["blue"]}), seed=0)
+    assert found["exact_match"]["low"] == 0
+    assert found["exact_match"]["high"] == wilson(0, 3)[1] > 0.5
 
 
 def test_what_connect_skipped_answer_skips(tmp_path: Path) -> None:

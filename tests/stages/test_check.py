@@ -68,12 +68,14 @@ def test_sections_of_methods_are_looked_at_whether_they_are_trained_or_not(param
     params["pretrain"]["simlcr"] = params["pretrain"].pop("simclr")
     params["pretrain"]["byol"] = 3
     params["adapt"] = [1]
+    params["data"]["source"] = "nowhere"
     found = said(params, tmp_path)
     for part in (
         "epocs: no such setting",
         "no method 'simlcr'; known: ",
         "section pretrain: it has no simclr, which is among methods; `simclr: {}` will do",
         "section pretrain.byol: names and their values are needed; given: 3",
+        "data.source is 'nowhere', which is no folder here",
         "section adapt: names and their values are needed; given: [1]",
     ):
         assert sum(part in one for one in found) == 1, part
@@ -93,4 +95,4 @@ def test_the_command_line_ends_with_code_1(tmp_path):
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.endswith("a list of names is needed; given: 'simclr'\n")
+    assert done.stderr.endswith("a list of names is needed, each once; given: 'simclr'\n")

@@ -26,6 +26,7 @@ class Toy(Objective):
         self.register_buffer("moved", torch.zeros(()))
         self.stop_at = self.die_at = self.calls = 0
         self.bad_at = self.spoil_at = -1
+        self.stop_by = signal.SIGTERM
         self.error = None
 
     def forward(self, batch):
@@ -38,7 +39,7 @@ class Toy(Objective):
     def after_step(self):
         self.moved += self.progress
         if self.calls == self.stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.stop_by)
         if self.calls == self.die_at:
             raise KeyboardInterrupt
         if self.calls == self.spoil_at:
@@ -65,11 +66,13 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("settings", SETTINGS, ids=["sgd", "adamw"])
-def test_a_stopped_run_ends_in_the_same_weights(settings, tmp_path):
+def test_a_stopped_run_ends_in_the_same_weights(settings, by, tmp_path, capsys):
     whole = train(tmp_path / "whole", settings)
     with pytest.raises(Stopped) as stopped:
-        train(tmp_path / "cut", settings, stop_at=14)
+        train(tmp_path / "cut", settings, stop_at=14, stop_by=by)
+    assert "toy: stopped at step 20 of 40; the same command goes on there" in capsys.readouterr().out
     assert stopped.value.code == 75
     assert [path.name for path in checkpoints._all(tmp_path / "cut" / "state")] == [
         "step-10.safetensors",
@@ -160,7 +163,7 @@ def test_a_state_is_saved_at_the_step_it_was_asked_for(tmp_path):
 
 def test_a_spoilt_state_costs_the_steps_since_the_one_before(tmp_path, capsys):
     whole = train(tmp_path, SETTINGS[0])
-    older, newest = checkpoints._all(tmp_path / "state")
+    _, newest = checkpoints._all(tmp_path / "state")
     newest.write_bytes(newest.read_bytes()[:100])
     again = train(tmp_path, SETTINGS[0])
     assert all(torch.equal(whole[name], again[name]) for name in whole)
@@ -229,10 +232,18 @@ def test_half_a_file_is_never_taken_for_a_state(tmp_path):
     assert checkpoints.restore(tmp_path / "nothing", toy, build(toy, SETTINGS[0], 256)) == 0
 
 
-def test_the_handler_of_sigterm_is_given_back(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+def test_handlers_are_given_back(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     train(tmp_path, SETTINGS[0], steps=10)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with loop._StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 class Line(Objective):
