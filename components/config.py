@@ -54,6 +54,10 @@ def section(name: str, path: Path = PARAMS) -> dict[str, Any]:
     return settings(params[name], f"{path}, section {name}")
 
 
+def sections(path: Path = PARAMS) -> set[str]:
+    return set(_load(path))
+
+
 def settings(values: Any, where: str) -> dict[str, Any]:
     """What stands in a section, {} where nothing does. Raises ValueError if that is not names and values."""
     if not isinstance(values, dict | None):

@@ -64,7 +64,7 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     _configure()
     for part in module.modules():
         if isinstance(part, ViTLayer | ResNet):
-            part.compile(backend=backend, dynamic=False)
+            part.compile(backend=backend, dynamic=False, options=_options(backend))
 
 
 def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
@@ -75,13 +75,16 @@ def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callabl
 
 @cache
 def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    return torch.compile(function, backend=backend, dynamic=False)
+    return torch.compile(function, backend=backend, dynamic=False, options=_options(backend))
+
+
+def _options(backend: str) -> dict[str, Any] | None:
+    """In a fixed order, or timings would choose between sums of another one. As an option it also reaches the backward
+    pass, which a thread of autograd's compiles."""
+    return {"deterministic": True} if backend == "inductor" else None
 
 
 def _configure() -> None:
     """For this thread: torch keeps settings of each apart."""
-    import torch._inductor.config
-
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.recompile_limit = 64
-    torch._inductor.config.deterministic = True  # or timings would choose between sums of another order

@@ -6,6 +6,7 @@ picture that is used. Errors stop the stage; warnings are for a person to weigh,
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pandera.polars as pa
@@ -130,4 +131,5 @@ def validate(table: pl.DataFrame, schema: pa.DataFrameSchema | type[pa.DataFrame
             ]
             name = schema.name if isinstance(schema, pa.DataFrameSchema) else schema.Config.name
             raise ValueError("\n".join([f"the {name} is not valid:", *lines])) from None
-    return [str(warning.message) for warning in caught if issubclass(warning.category, SchemaWarning)]
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, SchemaWarning)]
+    return [found[1] if (found := re.search(r"<Check [^:]+: (.+?)>", text)) else text for text in said]

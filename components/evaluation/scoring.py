@@ -18,11 +18,13 @@ PIXELS = 16  # raw pixels of full size were no better neighbors (within 0.02 on 
 
 def cannot_score(photos: Photos) -> str | None:
     """Why nothing can be said about classes, in plain words; None if it can."""
-    if len(photos.classes) < 2:
+    if not photos.classes:
         return "the pictures have no labels (class subfolders would be labels)"
-    for split in ("train", "test"):
-        if not len(photos.rows(split, labeled=True)):
-            return f"the {split} split has no labeled picture"
+    if not len(photos.rows("test", labeled=True)):
+        return "the test split has no labeled picture"
+    known = photos.labels(photos.rows("train", labeled=True)).unique()
+    if len(known) < 2:
+        return "the labeled training pictures are all of one class" if len(known) else "no training picture has a label"
     return None
 
 

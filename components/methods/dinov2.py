@@ -17,7 +17,7 @@ from components.config import Parts
 from components.data.augment import Draws, View
 from components.methods.blocks import NEEDED, block_masks
 from components.methods.distillation import Distillation, Targets, crops, temperature
-from components.methods.losses import across_views, entropies, on_hidden, unit
+from components.methods.losses import across_views, entropies, on_hidden, precise, unit
 from components.methods.method import Batch, Method
 from components.methods.multicrop import by_size, whole_patches
 from components.models.backbone import Backbone, ViT
@@ -53,6 +53,7 @@ class DINOv2Config(Distillation):
     )
 
 
+@precise
 def koleo(features: Tensor) -> Tensor:
     """-log of the distance to the nearest other picture, over all ranks, the mean over mine: [B, D] -> [].
 

@@ -83,8 +83,11 @@ def sinkhorn(scores: Tensor, temperature: float, rounds: int = 3) -> Tensor:
     """Share the vectors of all ranks evenly among the prototypes: probabilities [B, K], from cosines [B, K].
 
     B may differ from rank to rank, and may be 0. Caron et al., 2020 (SwAV), equation 3; Cuturi, NIPS 2013. Rounds
-    scale the prototypes to equal shares, then the vectors; after the last every row sums to 1.
+    scale the prototypes to equal shares, then the vectors; after the last every row sums to 1. Raises ValueError for a
+    temperature at which float32 would hold nothing of a vector that is far from every prototype.
     """
+    if temperature < 0.02:
+        raise ValueError(f"Sinkhorn's temperature is {temperature:g}; allowed: 0.02 or more")
     q = torch.exp((scores.to(torch.promote_types(scores.dtype, torch.float32)) - 1) / temperature)  # cosines: at most 1
     count = ranks.total(q.new_full((), len(q)))
     for _ in range(rounds):

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.config import PARAMS, Strict, methods, read, section
+from components.config import PARAMS, Strict, methods, read, section, sections
 from components.data.sources import named
-from components.methods import METHODS
+from components.methods import METHODS, Method
+from components.models.backbone import build
 from components.stages.adapt import AdaptConfig
 from components.stages.answer import AnswerConfig
 from components.stages.connect import ConnectConfig
@@ -29,26 +30,36 @@ SECTIONS: dict[str, type[Strict]] = {
     "report": ReportConfig,
 }
 
+OTHERS = ("methods", "pretrain")
+
 
 def problems(path: Path = PARAMS) -> list[str]:
     """Everything that is wrong in params.yaml, in words; what only the pictures can tell is not among it."""
     try:
-        names, pretrain = methods(path), section("pretrain", path)
+        names, pretrain, unknown = methods(path), section("pretrain", path), sections(path) - {*SECTIONS, *OTHERS}
     except ValueError as error:
         return [str(error)]
-    sections = [name for name in pretrain if name != "common"]
-    tried: list[Callable[[], Any]] = [partial(configure, name, pretrain) for name in [*names, *sections]]
-    tried += [partial(_written, name, sections, path) for name in names]
+    special = [name for name in pretrain if name != "common"]
+    tried: list[Callable[[], Any]] = [partial(_buildable, name, pretrain) for name in [*names, *special]]
+    tried += [partial(_written, name, special, path) for name in names]
     tried += [partial(read, name, schema, path) for name, schema in SECTIONS.items()]
     tried.append(partial(_source, path))
     tried += [partial(_trained, name, names, path) for name in ("adapt", "connect")]
-    found = []
+    found = [f"{path}: no section {name!r} is known; known: {', '.join([*OTHERS, *SECTIONS])}" for name in unknown]
     for one in tried:
         try:
             one()
         except ValueError as error:
             found.append(str(error))
     return list(dict.fromkeys(found))
+
+
+def _buildable(method: str, pretrain: dict[str, Any]) -> None:
+    """Some settings only the networks made of them refuse; where the data have a say, as they have later."""
+    config, kind = configure(method, pretrain), METHODS[method].method
+    kind.views(config.settings, config.backbone.image_size)
+    if kind.complete is Method.complete:
+        kind(build(config.backbone), config.settings)
 
 
 def _written(method: str, sections: list[str], path: Path) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from small import SHAPES, batch, make
 from torch._dynamo.utils import counters
 
@@ -79,8 +80,28 @@ def test_views_are_the_same(blur):
 def test_settings_hold_in_every_thread_that_compiles():
     def settings():
         compiled(batched.finish, CAPTURE)
-        return torch._dynamo.config.recompile_limit, torch._inductor.config.deterministic
+        return torch._dynamo.config.recompile_limit, torch._dynamo.config.suppress_errors
 
     compiled(batched.finish, CAPTURE)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(settings).result() == (64, True)
+
+
+def test_forward_and_backward_are_compiled_in_a_fixed_order(monkeypatch):
+    """On a GPU autograd's own thread compiles the backward pass; here another thread does."""
+    from torch._inductor import compile_fx  # warns as it is imported
+
+    seen = []
+
+    def inner(graph, inputs, **given):
+        seen.append((bool(given.get("is_backward")), torch._inductor.config.deterministic))
+        return make_boxed_func(graph.forward)
+
+    whole = compile_fx.compile_fx
+    monkeypatch.setattr(compile_fx, "compile_fx", lambda *a, **given: whole(*a, **{"inner_compile": inner, **given}))
+    net = build(SHAPES["vit"])
+    compile_blocks(net)
+    loss = net.tokens(torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)).square().sum()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(loss.backward).result()
+    assert set(seen) == {(False, True), (True, True)}

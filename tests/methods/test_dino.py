@@ -128,8 +128,11 @@ def test_sinkhorn_equals_the_pseudo_code_and_shares_evenly():
     assert torch.allclose(found.sum(1), torch.ones(12).double())
     assert torch.allclose(sinkhorn(scores, 0.3, rounds=200).sum(0), torch.full((5,), 12 / 5).double())
     assert sinkhorn(torch.zeros(0, 5), 0.04).shape == (0, 5)
-    sharp = sinkhorn(torch.eye(3).repeat(2, 1), 0.01)  # exp(100) does not fit into float32
-    assert torch.allclose(sharp, torch.eye(3).repeat(2, 1), atol=1e-6)
+    near = 2 * torch.eye(3).repeat(2, 1) - 1
+    assert torch.allclose(sinkhorn(near, 0.02), torch.eye(3).repeat(2, 1), atol=1e-6)
+    assert torch.allclose(sinkhorn(near - near.eq(1) * 1.9, 0.02).sum(1), torch.ones(6))  # all far: nothing underflows
+    with pytest.raises(ValueError, match=r"temperature is 0.01; allowed: 0.02 or more"):
+        sinkhorn(near, 0.01)
 
 
 def test_views_of_one_size_share_one_forward_and_come_back_in_order():

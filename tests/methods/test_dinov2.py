@@ -119,6 +119,14 @@ def test_gradients_are_the_finite_differences_of_the_naive_loss():
     slopes_agree(method, method(batch)["loss"], naive)
 
 
+def test_koleo_finds_the_nearest_in_full_precision():
+    """bf16 tells cosines near 1 apart in steps of 1/256."""
+    x = 1 + 0.05 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = koleo(x)
+    assert found == koleo(x)
+
+
 def test_koleo_equals_the_loop_and_has_a_closed_form():
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double()
     assert koleo(x).item() == pytest.approx(naive_koleo(x.numpy()), abs=1e-6)

@@ -103,4 +103,6 @@ def test_making_views_never_waits(blur):
     view = View(16, blur=blur, solarize=0.2, gray=0.2)
     plan = decide(view, torch.full((BATCH, 2), 32), torch.rand(BATCH, NEEDED, dtype=torch.float64))
     images = torch.empty(BATCH, 3, 32, 32, dtype=torch.uint8, device=DEVICE)
-    assert batched.render(images, plan).shape == (BATCH, 3, 16, 16)
+    with Watched():
+        made = batched.render(images, plan)
+    assert made.shape == (BATCH, 3, 16, 16)

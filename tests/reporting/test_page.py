@@ -92,12 +92,12 @@ def test_the_table_has_every_baseline_once_and_every_method(findings):
 
 
 def test_what_learned_nothing_is_named(findings, photos):
-    assert findings.unlearned() == []
+    assert findings.unlearned() == ["simclr"]  # its interval meets the untrained one's
     methods = copy.deepcopy(findings.methods)
     methods["moco"]["backbone"] = methods["moco"]["random"]
     changed = page(findings, photos, methods=methods)
     assert "moco is not clearly better than the same backbone untrained" in changed
-    assert "simclr is not clearly better" not in changed
+    assert "moco is not clearly better" not in page(findings, photos)
 
 
 def test_a_baseline_that_differs_is_told_for_each(findings):

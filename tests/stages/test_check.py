@@ -69,12 +69,16 @@ def test_sections_of_methods_are_looked_at_whether_they_are_trained_or_not(param
     params["pretrain"]["byol"] = 3
     params["adapt"] = [1]
     params["data"]["source"] = "nowhere"
+    params["repprt"] = {}
+    params["pretrain"]["dino"] |= {"local_crops": 2, "local_size": 20}
     found = said(params, tmp_path)
     for part in (
         "epocs: no such setting",
         "no method 'simlcr'; known: ",
         "section pretrain: it has no simclr, which is among methods; `simclr: {}` will do",
         "section pretrain.byol: names and their values are needed; given: 3",
+        "no section 'repprt' is known; known: methods, pretrain, data",
+        "local_size 20 is not a multiple",
         "data.source is 'nowhere', which is no folder here",
         "section adapt: names and their values are needed; given: [1]",
     ):
