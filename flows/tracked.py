@@ -25,11 +25,13 @@ def tracked(path: Path = PARAMS) -> list[str]:
 def track(method: str, log: Callable[[str], object] = print, path: Path = PARAMS) -> None:
     """Have stages for `method`: name it in params.yaml if it is not there yet, change no other byte, and say so.
 
-    Raises ValueError for a name that is not in METHODS.
+    Raises ValueError for a name that is not in METHODS, and for one without a section, which DVC would look for.
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
     text = path.read_text(encoding="utf-8")
+    if method not in (yaml.safe_load(text).get("pretrain") or {}):
+        raise ValueError(f"{path}, section pretrain: it has no {method}; `{method}: {{}}` will do")
     if method in _methods(text):
         return
     # not a round trip through ruamel.yaml, which moves comments and re-spaces what is in braces

@@ -41,6 +41,7 @@ def fail(error: BaseException):
         (lambda: None, 0, ""),
         (fail(CommandError(["dvc", "repro", "x"], 255, ["the reason"])), 1, "the reason"),
         (fail(CancelledRun("canceled on request")), 1, "canceled on request"),
+        (fail(ValueError("no such method")), 2, "no such method"),
         (fail(KeyboardInterrupt()), 130, ""),
         (fail(RuntimeError("Failed to reach API at http://x")), 2, "prefect server start"),
     ],

@@ -14,12 +14,17 @@ first:   {{kind: vit,a:  1}}     # odd   spacing stays
 pretrain:
   common: {{long: [{long}]}}
   methods: [not, these]
+  {new}: {{}}
 last: "quoted"   """
+
+
+def around(methods: str) -> str:
+    return AROUND.format(methods=methods, long=", ".join("123456789" * 30), new=NEW)
 
 
 def params(tmp_path: Path, methods: str) -> Path:
     path = tmp_path / "params.yaml"
-    path.write_text(AROUND.format(methods=methods, long=", ".join("123456789" * 30)), encoding="utf-8")
+    path.write_text(around(methods), encoding="utf-8")
     return path
 
 
@@ -39,16 +44,23 @@ def test_every_other_byte_stays(tmp_path: Path, before: str, after: str) -> None
     path = params(tmp_path, before)
     said: list[str] = []
     track(NEW, said.append, path)
-    wanted = AROUND.format(methods=after.replace("NEW", NEW), long=", ".join("123456789" * 30))
-    assert path.read_bytes() == wanted.encode()
+    assert path.read_bytes() == around(after.replace("NEW", NEW)).encode()
     assert NEW in said[0]
 
 
 def test_the_list_at_the_end_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_bytes(b"methods:\n  - a")
+    path.write_text(f"pretrain: {{{NEW}: }}\nmethods:\n  - a")
     track(NEW, path=path)
-    assert path.read_bytes() == f"methods:\n  - a\n  - {NEW}".encode()
+    assert path.read_text() == f"pretrain: {{{NEW}: }}\nmethods:\n  - a\n  - {NEW}"
+
+
+def test_a_method_without_a_section_is_not_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("methods: [a]\npretrain: {a: {}}")
+    with pytest.raises(ValueError, match=f"it has no {NEW}; `{NEW}: {{}}` will do"):
+        track(NEW, path=path)
+    assert path.read_text() == "methods: [a]\npretrain: {a: {}}"
 
 
 def test_our_own_file_takes_any_method(tmp_path: Path) -> None:
