@@ -36,7 +36,7 @@ def add_processes(parser: ArgumentParser) -> None:
 
 
 def launch(run: Callable[[], object]) -> int:
-    """The exit code: 0, 1 if a stage failed, 2 for what was given or if no server answers, 130 and 143 as in a shell."""
+    """The exit code: 0, 1 if a stage failed, 2 for a mistake or no server, 130 and 143 as in a shell."""
     # Prefect raises the signal anew when the flow has ended. Python's default would then skip atexit, and with it the
     # end of Prefect's own server; a closed terminal would do that and leave the stage running as well.
     signal.signal(signal.SIGTERM, _leave)
