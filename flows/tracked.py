@@ -30,7 +30,7 @@ def track(method: str, log: Callable[[str], object] = print, path: Path = PARAMS
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
     text = path.read_text(encoding="utf-8")
-    if method not in (yaml.safe_load(text).get("pretrain") or {}):
+    if method not in (_load(text).get("pretrain") or {}):
         raise ValueError(f"{path}, section pretrain: it has no {method}; `{method}: {{}}` will do")
     if method in _methods(text):
         return
@@ -42,11 +42,17 @@ def track(method: str, log: Callable[[str], object] = print, path: Path = PARAMS
 
 
 def _methods(text: str) -> list[str]:
-    params: dict[str, Any] = yaml.safe_load(text)
-    methods = params.get("methods")
+    methods = _load(text).get("methods")
     if not isinstance(methods, list):
         raise ValueError(f"params.yaml, methods: a list of names is needed; given: {methods!r}")
     return methods
+
+
+def _load(text: str) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load(text))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ValueError(f"params.yaml cannot be read: {error}") from None
 
 
 def _with_item(text: str, item: str) -> str:

@@ -36,6 +36,20 @@ def test_every_method_has_a_section_and_every_listed_method_is_known():
     assert set(PARAMS["methods"]) <= set(METHODS)
 
 
+def test_no_setting_has_a_name_that_the_run_cache_of_dvc_passes_over():
+    """Unless it is also listed by itself: dvc/stage/cache.py leaves these out, at any depth."""
+
+    def below(values, path):
+        for name, value in values.items() if isinstance(values, dict) else ():
+            yield f"{path}.{name}"
+            yield from below(value, f"{path}.{name}")
+
+    listed = {name for stage in STAGES.values() for name in stage.get("params", [])}
+    passed_over = [name for name in below(PARAMS, "") if name.rpartition(".")[2] in ("size", "nfiles")]
+    assert passed_over == [".data.size"]
+    assert "data.size" in listed
+
+
 def test_only_dvc_yaml_knows_a_path():
     """Code gets its folders as arguments."""
     for path in [*(ROOT / "components").rglob("*.py")]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -161,8 +162,12 @@ def _captions(root: Path) -> dict[str, list[dict[str, str]]]:
     for file in (root / name for name in CAPTIONS):
         if not file.is_file():
             continue
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+            lines = io.StringIO(text, newline="")
             rows = list(csv.DictReader(lines)) if file.suffix == ".csv" else [json.loads(x) for x in lines if x.strip()]
+        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+            raise ValueError(f"{file} cannot be read: {error}; it has to be UTF-8, a row a line") from None
         for number, row in enumerate(rows, start=1):
             if not row.get("path") or not (row.get("caption") or (row.get("question") and row.get("answer"))):
                 raise ValueError(

@@ -165,7 +165,7 @@ def main() -> None:
         parser.exit(2, f"connect: {error}\n")
     if metrics:  # the first process alone has them
         shown = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in metrics.items()}
-        print("connect: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
+        print("connect: " + ", ".join(f"{name}: {value}" for name, value in shown.items()))
 
 
 if __name__ == "__main__":

@@ -228,6 +228,16 @@ def test_a_flat_folder_is_unlabeled_and_captions_become_questions(tmp_path):
     assert set(asked["answer"]) == {"a red wall", "a door, open", "blue"}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("captions.csv", b"path,caption\n0.png,caf\xe9\n"), ("captions.jsonl", b"{")]
+)
+def test_captions_that_cannot_be_read_are_named(name, content, tmp_path):
+    draw(tmp_path / "0.png", 0)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read: .*UTF-8"):
+        read(str(tmp_path), 0, 0, tmp_path)
+
+
 def test_captions_of_unknown_files_and_without_columns_are_refused(tmp_path):
     draw(tmp_path / "0.png", 0)
     (tmp_path / "captions.csv").write_text("path,caption\nmissing.png,a wall\n")

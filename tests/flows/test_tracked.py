@@ -63,6 +63,12 @@ def test_a_method_without_a_section_is_not_named(tmp_path: Path) -> None:
     assert path.read_text() == "methods: [a]\npretrain: {a: {}}"
 
 
+def test_a_broken_file_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("methods: [")
+    with pytest.raises(ValueError, match=r"params.yaml cannot be read: "):
+        track(NEW, path=tmp_path / "params.yaml")
+
+
 def test_our_own_file_takes_any_method(tmp_path: Path) -> None:
     for method in METHODS:
         path = tmp_path / "params.yaml"
