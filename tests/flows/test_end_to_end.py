@@ -116,6 +116,7 @@ def test_a_stage_that_fails_says_why(project: Path, server: str) -> None:
 def test_ctrl_c_ends_it_at_once_with_a_word(project: Path, tmp_path: Path) -> None:
     """A terminal tells all of the group, and with it the server that the flow has started for itself."""
     (project / "slow").touch()
+    (project / "components" / "stages" / "pretrain.py").write_text(f"{STAGE}# of other code, so that it has to run\n")
     env = {**os.environ, "PREFECT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, str(project / "flows" / "pretrain.py"), "--method", "moco"]
     with subprocess.Popen(
