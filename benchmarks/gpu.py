@@ -3,6 +3,8 @@
     python -m benchmarks.gpu throughput                                  # source images a second, a row a workload
     python -m benchmarks.gpu train --method simclr --photos cifar10.tar.xz --seconds 560    # again until it says done
 
+Needed: torch, torchvision, transformers, accelerate, numba and pydantic.
+
 `train` follows benchmarks/cifar10_long.yaml. When the seconds are over the state is kept in --out, and the same command
 goes on from there. The photos are split/class/file, in a folder or a tar archive.
 """
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -137,6 +140,10 @@ def throughput(given: Namespace) -> None:
         share = counter.get_total_flops() / seconds / peak
         rate = config.batch_size / seconds
         print(f"| {name} | {config.batch_size} | {rate:,.0f} | {memory:.1f} | {share:.0%} |", flush=True)
+        if acc.device.type == "cuda":  # what could not be compiled ran as it is written
+            frames = counters["frames"]
+            print(f"{name}: {frames['ok']} of {frames['total']} functions compiled", file=sys.stderr)
+            counters.clear()
         del ready, batch
         acc.free_memory()  # models and optimizers it was given, and the GPU's cache
 

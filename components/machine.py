@@ -33,7 +33,8 @@ def keep_memory() -> bool:
 def repeat_exactly() -> None:
     """Have a GPU find the same bits whenever it computes the same: no sums in the order of arrival.
 
-    To be called before the GPU is first used. Where an operator has no such form torch says so and goes on.
+    To be called before the GPU is first used. Where an operator has no such form torch says so and goes on; so does
+    flash attention's backward pass, of which a ViT on a GPU is made.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003
@@ -53,7 +54,7 @@ def has_bf16() -> bool:
 
 def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     """In place, for fixed shapes, by torch.compile: ResNets, and blocks of ViTs, which are alike, so that one program
-    serves them all. A GPU's small operators cost more to start than to run.
+    serves them all; and what calls itself `compiled_whole`. A GPU's small operators cost more to start than to run.
 
     One program more for each size of views, and for where no gradient is wanted. Names of weights stay. Where there is
     no C compiler torch says so and goes on without; TORCH_COMPILE_DISABLE=1 turns it off.
@@ -63,7 +64,7 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
 
     _configure()
     for part in module.modules():
-        if isinstance(part, ViTLayer | ResNet):
+        if isinstance(part, ViTLayer | ResNet) or getattr(part, "compiled_whole", False):
             part.compile(backend=backend, dynamic=False, options=_options(backend))
 
 

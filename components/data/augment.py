@@ -83,7 +83,7 @@ class Plan:
     """
 
     size: int
-    taps: int  # of the blur
+    taps: int  # of the blur, 0 where none is ever blurred
     boxes: Tensor  # int64 [B, 4]: top, left, height, width
     flip: Tensor  # bool [B]
     order: Tensor  # int64 [B, 5]
@@ -138,7 +138,7 @@ def decide(view: View, shapes: Tensor, draws: Tensor) -> Plan:
     last = torch.full_like(shuffled[:, :1], GRAY)
     return Plan(
         size=view.size,
-        taps=max(3, view.size // 10 | 1),
+        taps=max(3, view.size // 10 | 1) if view.blur > 0 else 0,
         boxes=crop_boxes(shapes, view, crop),
         flip=rest[:, 0] < view.flip,
         order=torch.cat([last, shuffled] if view.gray_first else [shuffled, last], 1),

@@ -29,8 +29,7 @@ def render(images: Tensor, plan: Plan) -> Tensor:
         for values in (plan.boxes, plan.flip, plan.order, plan.strengths, plan.sigma, plan.solarize)
     )
     x = resize(images, boxes, flip, plan.size)
-    taps = plan.taps if bool((plan.sigma > 0).any()) else 0  # of the plan that is on the host
-    return (compiled(finish) if x.is_cuda else finish)(x, order, strengths, sigma, solarize, taps)
+    return (compiled(finish) if x.is_cuda else finish)(x, order, strengths, sigma, solarize, plan.taps)
 
 
 def finish(x: Tensor, order: Tensor, strengths: Tensor, sigma: Tensor, solarize: Tensor, taps: int) -> Tensor:

@@ -23,7 +23,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Of unit vectors, one part of the bank after the other: the best so far against the best of the next."""
-    values, places = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    values, places = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(bank), BANK):
         part = queries @ bank[start : start + BANK].T
         new, at = part.topk(min(k, part.shape[1]))
@@ -38,7 +38,7 @@ def classify(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature:
     if not 1 <= k <= len(bank):
         raise ValueError(f"k is {k}; allowed: 1 to {len(bank)}, the labeled training pictures")
     similarity, places = nearest(queries, bank, k)
-    votes = torch.zeros(len(queries), int(labels.max()) + 1)
+    votes = similarity.new_zeros(len(queries), int(labels.max()) + 1)
     # the best neighbor is subtracted so that exp cannot overflow; a vote's winner does not change
     votes.scatter_add_(1, labels[places], ((similarity - similarity[:, :1]) / temperature).exp())
     return votes.argmax(1)

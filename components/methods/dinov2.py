@@ -61,10 +61,9 @@ def koleo(features: Tensor) -> Tensor:
     """
     mine = unit(features)
     everyone = ranks.gather(mine)
-    row = torch.arange(len(mine), device=mine.device)
     with torch.no_grad():
         alike = mine @ everyone.T
-        alike[row, ranks.rank() * len(mine) + row] = -2.0  # not itself
+        alike.diagonal(ranks.rank() * len(mine)).fill_(-2.0)  # not itself
         nearest = alike.argmax(1)
     # eps as in dinov2/loss/koleo_loss.py: two equal features would be infinitely bad
     return -torch.log(nn.functional.pairwise_distance(mine, everyone[nearest], eps=1e-8) + 1e-8).mean()

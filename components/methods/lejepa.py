@@ -18,6 +18,7 @@ from torch import Tensor
 from components import ranks
 from components.config import Parts
 from components.data.augment import Jitter, View
+from components.methods.losses import full, precise
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ViT
 from components.models.heads import mlp
@@ -81,6 +82,7 @@ class LeJEPA(Method):
         return self.backbone
 
 
+@precise
 def sigreg(z: Tensor, slices: int, knots: int, reach: float, seed: torch.Generator) -> Tensor:
     """How far each view's embeddings z [V, B, K] are from a standard normal cloud, over all ranks: [].
 
@@ -88,12 +90,13 @@ def sigreg(z: Tensor, slices: int, knots: int, reach: float, seed: torch.Generat
     the empirical characteristic function of all N projections; the mean over views and directions. The integral is a
     trapezoid rule on 0 … reach, twice, for the integrand is even.
     """
+    z = full(z)
     directions = torch.randn(z.shape[-1], slices, generator=seed).to(z.device, z.dtype, non_blocking=True)
     directions = directions / directions.norm(dim=0)
     t = torch.linspace(0, reach, knots, dtype=z.dtype, device=z.device)
     normal = (-t.square() / 2).exp()
     weights = torch.full_like(t, 2 * reach / (knots - 1))
-    weights[0] = weights[-1] = reach / (knots - 1)
+    weights[:1] = weights[-1:] = reach / (knots - 1)
     angles = (z @ directions)[..., None] * t  # [V, B, slices, knots]
     mine = torch.stack([angles.cos().mean(1), angles.sin().mean(1)])  # [2, V, slices, knots]
     real, imaginary = ranks.gather(mine[None]).mean(0)  # a function of all ranks' pictures, with their gradients

@@ -29,7 +29,7 @@ class NTXent(torch.autograd.Function):
             part = mine[start : start + ROWS]
             row = torch.arange(len(part), device=mine.device)
             logits = part @ everyone.T / temperature  # [R, E]
-            logits[row, offset + start + row] = -torch.inf  # not itself
+            logits.diagonal(offset + start).fill_(-torch.inf)  # not itself; a number put at places would be waited for
             other = offset + (start + row + count // 2) % count
             most = logits.logsumexp(1)
             loss += (most - logits[row, other]).sum()

@@ -42,6 +42,8 @@ class Blocks(nn.Module):
     seen: bool [B, M], the tokens that any of them may look at. Raises ValueError if width is not a multiple of heads.
     """
 
+    compiled_whole = True  # torch.compile passes over a single nn.TransformerEncoderLayer
+
     def __init__(self, width: int, depth: int, heads: int) -> None:
         super().__init__()
         if width % heads:

@@ -81,13 +81,13 @@ def fit(
         wrapped, stepper = acc.prepare(objective, optimizer)
         bar = progress(range(first, run.steps), run.name, unit="step", shown=acc.is_main_process)
         watch = Watch(run, first, acc, bar)
-        with ThreadPoolExecutor(1, "prefetch") as pool:
+        with ThreadPoolExecutor(1, "prefetch", initializer=_settle, initargs=(acc.device,)) as pool:
             ahead = pool.submit(load, first)
             for step in bar:
                 with watch.waiting(), record_function("wait for data"):
                     batch = _move(ahead.result(), acc.device)
                 done = step + 1
-                if done < run.steps:
+                if first < step < run.steps - 1:
                     ahead = pool.submit(load, done)
                 objective.before_step(step / run.steps)
                 optim.set_rates(optimizer, settings, step / run.steps)
@@ -102,6 +102,8 @@ def fit(
                     stepper.zero_grad()
                 with record_function("after the step"):
                     objective.after_step()
+                if step == first and done < run.steps:  # compiling a backward pass bears no compiled views beside it
+                    ahead = pool.submit(load, done)
                 due = done % run.save_every == 0
                 if done % CHECK_EVERY and done != run.steps and not due:
                     continue
@@ -180,6 +182,12 @@ class _StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _settle(device: torch.device) -> None:
+    """In a thread that has just begun: the GPU is this rank's, not the first."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def _move(batch: Any, device: torch.device) -> Any:

@@ -95,7 +95,8 @@ class Lars(torch.optim.Optimizer):
                 ratio = torch.where((ours > 0) & (theirs > 0), group["trust"] * ours / theirs, 1.0)
                 torch._foreach_mul_(change, list(ratio.unbind()))
             for p in moved:
-                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             velocity = [self.state[p]["momentum_buffer"] for p in moved]
             torch._foreach_mul_(velocity, group["momentum"])
             torch._foreach_add_(velocity, change)

@@ -18,6 +18,7 @@ from components.data.augment import NEEDED, Jitter, View, decide
 from components.machine import compile_blocks, compiled
 from components.methods import METHODS
 from components.models.backbone import build
+from components.models.heads import Blocks
 
 pytestmark = pytest.mark.filterwarnings("default")  # of torch about itself
 CAPTURE = "aot_eager"
@@ -50,6 +51,16 @@ def test_a_step_is_the_same(name, photos, monkeypatch):
     assert 1 <= counters["frames"]["ok"] <= 3  # one program for all blocks, sizes and gradients apart
     assert counters["frames"]["ok"] == counters["frames"]["total"]
     assert not counters["graph_break"]
+
+
+def test_the_blocks_of_a_decoder_are_compiled_as_one():
+    plain = Blocks(8, 2, 2).double()
+    made, x, seen = copy.deepcopy(plain), torch.randn(3, 5, 8).double(), torch.rand(3, 5) < 0.7
+    seen[:, 0] = True
+    compile_blocks(made, CAPTURE)
+    assert torch.allclose(made(x), plain(x))
+    assert torch.allclose(made(x, seen), plain(x, seen))
+    assert counters["frames"] == {"ok": 2, "total": 2}
 
 
 def test_a_resnet_is_the_same():
