@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from components.config import PARAMS
+from components.config import PARAMS, methods, section
 from components.methods import METHODS
 
 NAMES = tuple(METHODS)
@@ -19,7 +19,7 @@ else:
 
 def tracked(path: Path = PARAMS) -> list[str]:
     """The methods that DVC has stages for."""
-    return _methods(path.read_text(encoding="utf-8"))
+    return methods(path)
 
 
 def track(method: str, log: Callable[[str], object] = print, path: Path = PARAMS) -> None:
@@ -29,30 +29,16 @@ def track(method: str, log: Callable[[str], object] = print, path: Path = PARAMS
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
-    text = path.read_text(encoding="utf-8")
-    if method not in (_load(text).get("pretrain") or {}):
+    if method not in section("pretrain", path):
         raise ValueError(f"{path}, section pretrain: it has no {method}; `{method}: {{}}` will do")
-    if method in _methods(text):
+    before, text = methods(path), path.read_text(encoding="utf-8")
+    if method in before:
         return
     # not a round trip through ruamel.yaml, which moves comments and re-spaces what is in braces
     changed = _with_item(text, method)
-    assert _methods(changed) == [*_methods(text), method]
+    assert yaml.safe_load(changed)["methods"] == [*before, method]
     path.write_text(changed, encoding="utf-8")
     log(f"{method} is now among the methods in {path}, and so in the report.")
-
-
-def _methods(text: str) -> list[str]:
-    methods = _load(text).get("methods")
-    if not isinstance(methods, list):
-        raise ValueError(f"params.yaml, methods: a list of names is needed; given: {methods!r}")
-    return methods
-
-
-def _load(text: str) -> dict[str, Any]:
-    try:
-        return dict(yaml.safe_load(text))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"params.yaml cannot be read: {error}") from None
 
 
 def _with_item(text: str, item: str) -> str:

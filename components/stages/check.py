@@ -39,9 +39,9 @@ def problems(path: Path = PARAMS) -> list[str]:
         names, pretrain, unknown = methods(path), section("pretrain", path), sections(path) - {*SECTIONS, *OTHERS}
     except ValueError as error:
         return [str(error)]
-    special = [name for name in pretrain if name != "common"]
-    tried: list[Callable[[], Any]] = [partial(_buildable, name, pretrain) for name in [*names, *special]]
-    tried += [partial(_written, name, special, path) for name in names]
+    every = [name for name in {**dict.fromkeys(names), **pretrain} if name != "common"]  # each once
+    tried: list[Callable[[], Any]] = [partial(_buildable, name, pretrain) for name in every]
+    tried += [partial(_written, name, pretrain, path) for name in names]
     tried += [partial(read, name, schema, path) for name, schema in SECTIONS.items()]
     tried.append(partial(_source, path))
     tried += [partial(_trained, name, names, path) for name in ("adapt", "connect")]
@@ -62,9 +62,9 @@ def _buildable(method: str, pretrain: dict[str, Any]) -> None:
         kind(build(config.backbone), config.settings)
 
 
-def _written(method: str, sections: list[str], path: Path) -> None:
+def _written(method: str, pretrain: dict[str, Any], path: Path) -> None:
     """DVC looks for it, whether or not there is something to say in it."""
-    if method in METHODS and method not in sections:
+    if method in METHODS and method not in pretrain:
         raise ValueError(
             f"{path}, section pretrain: it has no {method}, which is among methods; `{method}: {{}}` will do"
         )

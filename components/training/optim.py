@@ -110,15 +110,14 @@ def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> tor
     """
     relative = batch_size / 256
     scale = relative if config.scaling == "linear" else math.sqrt(relative)
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for begins in config.constant_lr:
-        if not any(name.startswith(begins) for name in names):
-            known = ", ".join(sorted({name.partition(".")[0] + "." for name in names}))
+        if not any(name.startswith(begins) for name in trained):
+            known = ", ".join(sorted({name.partition(".")[0] + "." for name in trained}))
             raise ValueError(f"constant_lr: no parameter's name begins with {begins!r}; there are: {known}")
     kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, p in module.named_parameters():
-        if p.requires_grad:
-            kinds.setdefault((p.ndim > 1, not name.startswith(config.constant_lr or ("\0",))), []).append(p)
+    for name, p in trained.items():
+        kinds.setdefault((p.ndim > 1, not name.startswith(config.constant_lr or ("\0",))), []).append(p)
     groups = []
     for (wide, scheduled), params in kinds.items():
         peak = scale * (config.lr if wide or config.plain_lr is None else config.plain_lr)
