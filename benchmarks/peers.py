@@ -7,6 +7,8 @@ Same files, network, heads, views, batch and losses on all sides, and the same k
 whose class token alone is read, we compute no other place in its last block; the others compute all.
   ours         the training loop of this project, on pictures packed once
   lightly      lightly's transforms, losses, heads and momentum update in a plain loop over a DataLoader
+  script       the CIFAR-10 script of lightly's documentation, with its own ResNet-18 and Lightning's loop; for SimCLR
+               at 32 pixels alone: its MoCo sees both views twice, its DINO no local views, and that is other work
   torchvision  a plain loop as the papers' scripts have it: torchvision's transforms a picture at a time, our loss
 Workers of the others are swept in the first round, and the best go on. A row in bf16, and one with channels last for
 ResNets, is added where the chip multiplies in bf16. Each side is a process of its own, the sides of a line in turns.
@@ -55,11 +57,12 @@ class Line:
 
     @property
     def packed(self) -> int:
-        """Shorter side of the files: 32 as CIFAR-10 has it, else 8 / 7 of a view."""
-        return self.size if self.size == 32 else self.size * 8 // 7
+        """Shorter side of the files: 32 as CIFAR-10 has it, 64 as params.yaml has it for 40, else 8 / 7 of a view."""
+        return {32: 32, 40: 64}.get(self.size, self.size * 8 // 7)
 
 
 BATCHES = {
+    ("default", 40): 64,
     ("vit", 32): 32,
     ("vit", 64): 32,
     ("vit", 224): 8,
@@ -123,9 +126,10 @@ def measure(line: Line, side: str, data: Path, steps: int) -> dict[str, Any]:
 
 def sides(line: Line, workers: list[int]) -> list[str]:
     """ours first; SIDE/WORKERS/PRECISION."""
-    rows = [f"{name}/{count}/fp32" for name in ("lightly", "torchvision") for count in workers]
+    peers = ["lightly", *(["script"] if line.name == "simclr-resnet18-32" else [])]
+    rows = [f"{name}/{count}/fp32" for name in (*peers, "torchvision") for count in workers]
     if has_bf16():
-        rows += [f"lightly/{count}/bf16" for count in workers]
+        rows += [f"{name}/{count}/bf16" for name in peers for count in workers]
         if line.backbone.startswith("resnet"):
             rows += [f"lightly/{count}/bf16cl" for count in workers]
     return [f"ours/0/{'bf16' if has_bf16() else 'fp32'}", *rows]
@@ -148,8 +152,10 @@ def main() -> None:
         f"{os.cpu_count()} cores, {processor()}, torch {torch.__version__}, lightly {peer_version()}, "
         f"{time.strftime('%B %Y')}; bf16 units: {'yes' if has_bf16() else 'no, so no bf16 rows'}.",
         "",
-        "| | side | source images/s | ours is | step, ms | memory, MiB | of the matrix-product ceiling |",
-        "|---|---|---|---|---|---|---|",
+        "Parts of a step: outside (wait for views, what goes on between steps) / forward / backward / optimizer.",
+        "",
+        "| | side | source images/s | ours is | step, ms | parts | memory, MiB | of the matrix-product ceiling |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     kept, precisions = [], {"fp32": torch.float32, **({"bf16": torch.bfloat16} if has_bf16() else {})}
     with tempfile.TemporaryDirectory() as root:
@@ -199,10 +205,12 @@ def rows(line: Line, names: list[str], rounds: list[dict[str, Any]]) -> list[str
             found[name]["flops"] / found[name]["seconds"] / found[name]["peak"] for found in rounds
         )
         memory = max(found[name]["memory"] for found in rounds) / 2**20
+        spent = [statistics.median(found[name]["parts"][part] for found in rounds) for part in rounds[0][name]["parts"]]
+        parts = " / ".join(f"{part / sum(spent):.0%}" for part in spent)
         label = f"{side}, {precision}" + ("" if side == "ours" else f", {name.split('/')[1]} workers")
         text.append(
             f"| {line.name}, {line.batch} | {label} | {line.batch / seconds:.1f} | {spread} | {1000 * seconds:.0f} | "
-            f"{memory:.0f} | {share:.0%} |"
+            f"{parts} | {memory:.0f} | {share:.0%} |"
         )
     return text
 

@@ -1,0 +1,1 @@
+"""The sides of a line of `benchmarks.peers`."""

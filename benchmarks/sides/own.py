@@ -1,0 +1,78 @@
+"""Our training loop on packed pictures, and the plain loop of the papers' scripts around our network and loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.sides.work import UNTIMED, Clock, Work, batches, operations, torch_optimizer
+from components.data.augment import Draws, View, look
+from components.data.photos import Photos
+from components.training import optim
+from components.training.loop import accelerator, fit
+from components.training.watch import Run
+
+
+def ours(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, int]:  # noqa: ARG001
+    acc = accelerator()
+    photos, method = Photos(work.data / "packed"), work.ours()
+    rows, views = photos.rows("train"), work.views()
+
+    def load(step: int) -> list[Tensor]:
+        start = step * work.batch % (len(rows) - work.batch)
+        return look(photos, rows[start : start + work.batch], views, 0, step, acc.device)
+
+    flops = operations(lambda: method(load(0))["loss"])
+    method.zero_grad()
+    optimizer = optim.build(method, work.settings, 256)
+    clock = Clock(optimizer)
+    method.register_forward_pre_hook(lambda *_: clock.mark("outside"))
+    method.register_forward_hook(lambda *_: clock.mark("forward"))
+    optimizer.register_step_pre_hook(lambda *_: clock.mark("backward"))
+    run = Run(work.method, steps + UNTIMED, work.batch, Path("log.jsonl"), Path("state"))
+    fit(method, load, optimizer, work.settings, run, acc)
+    return clock, flops
+
+
+def torchvision(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, int]:  # noqa: ARG001
+    """Our network and loss in a plain loop, with torchvision's transforms."""
+    from torchvision import transforms as tv
+
+    def words(view: View) -> Any:
+        jitter = view.jitter
+        assert jitter is not None
+        strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        steps = [
+            tv.RandomResizedCrop(view.size, scale=view.crop),
+            tv.RandomHorizontalFlip(view.flip),
+            tv.RandomApply([tv.ColorJitter(*strengths)], p=jitter.p),
+            tv.RandomGrayscale(view.gray),
+            tv.RandomApply([tv.GaussianBlur(max(3, view.size // 10 | 1), view.sigma)], p=view.blur),
+            *([tv.RandomSolarize(128, view.solarize)] if view.solarize else []),
+            tv.PILToTensor(),
+        ]
+        return tv.Compose(steps)
+
+    views = work.views()
+    each = [words(view) for view in views if isinstance(view, View)]
+    luck = [torch.rand(work.batch, view.count) for view in views if isinstance(view, Draws)]
+    method = work.ours(plain=True)
+    optimizer = torch_optimizer(work, method)
+    clock = Clock(optimizer)
+    flops = 0
+    for batch in batches(work, lambda image: [one(image) for one in each], steps, workers):
+        given = [*batch, *luck]
+        flops = flops or operations(lambda given=given: method(given)["loss"])  # type: ignore[misc]
+        clock.mark("outside")
+        method.before_step(0.5)
+        loss = method(given)["loss"]
+        clock.mark("forward")
+        optimizer.zero_grad()
+        loss.backward()
+        clock.mark("backward")
+        optimizer.step()
+        method.after_step()
+    return clock, flops
