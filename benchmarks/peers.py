@@ -4,7 +4,8 @@
     python -m benchmarks.peers --photos FOLDER --only simclr-vit-64   # any photos, one line
 
 Same files, network, heads, views, batch and losses on all sides, and the same kind of optimizer, each its own. Of a ViT
-whose class token alone is read, we compute no other place in its last block; the others compute all.
+whose class token alone is read, we compute no other place in its last block; of a convolution by Winograd's filtering a
+quarter of the products. The others compute all of them, and shares of the ceiling are counted so, ours too.
   ours         the training loop of this project, on pictures packed once
   lightly      lightly's transforms, losses, heads and momentum update in a plain loop over a DataLoader
   script       the CIFAR-10 script of lightly's documentation, with its own ResNet-18 and Lightning's loop; for SimCLR

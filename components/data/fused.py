@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
+
+from components.kernels import compiled
 
 if TYPE_CHECKING:
     from components.data.augment import Plan
@@ -23,13 +24,7 @@ if TYPE_CHECKING:
 SHARE = 32  # pictures below which a thread is not worth its start
 
 
-def compiled(function: Any) -> Any:
-    """Compiled at its first call, and kept on disk where a place for that can be written to."""
-    options: Any = {"nogil": True, "fastmath": True, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # "cannot cache function"
-        return njit(**options)(function)
+fast = compiled(fastmath=True)
 
 
 def render(pixels: Pixels, plan: Plan) -> Tensor:
@@ -74,7 +69,7 @@ def ready() -> None:
     _views(np.zeros(1, np.uint8), *nothing, 3, np.zeros((0, 3, 8, 8), np.uint8))
 
 
-@compiled
+@fast
 def _views(pixels, where, boxes, flips, orders, strengths, sigmas, solarized, taps, out):  # type: ignore[no-untyped-def]
     size = out.shape[2]
     x = np.empty((3, size, size), np.float32)
@@ -87,7 +82,7 @@ def _views(pixels, where, boxes, flips, orders, strengths, sigmas, solarized, ta
         _write(x, solarized[b], out[b])
 
 
-@compiled
+@fast
 def _resize(pixels, stride, box, flip, x):  # type: ignore[no-untyped-def]
     """The box, antialiased with a triangle as wide as a step of the target (Pillow's bilinear): rows, then columns."""
     top, left, height, width = box
@@ -134,7 +129,7 @@ def _resize(pixels, stride, box, flip, x):  # type: ignore[no-untyped-def]
             x[0, y, i], x[1, y, i], x[2, y, i] = red, green, blue
 
 
-@compiled
+@fast
 def _color(x, order, strengths):  # type: ignore[no-untyped-def]
     """Steps in `order`; what is affine is composed, and applied before hue and at the end."""
     gray = (np.float32(0.2989), np.float32(0.587), np.float32(0.114))
@@ -181,7 +176,7 @@ def _color(x, order, strengths):  # type: ignore[no-untyped-def]
         _apply(x, matrix, np.float32(0), True)
 
 
-@compiled
+@fast
 def _apply(x, m, shift, affine):  # type: ignore[no-untyped-def]
     """The matrix, clamped to 0 … 255, where there is one; then hue, `shift` turns."""
     size, low, high = x.shape[1], np.float32(0), np.float32(255)
@@ -216,7 +211,7 @@ def _apply(x, m, shift, affine):  # type: ignore[no-untyped-def]
                 blue[i] = value - chroma * max(low, min(one, min(k, np.float32(4) - k)))
 
 
-@compiled
+@fast
 def _blur(x, sigma, taps):  # type: ignore[no-untyped-def]
     """Gaussian of `taps` taps, reflected at the border: along rows into a buffer, then along columns back."""
     size, radius = x.shape[1], taps // 2
@@ -248,7 +243,7 @@ def _blur(x, sigma, taps):  # type: ignore[no-untyped-def]
                     line[i] += weight * source[i]
 
 
-@compiled
+@fast
 def _write(x, solarized, out):  # type: ignore[no-untyped-def]
     size = x.shape[1]
     for c in range(3):

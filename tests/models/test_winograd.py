@@ -1,0 +1,126 @@
+"""Winograd's filtering against the plain sum in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from components.models import winograd
+from components.models.backbone import ResNetBackbone, build
+
+
+def far(found: Tensor, right: Tensor) -> float:
+    return ((found - right).norm() / right.norm()).item()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 8, 8), (1, 4, 2, 7, 5), (3, 2, 2, 4, 4), (2, 5, 3, 1, 1), (5, 8, 4, 9, 12)]
+)
+def test_the_convolution_and_its_gradients_are_the_plain_ones(shape, layout):
+    count, channels, kernels, *sides = shape
+    torch.manual_seed(0)
+    x = torch.randn(count, channels, *sides).to(memory_format=layout).requires_grad_()
+    weight = torch.randn(kernels, channels, 3, 3, requires_grad=True)
+    found, right = winograd.convolve(x, weight), conv2d(x.double(), weight.double(), padding=1)
+    assert found.shape == right.shape
+    assert far(found.detach(), right.detach()) < 1e-5
+    upstream = torch.randn(right.shape)
+    gradients = (torch.autograd.grad(y, (x, weight), upstream.to(y.dtype)) for y in (found, right))
+    for mine, theirs in zip(*gradients, strict=True):
+        assert mine.shape == theirs.shape
+        assert far(mine, theirs) < 1e-5
+
+
+def test_only_the_gradients_that_are_asked_for_are_computed():
+    x, weight = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 3, 3, requires_grad=True)
+    winograd.convolve(x, weight).sum().backward()
+    assert x.grad is None
+    assert weight.grad is not None
+    assert not winograd.convolve(x, weight.detach()).requires_grad
+
+
+def test_threads_share_the_pictures_and_change_nothing():
+    x, weight = torch.randn(5, 6, 9, 8), torch.randn(4, 6, 3, 3)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            cut = winograd._cut(winograd._last(x), winograd.INPUT, 1)
+            kernels = winograd._cut(winograd._last(weight), winograd.KERNEL)
+            found.append([cut, kernels, winograd._join(cut, winograd.OUTPUT, (5, 9, 8, 6))])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_what_is_not_a_number_stays_one():
+    x = torch.ones(1, 2, 8, 8)
+    x[0, 1, 2, 2] = torch.nan
+    found = winograd.convolve(x, torch.ones(3, 2, 3, 3))
+    assert found[:, :, 1:4, 1:4].isnan().all()
+    assert found[:, :, :, 5:].isfinite().all()  # another tile, out of its reach
+
+
+def layer(**other: object) -> nn.Conv2d:
+    return nn.Conv2d(
+        **{"in_channels": 128, "out_channels": 128, "kernel_size": 3, "padding": 1, "bias": False, **other}
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"stride": 2},
+        {"padding": 0},
+        {"kernel_size": 1, "padding": 0},
+        {"dilation": 2, "padding": 2},
+        {"groups": 2},
+        {"bias": True},
+        {"in_channels": 32},
+        {"out_channels": 32},
+        {"dtype": torch.float64},
+    ],
+    ids=str,
+)
+def test_other_layers_are_left_to_torch(other):
+    x = torch.zeros(64, 128, 8, 8)
+    assert winograd.suits(layer(), x)
+    made = layer(**other)
+    assert not winograd.suits(made, torch.zeros(64, made.in_channels, 8, 8, dtype=made.weight.dtype))
+
+
+def test_few_pictures_half_precision_and_other_devices_are_left_to_torch():
+    assert not winograd.suits(layer(), torch.zeros(0, 128, 8, 8))
+    assert not winograd.suits(layer(), torch.zeros(7, 128, 8, 8))
+    assert winograd.suits(layer(), torch.zeros(16, 128, 8, 8))
+    assert not winograd.suits(layer(), torch.zeros(64, 128, 8, 8, device="meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not winograd.suits(layer(), torch.zeros(64, 128, 8, 8))
+
+
+def test_a_resnet_computes_what_it_computes_without(monkeypatch):
+    """Rounding that a ReLU magnifies: against float64 it is a few times as far as torch's own convolutions are."""
+    torch.manual_seed(0)
+    net, pixels, calls = build(ResNetBackbone(kind="resnet18", image_size=32)).train(), torch.rand(40, 3, 32, 32), []
+
+    def computed(net: nn.Module, pixels: Tensor) -> list[Tensor]:
+        net.zero_grad()
+        found = net(pixels)
+        found.square().mean().backward()
+        return [found.detach(), *(weight.grad for weight in net.parameters() if weight.dim() == 4)]
+
+    convolve = winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *given: calls.append(given) or convolve(*given))
+    mine = computed(copy.deepcopy(net), pixels)
+    assert len(calls) == 13  # of 17 of 3 x 3 one is the stem, and three have a stride
+    monkeypatch.setattr(winograd, "suits", lambda *_: False)
+    plain, right = computed(copy.deepcopy(net), pixels), computed(net.double(), pixels.double())
+    assert len(calls) == 13
+    for one, other, both in zip(mine, plain, right, strict=True):
+        assert far(one.detach(), both) < 6 * far(other, both)
