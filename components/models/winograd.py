@@ -8,6 +8,7 @@ loops that stay in the processor's cache, channels last. Rounding is about ten t
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numba
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from components.kernels import compiled
 
 TILE = 4
+AT_ONCE = 2**28  # bytes
+TURN = Lock()  # numba's portable layer of threads aborts where two call it at once
 FEW, LITTLE, NARROW = 32, 2**20, 64  # tiles, tiles × channels × channels, and channels: with less it was slower
 
 # of input, kernel and output, in one dimension; no row nor column has more than five numbers that are not 0
@@ -51,6 +54,7 @@ def suits(layer: nn.Conv2d, x: Tensor) -> bool:
     tiles = len(x) * _tiles(x.shape[2]) * _tiles(x.shape[3])
     return (
         x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
         and x.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
@@ -71,24 +75,36 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        kernels = _cut(_last(weight), KERNEL)  # [36, K, C]
-        found = torch.bmm(_cut(_last(x), INPUT, 1), kernels.mT)  # [36, tiles, K]
-        return _join(found, OUTPUT, (len(x), *x.shape[2:], len(weight))).permute(0, 3, 1, 2)
+        kernels, last = _cut(_last(weight), KERNEL), _last(x)  # [36, K, C], [B, H, W, C]
+        out = x.new_zeros(*last.shape[:3], len(weight))
+        for part in _parts(x, weight):
+            _join(torch.bmm(_cut(last[part], INPUT, 1), kernels.mT), OUTPUT, out[part])
+        return out.permute(0, 3, 1, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Each step of `forward` transposed; what went into the products is made anew and not kept."""
         x, weight = ctx.saved_tensors
-        of_x = of_weight = None
-        given = _cut(_last(grad), OUTPUT.T)  # [36, tiles, K]
-        if ctx.needs_input_grad[0]:
-            found = torch.bmm(given, _cut(_last(weight), KERNEL))
-            of_x = _join(found, INPUT.T, _last(x).shape, 1).permute(0, 3, 1, 2)
+        grad, last, laid = _last(grad), _last(x), _last(weight)
+        kernels = _cut(laid, KERNEL)
+        of_x, of_kernels, of_weight = torch.zeros_like(last), torch.empty_like(kernels), torch.zeros_like(laid)
+        for part in _parts(x, weight):
+            given = _cut(grad[part], OUTPUT.T)  # [36, tiles, K]
+            if ctx.needs_input_grad[0]:
+                _join(torch.bmm(given, kernels), INPUT.T, of_x[part], 1)
+            if ctx.needs_input_grad[1]:
+                of_kernels.baddbmm_(given.mT, _cut(last[part], INPUT, 1), beta=float(part.start > 0))
         if ctx.needs_input_grad[1]:
-            found = torch.bmm(given.mT, _cut(_last(x), INPUT, 1))
-            of_weight = _join(found, KERNEL.T, _last(weight).shape).permute(0, 3, 1, 2)
-        return of_x, of_weight
+            _join(of_kernels, KERNEL.T, of_weight)
+        return of_x.permute(0, 3, 1, 2), of_weight.permute(0, 3, 1, 2)
+
+
+def _parts(x: Tensor, weight: Tensor) -> list[slice]:
+    """So many pictures at once that what goes into the products and comes out of them is no more than AT_ONCE."""
+    one = 36 * _tiles(x.shape[2]) * _tiles(x.shape[3]) * sum(weight.shape[:2]) * x.element_size()
+    many = max(1, AT_ONCE // one)
+    return [slice(first, first + many) for first in range(0, len(x), many)]
 
 
 def _tiles(side: int) -> int:
@@ -103,23 +119,24 @@ def _cut(images: Tensor, basis: np.ndarray, margin: int = 0) -> Tensor:
     """[N, H, W, C] -> [36, tiles, C]: of each tile basis · pixels · basisᵀ. basis: [6, pixels a side]."""
     count, height, width, channels = images.shape
     out = images.new_empty(len(basis) ** 2, count, _tiles(height), _tiles(width) * channels)
-    _cut_all(images.numpy(), *_sparse(basis), margin, out.numpy(), _threads(count))
+    with TURN:
+        _cut_all(images.numpy(), *_sparse(basis), margin, out.numpy(), _threads(count))
     return out.view(len(out), -1, channels)
 
 
-def _join(tiles: Tensor, basis: np.ndarray, shape: Any, margin: int = 0) -> Tensor:
-    """[36, tiles, C] -> [N, H, W, C]: of each tile basis · tile · basisᵀ, added in place. basis: [pixels a side, 6]."""
-    count, height, width, channels = shape
-    out = tiles.new_zeros(shape)
+def _join(tiles: Tensor, basis: np.ndarray, out: Tensor, margin: int = 0) -> None:
+    """[36, tiles, C] to out [N, H, W, C], zeros: of each tile basis · tile · basisᵀ. basis: [pixels a side, 6]."""
+    count, height, width, channels = out.shape
     side = basis.shape[1]
     laid = tiles.view(side, side, count, _tiles(height), _tiles(width) * channels).numpy()
-    _join_all(laid, *_sparse(basis), margin, out.numpy(), _threads(count))
-    return out
+    with TURN:
+        _join_all(laid, *_sparse(basis), margin, out.numpy(), _threads(count))
 
 
 def _threads(count: int) -> int:
-    """As many as torch uses. They are numba's own and stay awake for a while, as torch's do, or they would not get at a
-    core while torch's wait for more to do.
+    """As many as torch uses.
+
+    They are numba's own, which stay awake for a while: torch's do, and Python's would not get at a core beside them.
     """
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     numba.set_num_threads(threads)

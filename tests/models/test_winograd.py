@@ -36,6 +36,18 @@ def test_the_convolution_and_its_gradients_are_the_plain_ones(shape, layout):
         assert far(mine, theirs) < 1e-5
 
 
+def test_many_pictures_are_taken_in_parts(monkeypatch):
+    x, weight = torch.randn(7, 4, 8, 8, requires_grad=True), torch.randn(3, 4, 3, 3, requires_grad=True)
+    whole = winograd.convolve(x, weight)
+    gradients = torch.autograd.grad(whole.square().sum(), (x, weight))
+    monkeypatch.setattr(winograd, "AT_ONCE", 3 * 36 * 4 * 7 * 4)  # tiles, channels, bytes
+    assert [part.start for part in winograd._parts(x, weight)] == [0, 3, 6]
+    parts = winograd.convolve(x, weight)
+    assert far(parts.detach(), whole.detach()) < 1e-6
+    for one, other in zip(torch.autograd.grad(parts.square().sum(), (x, weight)), gradients, strict=True):
+        assert far(one, other) < 1e-6
+
+
 def test_only_the_gradients_that_are_asked_for_are_computed():
     x, weight = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 3, 3, requires_grad=True)
     winograd.convolve(x, weight).sum().backward()
@@ -53,7 +65,9 @@ def test_threads_share_the_pictures_and_change_nothing():
             torch.set_num_threads(threads)
             cut = winograd._cut(winograd._last(x), winograd.INPUT, 1)
             kernels = winograd._cut(winograd._last(weight), winograd.KERNEL)
-            found.append([cut, kernels, winograd._join(cut, winograd.OUTPUT, (5, 9, 8, 6))])
+            out = torch.zeros(5, 9, 8, 6)
+            winograd._join(cut, winograd.OUTPUT, out)
+            found.append([cut, kernels, out])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
