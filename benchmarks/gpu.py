@@ -30,10 +30,8 @@ import torch
 import yaml
 from PIL import Image
 from torch._dynamo.utils import counters
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import ceiling
+from benchmarks.machine import ceiling, operations
 from benchmarks.methods import LONG, ROOT, claim, overlaid
 from benchmarks.profile import timed
 from components.data.photos import SPLITS, Photos
@@ -128,16 +126,15 @@ def throughput(given: Namespace) -> None:
             ready = setup(config, Path(root) / "data", acc)
             ready.method.to(acc.device)
             batch = ready.load(0)
-            eager = torch.compiler.set_stance("force_eager")  # what is compiled cannot be counted
-            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), acc.autocast(), eager:
-                ready.method(batch)["loss"].backward()
+            with acc.autocast():
+                flops = operations(lambda ready=ready, batch=batch: ready.method(batch)["loss"])  # type: ignore[misc]
             ready.method.zero_grad()
             if acc.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             timed(ready, given.untimed, acc)
             seconds = timed(ready, given.steps, acc)
         memory = torch.cuda.max_memory_allocated() / 2**30 if acc.device.type == "cuda" else 0.0
-        share = counter.get_total_flops() / seconds / peak
+        share = flops / seconds / peak
         rate = config.batch_size / seconds
         print(f"| {name} | {config.batch_size} | {rate:,.0f} | {memory:.1f} | {share:.0%} |", flush=True)
         if acc.device.type == "cuda":  # what could not be compiled ran as it is written

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.models import winograd
 
 
 def ceiling(dtype: torch.dtype, device: torch.device) -> float:
@@ -19,6 +26,17 @@ def ceiling(dtype: torch.dtype, device: torch.device) -> float:
         (a @ b)[0, 0].item()
         best = min(best, time.perf_counter() - before)
     return 2 * side**3 / best
+
+
+def operations(step: Callable[[], Tensor]) -> int:
+    """Of one forward and backward, as torch's plain operators do them: what is compiled or fused is not counted, and
+    Winograd's filtering is the same work by fewer operations.
+    """
+    eager = torch.compiler.set_stance("force_eager")
+    direct = mock.patch.object(winograd, "suits", return_value=False)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), eager, direct:
+        step().backward()
+    return counter.get_total_flops()
 
 
 def processor() -> str:

@@ -153,7 +153,8 @@ def main() -> None:
         f"{os.cpu_count()} cores, {processor()}, torch {torch.__version__}, lightly {peer_version()}, "
         f"{time.strftime('%B %Y')}; bf16 units: {'yes' if has_bf16() else 'no, so no bf16 rows'}.",
         "",
-        "Parts of a step: outside (wait for views, what goes on between steps) / forward / backward / optimizer.",
+        "Parts of a step: outside (wait for views and all between steps) / forward (with lightly's momentum update) "
+        "/ backward / optimizer.",
         "",
         "| | side | source images/s | ours is | step, ms | parts | memory, MiB | of the matrix-product ceiling |",
         "|---|---|---|---|---|---|---|---|",
@@ -176,9 +177,10 @@ def main() -> None:
                 )
                 if turn == 0:
                     names = fastest(names, rounds[0])
-            text += rows(line, names, rounds)
+            found = rows(line, names, rounds)
+            text += found
             kept.append({**asdict(line), "rounds": rounds})
-            print("\n".join(text[-5:]), flush=True)
+            print("\n".join(found), flush=True)
             given.out.parent.mkdir(parents=True, exist_ok=True)
             given.out.write_text(json.dumps(kept, indent=1), encoding="utf-8")
     given.out.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")

@@ -101,7 +101,6 @@ def test_what_torch_needs_stays_out_of_the_lock():
 PLUMBING = {
     "__init__",
     "config",
-    "kernels",
     "progress",
     "torchvision_schemas",
     "scratch",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from benchmarks.sides.work import UNTIMED, Clock, Work, batches, operations, torch_optimizer
+from benchmarks.machine import operations
+from benchmarks.sides.work import UNTIMED, Clock, Work, batches, torch_optimizer
 from components.data.augment import Draws, View, look
 from components.data.photos import Photos
-from components.models import winograd
 from components.training import optim
 from components.training.loop import accelerator, fit
 from components.training.watch import Run
@@ -27,15 +26,14 @@ def ours(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, i
         start = step * work.batch % (len(rows) - work.batch)
         return look(photos, rows[start : start + work.batch], views, 0, step, acc.device)
 
-    with mock.patch.object(winograd, "suits", return_value=False):  # of the same work the same number
-        flops = operations(lambda: method(load(0))["loss"])
-    method.zero_grad()
+    plain = work.ours(plain=True)  # of the same work the same number
+    flops = operations(lambda: plain(load(0))["loss"])
     optimizer = optim.build(method, work.settings, 256)
     clock = Clock(optimizer)
     method.register_forward_pre_hook(lambda *_: clock.mark("outside"))
     method.register_forward_hook(lambda *_: clock.mark("forward"))
     optimizer.register_step_pre_hook(lambda *_: clock.mark("backward"))
-    run = Run(work.method, steps + UNTIMED, work.batch, Path("log.jsonl"), Path("state"))
+    run = Run(work.method, UNTIMED + steps + 1, work.batch, Path("log.jsonl"), Path("state"))
     fit(method, load, optimizer, work.settings, run, acc)
     return clock, flops
 
@@ -68,14 +66,16 @@ def torchvision(work: Work, steps: int, workers: int, precision: str) -> tuple[C
     flops = 0
     for batch in batches(work, lambda image: [one(image) for one in each], steps, workers):
         given = [*batch, *luck]
-        flops = flops or operations(lambda given=given: method(given)["loss"])  # type: ignore[misc]
-        clock.mark("outside")
+        if not flops:
+            flops = operations(lambda given=given: method(given)["loss"])  # type: ignore[misc]
+            optimizer.zero_grad()
         method.before_step(0.5)
+        clock.mark("outside")
         loss = method(given)["loss"]
         clock.mark("forward")
-        optimizer.zero_grad()
         loss.backward()
         clock.mark("backward")
         optimizer.step()
+        optimizer.zero_grad()
         method.after_step()
     return clock, flops

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.sides.work import UNTIMED, Clock, Work, as_stock, batches, operations, torch_optimizer
+from benchmarks.machine import operations
+from benchmarks.sides.work import UNTIMED, Clock, Work, as_stock, batches, torch_optimizer
 from components.models.backbone import build
 
 
@@ -39,14 +40,16 @@ def plain(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, 
             with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
                 return step(views)
 
-        flops = flops or operations(loss)
+        if not flops:
+            flops = operations(loss)
+            optimizer.zero_grad()
         clock.mark("outside")
         said = loss()
         clock.mark("forward")
-        optimizer.zero_grad()
         said.backward()
         clock.mark("backward")
         optimizer.step()
+        optimizer.zero_grad()
     return clock, flops
 
 
@@ -161,7 +164,7 @@ def script(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock,
     module.zero_grad()
     data = LightlyDataset(str(work.data / "files"), transform=SimCLRTransform(work.size, gaussian_blur=work.blur))
     trainer = pl.Trainer(
-        max_steps=steps + UNTIMED,
+        max_steps=UNTIMED + steps + 1,
         accelerator="cpu",
         devices=1,
         precision="32-true" if precision == "fp32" else "bf16-mixed",

@@ -12,16 +12,14 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from components.config import parse
 from components.methods import METHODS, Method
 from components.models.backbone import BackboneConfig, ResNetBackbone, ViT, ViTBackbone, build
 from components.training import optim
 
-UNTIMED = 2
+UNTIMED = 2  # at the beginning; and one at the end, for in the last step no more views are made
 HEADS: dict[str, dict[str, Any]] = {
     "simclr": {"hidden": 512, "dim": 128, "temperature": 0.5, "color_strength": 0.5},
     "moco": {"queue": 512, "dim": 128, "momentum": 0.99, "batch_norm_groups": 1},
@@ -102,15 +100,8 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         """Of each part, the mean of the timed steps: workers deliver in bursts."""
-        timed = self.steps[UNTIMED:-1]
+        timed = self.steps[UNTIMED:-2]
         return {part: sum(step[part] for step in timed) / len(timed) for part in self.PARTS}
-
-
-def operations(step: Callable[[], Tensor]) -> int:
-    """Of one forward and backward."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused one is not counted
-        step().backward()
-    return counter.get_total_flops()
 
 
 class Files(Dataset[Any]):
@@ -140,7 +131,7 @@ def batches(work: Work, transform: Callable[[Any], Any], steps: int, workers: in
     done = 0
     while True:
         for batch in loader:
-            if done == steps + UNTIMED:
+            if done == UNTIMED + steps + 1:
                 return
             done += 1
             yield batch

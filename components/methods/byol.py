@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
+from components.config import Share
 from components.data.augment import View
 from components.methods.looks import Pair
 from components.methods.losses import agreement, spread
@@ -26,7 +27,7 @@ class BYOLConfig(MethodConfig):
 
     hidden: int = Field(4096, ge=1)
     dim: int = Field(256, ge=1)
-    momentum: float = Field(0.996, ge=0, le=1)  # rises to 1 by a cosine
+    momentum: Share = 0.996  # rises to 1 by a cosine
     looks: Pair = Pair()
     optimizer: Optimizer = LARS(lr=0.2, weight_decay=1.5e-6, schedule=Cosine(warmup=0.01))  # 10 of 1,000 epochs
 

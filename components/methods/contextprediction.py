@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from components.config import Parts
+from components.config import Parts, Share
 from components.data.augment import Draws, View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
@@ -36,11 +36,11 @@ class ContextPredictionConfig(MethodConfig):
     jitter: int = Field(7, ge=0)  # at most, up or down, left or right
     grids: int = Field(4, ge=1)  # of a picture in a batch
     crop: Parts = (0.35, 1.0)  # of the canvas, 398² pixels, in pictures of 150,000 to 450,000
-    flip: float = Field(0.0, ge=0, le=1)
-    gray: float = Field(0.0, ge=0, le=1)  # 2/3 in the recipes that drop no color (Kolesnikov et al., 2019)
+    flip: Share = 0.0
+    gray: Share = 0.0  # 2/3 in the recipes that drop no color (Kolesnikov et al., 2019)
     pairs: Literal["all", "center"] = "all"  # 40 of neighbors in both orders, or the middle one with each of the 8
     color: Literal["dropping", "projection", "none"] = "dropping"
-    resampled: float = Field(0.33, ge=0, le=1)  # share of patches taken down and up again
+    resampled: Share = 0.33  # share of patches taken down and up again
     smallest: int = Field(10, ge=1)  # side they are taken down to, uniform in the area
     contrast: bool = True  # each patch with mean 0 and root mean square 50
     hidden: int = Field(4096, ge=1)

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components import ranks
-from components.config import Parts
+from components.config import Parts, Share
 from components.data.augment import Draws, View
 from components.methods.blocks import NEEDED, block_masks
 from components.methods.distillation import Distillation, Targets, crops, temperature
@@ -34,12 +34,12 @@ class DINOv2Config(Distillation):
     prototypes: int = Field(131072, ge=2)
     separate_heads: bool = True  # section 4, untying head weights; False: one head for both, as iBOT
     targets: Literal["centering", "sinkhorn"] = "sinkhorn"
-    temperature_warmup: float = Field(30 / 500, ge=0, le=1)  # 30 epochs
-    momentum: float = Field(0.994, ge=0, le=1)
-    freeze_last: float = Field(1 / 500, ge=0, le=1)  # one epoch
+    temperature_warmup: Share = 30 / 500  # 30 epochs
+    momentum: Share = 0.994
+    freeze_last: Share = 1 / 500  # one epoch
     global_crop: Parts = (0.32, 1.0)
     local_crop: Parts = (0.05, 0.32)
-    mask_probability: float = Field(0.5, ge=0, le=1)  # of a global crop
+    mask_probability: Share = 0.5  # of a global crop
     mask_ratio: Parts = (0.1, 0.5)
     patch_weight: float = Field(1.0, ge=0)
     koleo_weight: float = Field(0.1, ge=0)  # of each global crop

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.config import Parts
+from components.config import Parts, Share
 from components.data.augment import Draws, View
 from components.methods.blocks import NEEDED, block_masks
 from components.methods.distillation import Distillation, Targets, crops, temperature
@@ -28,12 +28,12 @@ class IBOTConfig(Distillation):
     """Defaults: the README's command for ViT-S/16, 800 epochs of batches of 1,024; the script's own are others."""
 
     prototypes: int = Field(8192, ge=2)
-    temperature_warmup: float = Field(30 / 800, ge=0, le=1)  # 30 epochs
-    freeze_last: float = Field(1 / 800, ge=0, le=1)  # one epoch
+    temperature_warmup: Share = 30 / 800  # 30 epochs
+    freeze_last: Share = 1 / 800  # one epoch
     global_crop: Parts = (0.25, 1.0)
     local_crop: Parts = (0.05, 0.25)
     local_crops: int = Field(10, ge=0)
-    mask_probability: float = Field(0.5, ge=0, le=1)  # of a global crop: pred_ratio 0 or 0.3
+    mask_probability: Share = 0.5  # of a global crop: pred_ratio 0 or 0.3
     mask_ratio: Parts = (0.1, 0.5)  # 0.3 ± 0.2
     patch_weight: float = Field(1.0, ge=0)
     optimizer: Optimizer = AdamW(

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, smooth_l1_loss
 
-from components.config import Parts, Range
+from components.config import Parts, Range, Share
 from components.data.augment import Draws, View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, patches_of
@@ -38,7 +38,7 @@ class IJEPAConfig(MethodConfig):
     context_scale: Parts = (0.85, 1.0)  # square; the targets are cut out of it
     predictor_dim: int = Field(384, ge=4)
     predictor_depth: int = Field(12, ge=1)
-    momentum: float = Field(0.996, ge=0, le=1)  # to 1, linearly
+    momentum: Share = 0.996  # to 1, linearly
     crop: Parts = (0.3, 1.0)  # and nothing else, not even flip
     optimizer: Optimizer = AdamW(
         lr=1.25e-4, weight_decay=0.04, final_weight_decay=0.4, schedule=Cosine(warmup=40 / 300, end=1e-3)

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from components.config import Parts
+from components.config import Parts, Share
 from components.data.augment import Draws, View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
@@ -37,8 +37,8 @@ class JigsawConfig(MethodConfig):
     cell: int = Field(85, ge=1)  # the canvas is 3 × 3 cells
     tile: int = Field(64, ge=1)  # cut at a random place within its cell
     crop: Parts = (0.75, 1.0)  # 255 of 256 pixels of the shorter side: that much of a picture of 4 : 3
-    flip: float = Field(0.5, ge=0, le=1)
-    gray: float = Field(0.66, ge=0, le=1)
+    flip: Share = 0.5
+    gray: Share = 0.66
     normalized: bool = True  # each tile's channels with mean 0 and deviation 1 (Noroozi & Favaro, section 3.3)
     orders: int = Field(2000, ge=2, le=math.factorial(TILES))
     hidden: int = Field(1000, ge=1)

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from components import ranks
-from components.config import Parts
+from components.config import Parts, Share
 from components.data.augment import Jitter, View
 from components.methods.losses import full, precise
 from components.methods.method import Batch, Method, MethodConfig
@@ -38,7 +38,7 @@ class LeJEPAConfig(MethodConfig):
     slices: int = Field(256, ge=1)
     knots: int = Field(17, ge=2)
     reach: float = Field(3.0, gt=0)  # of the knots: frequencies 0 … reach, the negative ones being the same again
-    weight: float = Field(0.02, ge=0, le=1)  # of SIGReg; what agreement has less
+    weight: Share = 0.02  # of SIGReg; what agreement has less
     optimizer: Optimizer = AdamW(
         lr=2e-3, weight_decay=0.05, decay_all=True, schedule=Cosine(warmup=1 / 800, end=0.5)
     )  # one of 800 epochs; down to 1e-3

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components import ranks
-from components.config import Parts
+from components.config import Parts, Share
 from components.data.augment import Draws, Jitter, View
 from components.methods.looks import moco_v2
 from components.methods.losses import info_nce, unit
@@ -37,12 +37,12 @@ class MoCoConfig(MethodConfig):
     head: Literal["linear", "mlp"] = "mlp"  # v1 and v2
     dim: int = Field(128, ge=1)  # v1, section 3.3
     queue: int = Field(65536, ge=1)  # v1, section 4.1
-    momentum: float = Field(0.999, ge=0, le=1)  # v1, section 4.1
+    momentum: Share = 0.999  # v1, section 4.1
     temperature: float = Field(0.2, gt=0)  # v2, table 2; v1: 0.07
     symmetric: bool = False  # also with the views exchanged, and both losses added (the reference's CIFAR-10 notebook)
     augmentation: Literal["v1", "v2"] = "v2"
     crop: Parts = (0.2, 1.0)  # the reference's loader
-    blur: float = Field(0.5, ge=0, le=1)  # of augmentation v2
+    blur: Share = 0.5  # of augmentation v2
     batch_norm_groups: int = Field(8, ge=1)  # of the batch, where the backbone has batch norm: v1's eight devices
     optimizer: Optimizer = SGD(lr=0.03, weight_decay=1e-4, decay_all=True, schedule=Cosine())
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from components import ranks
+from components.config import Share
 from components.data.augment import View
 from components.methods.looks import Pair
 from components.methods.losses import precise, spread, unit
@@ -35,7 +36,7 @@ class MoCoV3Config(MethodConfig):
     predictor_norm: bool = True  # batch norm after the predictor's last layer; ResNet-50: false
     stop_grad_conv1: bool = True  # section 4.2: random patch embedding, never trained (of a ViT)
     temperature: float = Field(0.2, gt=0)  # section 4.1; ResNet-50: 1.0
-    momentum: float = Field(0.99, ge=0, le=1)  # section 4.1; rises to 1 by a cosine (--moco-m-cos)
+    momentum: Share = 0.99  # section 4.1; rises to 1 by a cosine (--moco-m-cos)
     looks: Pair = Pair()
     optimizer: Optimizer = AdamW(  # section 4.1; main_moco.py decays all parameters
         lr=1.5e-4, weight_decay=0.1, decay_all=True, schedule=Cosine(warmup=40 / 300)

@@ -10,11 +10,10 @@ helps with none. Quarter turns need no interpolation, so that pixels tell nothin
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from components.config import Parts
+from components.config import Parts, Share
 from components.data.augment import View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ResNet
@@ -27,7 +26,7 @@ class RotationConfig(MethodConfig):
     """Defaults: the ResNet-50 run of Goyal et al., 2019 (https://arxiv.org/abs/1905.01235), as VISSL states it."""
 
     crop: Parts = (0.08, 1.0)
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: Share = 0.5
     optimizer: Optimizer = SGD(
         lr=0.1, weight_decay=1e-4, decay_all=True, schedule=Steps(milestones=(30 / 105, 60 / 105, 90 / 105, 100 / 105))
     )  # epochs 30, 60, 90 and 100 of 105; the paper: Nesterov, weight decay 5e-4, 30 %, 60 % and 80 % (CIFAR-10)

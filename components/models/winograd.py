@@ -51,15 +51,17 @@ OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0],
 
 def suits(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether `convolve` does what the layer does, and sooner. Measured in fp32 on AVX2."""
-    tiles = len(x) * _tiles(x.shape[2]) * _tiles(x.shape[3])
+    tiles = len(x) * _tiles(x.shape[-2]) * _tiles(x.shape[-1])
     return (
         x.device.type == "cpu"
+        and x.dim() == 4
         and not torch.compiler.is_compiling()
         and x.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
         and layer.groups == 1
         and layer.bias is None
+        and layer.padding_mode == "zeros"
         and min(layer.in_channels, layer.out_channels) >= NARROW
         and tiles >= FEW
         and tiles * layer.in_channels * layer.out_channels >= LITTLE
@@ -67,41 +69,52 @@ def suits(layer: nn.Conv2d, x: Tensor) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
-    """fp32 [B, C, H, W] and [K, C, 3, 3] -> [B, K, H, W], channels last; stride 1, a margin of one zero."""
+    """fp32 [B, C, H, W] and [K, C, 3, 3] -> [B, K, H, W], channels last; stride 1, a margin of one zero.
+
+    Raises ValueError where there is nothing to convolve.
+    """
+    if not x.numel():
+        raise ValueError(f"pictures of {list(x.shape)} have no places")
     return _Convolution.apply(x, weight)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         kernels, last = _cut(_last(weight), KERNEL), _last(x)  # [36, K, C], [B, H, W, C]
-        out = x.new_zeros(*last.shape[:3], len(weight))
+        out = torch.empty(len(x), len(weight), *x.shape[2:], memory_format=torch.channels_last)
         for part in _parts(x, weight):
-            _join(torch.bmm(_cut(last[part], INPUT, 1), kernels.mT), OUTPUT, out[part])
-        return out.permute(0, 3, 1, 2)
+            _join(torch.bmm(_cut(last[part], INPUT, 1), kernels.mT), OUTPUT, out[part].permute(0, 2, 3, 1))
+        return out
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Each step of `forward` transposed; what went into the products is made anew and not kept."""
         x, weight = ctx.saved_tensors
         grad, last, laid = _last(grad), _last(x), _last(weight)
         kernels = _cut(laid, KERNEL)
-        of_x, of_kernels, of_weight = torch.zeros_like(last), torch.empty_like(kernels), torch.zeros_like(laid)
+        of_weight = None
+        of_x = torch.zeros_like(last) if ctx.needs_input_grad[0] else None
+        of_kernels = torch.empty_like(kernels) if ctx.needs_input_grad[1] else None
         for part in _parts(x, weight):
             given = _cut(grad[part], OUTPUT.T)  # [36, tiles, K]
-            if ctx.needs_input_grad[0]:
+            if of_x is not None:
                 _join(torch.bmm(given, kernels), INPUT.T, of_x[part], 1)
-            if ctx.needs_input_grad[1]:
+            if of_kernels is not None:
                 of_kernels.baddbmm_(given.mT, _cut(last[part], INPUT, 1), beta=float(part.start > 0))
-        if ctx.needs_input_grad[1]:
+        if of_kernels is not None:
+            of_weight = torch.empty_like(laid)
             _join(of_kernels, KERNEL.T, of_weight)
-        return of_x.permute(0, 3, 1, 2), of_weight.permute(0, 3, 1, 2)
+        first, second = (None if of is None else of.permute(0, 3, 1, 2) for of in (of_x, of_weight))
+        return first, second
 
 
 def _parts(x: Tensor, weight: Tensor) -> list[slice]:
-    """So many pictures at once that what goes into the products and comes out of them is no more than AT_ONCE."""
+    """So many pictures at once that what goes into the products and comes out takes AT_ONCE; one at least."""
     one = 36 * _tiles(x.shape[2]) * _tiles(x.shape[3]) * sum(weight.shape[:2]) * x.element_size()
     many = max(1, AT_ONCE // one)
     return [slice(first, first + many) for first in range(0, len(x), many)]
@@ -125,7 +138,10 @@ def _cut(images: Tensor, basis: np.ndarray, margin: int = 0) -> Tensor:
 
 
 def _join(tiles: Tensor, basis: np.ndarray, out: Tensor, margin: int = 0) -> None:
-    """[36, tiles, C] to out [N, H, W, C], zeros: of each tile basis · tile · basisᵀ. basis: [pixels a side, 6]."""
+    """[36, tiles, C] to out [N, H, W, C]: of each tile basis · tile · basisᵀ. basis: [pixels a side, 6].
+
+    With a margin tiles overlap and are added to what is there.
+    """
     count, height, width, channels = out.shape
     side = basis.shape[1]
     laid = tiles.view(side, side, count, _tiles(height), _tiles(width) * channels).numpy()
@@ -134,12 +150,12 @@ def _join(tiles: Tensor, basis: np.ndarray, out: Tensor, margin: int = 0) -> Non
 
 
 def _threads(count: int) -> int:
-    """As many as torch uses.
-
-    They are numba's own, which stay awake for a while: torch's do, and Python's would not get at a core beside them.
-    """
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(threads)
+    """As many as torch uses: with GNU OpenMP its own. Others would wait for a core, for torch's spin for a while."""
+    torchs = torch.get_num_threads()
+    threads = min(torchs, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(threads)  # the first time it starts as many as there are cores, and tells OpenMP so
+    if torch.get_num_threads() != torchs:
+        torch.set_num_threads(torchs)
     return min(threads, count)
 
 
@@ -153,7 +169,6 @@ def _sparse(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return factors, places
 
 
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 exact = compiled(fastmath={"contract"})
 shared = compiled(fastmath={"contract"}, parallel=True)
 

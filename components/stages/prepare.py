@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from argparse import ArgumentParser
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import psutil
 from pydantic import Field
 
-from components.config import Seed, Strict, read, write
+from components.config import Seed, Share, Strict, read, write
 from components.data import sources
 from components.data.checks import CheckConfig, Manifest, intake_schema, validate
 from components.data.images import Picture, Rejected
 from components.data.images import read as read_picture
 from components.data.photos import jpeg, write_index
+from components.data.summary import counted, summarize, too_large
 from components.progress import progress
 
 SCHEMA = {name: column.dtype.type for name, column in Manifest.to_schema().columns.items()}  # polars' types
@@ -31,7 +30,7 @@ class DataConfig(Strict):
 
     source: str
     size: int = Field(ge=8)
-    max_rejected: float = Field(0.1, ge=0, le=1)
+    max_rejected: Share = 0.1
     jpeg_quality: int | None = Field(None, ge=1, le=100)
 
 
@@ -148,7 +147,7 @@ def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
 
     offered = pl.DataFrame(intake.offered, schema=dict.fromkeys(("path", "split", "label", "kind", "why"), pl.String))
     manifest = pl.DataFrame(intake.rows, schema=SCHEMA)
-    summary = summarize(source, offered, manifest)
+    summary = {**summarize(offered, manifest), "notes": source.notes, "warnings": []}
     rejected = offered.filter(pl.col("kind").is_not_null()).select("path", "kind", "why")
     rejected.write_ndjson(out / "rejected.jsonl")
     try:
@@ -166,49 +165,6 @@ def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
     write_index(out, manifest, jpegs=bool(quality))
     write(config, out / "config.json")
     return summary
-
-
-def summarize(source: sources.Source, offered: pl.DataFrame, manifest: pl.DataFrame) -> dict[str, Any]:
-    """The validation report: what was offered, what is used, and what a person should know."""
-    notes = Counter(note for said in manifest["notes"] for note in said.split("; ") if note)
-    counts = manifest.group_by("label", "split").len().sort("label", "split")
-    classes: dict[str, dict[str, int]] = {}
-    for label, split, count in counts.drop_nulls("label").iter_rows():
-        classes.setdefault(label, {})[split] = count
-    return {
-        "offered": len(offered),
-        "used": len(manifest),
-        "rejected": dict(Counter(offered["kind"].drop_nulls()).most_common()),
-        "splits": dict(Counter(manifest["split"]).most_common()),
-        "classes": classes,
-        "unlabeled": manifest["label"].null_count(),
-        "captioned": len(manifest) - manifest["caption"].null_count(),
-        "converted": dict(notes.most_common()),
-        "width": _spread(manifest["width"]),
-        "height": _spread(manifest["height"]),
-        "notes": source.notes,
-        "warnings": [],
-    }
-
-
-def counted(kinds: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
-
-
-def too_large(packed: int, quality: int | None) -> list[str]:
-    """A warning where not all that is packed can stay in memory, so that every epoch reads it again."""
-    memory = psutil.virtual_memory().total
-    if packed < memory / 2:
-        return []
-    advice = "a smaller data.size" if quality else "data.jpeg_quality, 95 say, or a smaller data.size"
-    said = f"packed pictures take {packed / 2**30:.0f} GiB, memory has {memory / 2**30:.0f}"
-    return [f"{said}: every epoch will read the disk; try {advice}"]
-
-
-def _spread(column: pl.Series) -> dict[str, int | None]:
-    quantiles = {"min": 0.0, "median": 0.5, "max": 1.0}
-    found = {name: column.quantile(q, "nearest") for name, q in quantiles.items()}
-    return {name: None if value is None else int(value) for name, value in found.items()}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from components.config import Decay, Strict
+from components.config import Decay, Share, Strict
 
 
 class Constant(Strict):
@@ -22,7 +22,7 @@ class Cosine(Strict):
 
     kind: Literal["cosine"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1)
-    end: float = Field(0.0, ge=0, le=1)
+    end: Share = 0.0
 
 
 class Steps(Strict):
@@ -52,7 +52,7 @@ class _Common(Strict):
 
 class SGD(_Common):
     kind: Literal["sgd"] = "sgd"
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: Decay = 0.9
     nesterov: bool = False
 
 
@@ -65,7 +65,7 @@ class LARS(_Common):
     """decay_all: adapts biases and norms too."""
 
     kind: Literal["lars"] = "lars"
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: Decay = 0.9
     trust: float = Field(1e-3, gt=0)
 
 
