@@ -98,13 +98,7 @@ def test_what_torch_needs_stays_out_of_the_lock():
     assert not [name for name in names if name.startswith(("nvidia", "cuda"))]
 
 
-PLUMBING = {
-    "__init__",
-    "config",
-    "progress",
-    "torchvision_schemas",
-    "scratch",
-}  # decides nothing about a result
+PLUMBING = {"__init__", "config", "progress", "torchvision_schemas", "scratch"}  # decides nothing about a result
 
 
 def imported(module: str) -> set[Path]:
