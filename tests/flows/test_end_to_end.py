@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
@@ -52,8 +53,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "components" / name).mkdir(parents=True)
         (root / "components" / name / "__init__.py").touch()
     (root / "components" / "__init__.py").touch()
-    for name in ("config.py", "machine.py", "ranks.py", "data/photos.py"):
-        shutil.copy(ROOT / "components" / name, root / "components" / name)
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    files = {dep for stage in stages for dep in stage["deps"] if dep.startswith("components/") and dep.endswith(".py")}
+    for name in {"components/config.py", *files}:
+        shutil.copy(ROOT / name, root / name)
     (root / "components" / "methods" / "__init__.py").write_text("METHODS = dict(simclr=1, moco=1, mocoscriptstyle=1)")
     for path in (ROOT / "components" / "stages").glob("*.py"):
         (root / "components" / "stages" / path.name).write_text(STAGE if path.stem != "__init__" else "")
