@@ -3,7 +3,9 @@
     python -m benchmarks.gpu throughput                                  # source images a second, a row a workload
     python -m benchmarks.gpu train --method simclr --photos cifar10.tar.xz --seconds 560    # again until it says done
 
-Needed: torch, torchvision, transformers, accelerate, numba and pydantic.
+Needed: torch, torchvision, transformers, accelerate, numba and pydantic. Where a machine has all but the last and no
+registry: `pip download pydantic --only-binary :all: --python-version 3.12 -d wheels` where one can, and there
+`pip install --no-index --find-links wheels pydantic`.
 
 `train` follows benchmarks/cifar10_long.yaml. When the seconds are over the state is kept in --out, and the same command
 goes on from there. The photos are split/class/file, in a folder or a tar archive.
