@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from components.kernels import compiled
+from components.models.winograd_loops import TILE, cut, join
 
-TILE = 4
 AT_ONCE = 2**28  # bytes
 TURN = Lock()  # numba's portable layer of threads aborts where two call it at once
 FEW, LITTLE, NARROW = 32, 2**20, 64  # tiles, tiles × channels × channels, and channels: with less it was slower
@@ -97,20 +96,18 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad, last, laid = _last(grad), _last(x), _last(weight)
         kernels = _cut(laid, KERNEL)
-        of_weight = None
-        of_x = torch.zeros_like(last) if ctx.needs_input_grad[0] else None
+        of_x = torch.zeros_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
         of_kernels = torch.empty_like(kernels) if ctx.needs_input_grad[1] else None
         for part in _parts(x, weight):
             given = _cut(grad[part], OUTPUT.T)  # [36, tiles, K]
             if of_x is not None:
-                _join(torch.bmm(given, kernels), INPUT.T, of_x[part], 1)
+                _join(torch.bmm(given, kernels), INPUT.T, of_x[part].permute(0, 2, 3, 1), 1)
             if of_kernels is not None:
                 of_kernels.baddbmm_(given.mT, _cut(last[part], INPUT, 1), beta=float(part.start > 0))
-        if of_kernels is not None:
-            of_weight = torch.empty_like(laid)
-            _join(of_kernels, KERNEL.T, of_weight)
-        first, second = (None if of is None else of.permute(0, 3, 1, 2) for of in (of_x, of_weight))
-        return first, second
+        if of_kernels is None:
+            return of_x, None
+        _join(of_kernels, KERNEL.T, of_weight := torch.empty_like(laid))
+        return of_x, of_weight.permute(0, 3, 1, 2)
 
 
 def _parts(x: Tensor, weight: Tensor) -> list[slice]:
@@ -133,7 +130,7 @@ def _cut(images: Tensor, basis: np.ndarray, margin: int = 0) -> Tensor:
     count, height, width, channels = images.shape
     out = images.new_empty(len(basis) ** 2, count, _tiles(height), _tiles(width) * channels)
     with TURN:
-        _cut_all(images.numpy(), *_sparse(basis), margin, out.numpy(), _threads(count))
+        cut(images.numpy(), *_sparse(basis), margin, out.numpy(), _threads(count))
     return out.view(len(out), -1, channels)
 
 
@@ -146,7 +143,7 @@ def _join(tiles: Tensor, basis: np.ndarray, out: Tensor, margin: int = 0) -> Non
     side = basis.shape[1]
     laid = tiles.view(side, side, count, _tiles(height), _tiles(width) * channels).numpy()
     with TURN:
-        _join_all(laid, *_sparse(basis), margin, out.numpy(), _threads(count))
+        join(laid, *_sparse(basis), margin, out.numpy(), _threads(count))
 
 
 def _threads(count: int) -> int:
@@ -167,111 +164,3 @@ def _sparse(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         factors[row, : len(found)], places[row, : len(found)] = numbers[found], found
         places[row, len(found) :] = found[0]
     return factors, places
-
-
-exact = compiled(fastmath={"contract"})
-shared = compiled(fastmath={"contract"}, parallel=True)
-
-
-@exact
-def _mix(factors, a, b, c, d, e, out):  # type: ignore[no-untyped-def]
-    p, q, r, s, t = factors[0], factors[1], factors[2], factors[3], factors[4]
-    if q == 0:
-        for i in range(len(out)):
-            out[i] = p * a[i]
-    elif s == 0:
-        for i in range(len(out)):
-            out[i] = p * a[i] + q * b[i] + r * c[i]
-    elif t == 0:
-        for i in range(len(out)):
-            out[i] = p * a[i] + q * b[i] + r * c[i] + s * d[i]
-    else:
-        for i in range(len(out)):
-            out[i] = p * a[i] + q * b[i] + r * c[i] + s * d[i] + t * e[i]
-
-
-@exact
-def _cut_some(images, factors, places, margin, out, first, end):  # type: ignore[no-untyped-def]
-    height, width, channels = images.shape[1:]
-    rows, across = out.shape[2:]
-    side, reach = len(factors), places.max() + 1
-    row = -(-(TILE * (across // channels - 1) + reach) // TILE)
-    band = np.zeros((reach, TILE, row, channels), np.float32)  # rows of pixels, by their column within a tile
-    flat = band.reshape(reach, -1)
-    half = np.zeros((side, TILE * row * channels), np.float32)  # in the other basis down the rows
-    by = half.reshape(side, TILE, -1)
-    for n in range(first, end):
-        for ty in range(rows):
-            for k in range(reach):
-                y = TILE * ty - margin + k
-                if 0 <= y < height:
-                    for x in range(width):
-                        place, found = band[k, (x + margin) % TILE, (x + margin) // TILE], images[n, y, x]
-                        for i in range(channels):
-                            place[i] = found[i]
-                else:
-                    band[k] = 0
-            for i in range(side):
-                f = places[i]
-                _mix(factors[i], flat[f[0]], flat[f[1]], flat[f[2]], flat[f[3]], flat[f[4]], half[i])
-            for i in range(side):
-                for j in range(side):
-                    f = places[j]
-                    a = by[i, f[0] % TILE, f[0] // TILE * channels :]
-                    b = by[i, f[1] % TILE, f[1] // TILE * channels :]
-                    c = by[i, f[2] % TILE, f[2] // TILE * channels :]
-                    d = by[i, f[3] % TILE, f[3] // TILE * channels :]
-                    e = by[i, f[4] % TILE, f[4] // TILE * channels :]
-                    _mix(factors[j], a, b, c, d, e, out[i * side + j, n, ty])
-
-
-@shared
-def _cut_all(images, factors, places, margin, out, parts):  # type: ignore[no-untyped-def]
-    for part in numba.prange(parts):
-        first, end = len(images) * part // parts, len(images) * (part + 1) // parts
-        _cut_some(images, factors, places, margin, out, first, end)
-
-
-@exact
-def _join_some(tiles, factors, places, margin, out, first, end):  # type: ignore[no-untyped-def]
-    height, channels = out.shape[1], out.shape[3]
-    side, _, _, rows, across = tiles.shape
-    reach = len(factors)
-    half = np.zeros((side, across), np.float32)  # one row of pixels of a row of tiles, across still in the other basis
-    row = np.zeros((reach, across // channels, channels), np.float32)  # the same as pixels, by their column in a tile
-    flat = row.reshape(reach, -1)
-    for n in range(first, end):
-        for ty in range(rows):
-            for k in range(reach):
-                y = TILE * ty - margin + k
-                if 0 <= y < height:
-                    f = places[k]
-                    for j in range(side):
-                        a, b, c, d, e = tiles[f[0]], tiles[f[1]], tiles[f[2]], tiles[f[3]], tiles[f[4]]
-                        _mix(factors[k], a[j, n, ty], b[j, n, ty], c[j, n, ty], d[j, n, ty], e[j, n, ty], half[j])
-                    for j in range(reach):
-                        f = places[j]
-                        _mix(factors[j], half[f[0]], half[f[1]], half[f[2]], half[f[3]], half[f[4]], flat[j])
-                    _lay(row, margin, out[n, y])
-
-
-@exact
-def _lay(row, margin, line):  # type: ignore[no-untyped-def]
-    reach, tiles, channels = row.shape
-    for k in range(reach):
-        for tx in range(tiles):
-            x = TILE * tx - margin + k
-            if 0 <= x < len(line):
-                place, found = line[x], row[k, tx]
-                if margin:  # tiles overlap
-                    for i in range(channels):
-                        place[i] += found[i]
-                else:
-                    for i in range(channels):
-                        place[i] = found[i]
-
-
-@shared
-def _join_all(tiles, factors, places, margin, out, parts):  # type: ignore[no-untyped-def]
-    for part in numba.prange(parts):
-        _join_some(tiles, factors, places, margin, out, len(out) * part // parts, len(out) * (part + 1) // parts)
