@@ -25,7 +25,7 @@ from components.machine import keep_memory
 from components.methods import METHODS
 from components.stages.pretrain import Setup, configure, setup
 from components.training.loop import accelerator, fit
-from components.training.watch import Run
+from components.training.monitor import Run
 
 PARTS = ("wait for data", "forward", "backward", "optimizer", "after the step", "look at the losses")
 UNTIMED = 3

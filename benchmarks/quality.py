@@ -39,7 +39,7 @@ from components.models.backbone import Backbone, build
 from components.stages.pretrain import PretrainConfig, configure, epoch_rows, setup
 from components.training import optim
 from components.training.loop import accelerator, fit
-from components.training.watch import Run
+from components.training.monitor import Run
 
 
 def ours(config: PretrainConfig, data: Path) -> Backbone:

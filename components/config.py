@@ -18,11 +18,11 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
-Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
-Part = Annotated[float, Field(gt=0, le=1)]
-Parts = Annotated[tuple[Part, Part], AfterValidator(_rising)]  # a range of shares of the whole
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_rising)]
 
 
 class Strict(BaseModel):

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from benchmarks.machine import operations
 from benchmarks.sides.work import UNTIMED, Clock, Work, batches, torch_optimizer
-from components.data.augment import Draws, View, look
+from components.data.augment import View
+from components.data.fields import Draws, make_batch
 from components.data.photos import Photos
 from components.training import optim
 from components.training.loop import accelerator, fit
-from components.training.watch import Run
+from components.training.monitor import Run
 
 
 def ours(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, int]:  # noqa: ARG001
@@ -24,7 +25,7 @@ def ours(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, i
 
     def load(step: int) -> list[Tensor]:
         start = step * work.batch % (len(rows) - work.batch)
-        return look(photos, rows[start : start + work.batch], views, 0, step, acc.device)
+        return make_batch(photos, rows[start : start + work.batch], views, 0, step, acc.device)
 
     plain = work.ours(plain=True)  # of the same work the same number
     flops = operations(lambda: plain(load(0))["loss"])
@@ -59,13 +60,13 @@ def torchvision(work: Work, steps: int, workers: int, precision: str) -> tuple[C
 
     views = work.views()
     each = [words(view) for view in views if isinstance(view, View)]
-    luck = [torch.rand(work.batch, view.count) for view in views if isinstance(view, Draws)]
+    draws = [torch.rand(work.batch, *view.shape) for view in views if isinstance(view, Draws)]
     method = work.ours(plain=True)
     optimizer = torch_optimizer(work, method)
     clock = Clock(optimizer)
     flops = 0
     for batch in batches(work, lambda image: [one(image) for one in each], steps, workers):
-        given = [*batch, *luck]
+        given = [*batch, *draws]
         if not flops:
             flops = operations(lambda given=given: method(given)["loss"])  # type: ignore[misc]
             optimizer.zero_grad()

@@ -1,36 +1,44 @@
-"""A method says in words how a picture is looked at; here the words become numbers, and the numbers views.
+"""Samples augmentation parameters for the views of a batch.
 
 The definitions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize),
-except that each picture of a batch draws its own parameters, and that they depend on (seed, epoch, row, view) alone:
-not on workers, ranks or restarts. One `decide` draws; two renderers carry out: `fused` on the CPU, `batched` in torch
-on any device.
+except that each photo of a batch draws its own parameters, and that these depend on (seed, epoch, row, view) alone:
+not on workers, ranks or restarts. `fused` renders the sampled parameters on a CPU, `batched` on any other device.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from components.data import batched, fused
-from components.data.luck import uniform
-from components.data.photos import Photos
+from components.data.fields import BatchSource, Field
+from components.data.view_params import GRAY, ViewParams
 
-ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
-GRAY = 4  # the fifth step: saturation 0 or 1
-TRIES = 10  # of a crop before the largest one in the middle is taken, as torchvision
-NEEDED = 2 * TRIES + 2 + 11  # numbers a view takes
+ORDERS = torch.tensor(list(itertools.permutations(range(GRAY))))  # of brightness, contrast, saturation, hue
+TRIES = 10  # crop proposals before the largest centered crop is taken, as torchvision
+CROP_DRAWS = 2 * TRIES + 2  # areas, aspect ratios, top, left
+COLUMNS = (  # the draws after those of the crop, one column each
+    "flip",
+    "apply_jitter",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "order",
+    "gray",
+    "apply_blur",
+    "sigma",
+    "solarize",
+)
+DRAWS_PER_VIEW = CROP_DRAWS + len(COLUMNS)
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """ColorJitter, applied with probability p, in random order."""
+    """ColorJitter in random order, applied with probability p."""
 
     brightness: float
     contrast: float
@@ -40,11 +48,12 @@ class Jitter:
 
 
 @dataclass(frozen=True)
-class View:
-    """One look at a picture; probabilities are of each step being taken at all.
+class View(Field):
+    """One augmented view of each photo: uint8 [B, 3, size, size].
 
-    size: side in pixels; crop: share of the area; gray_first: RandomGrayscale before the jitter, as in MoCo v1.
-    blur: sigma in pixels is uniform in `sigma`, the kernel a tenth of the view wide (SimCLR, appendix A).
+    size: side in pixels; crop: range of the crop's share of the area; ratio: range of its aspect ratio.
+    flip, gray, blur, solarize: probabilities; gray_first: RandomGrayscale before the jitter, as in MoCo v1.
+    sigma: range in pixels of the blur's standard deviation; the kernel is a tenth of the view wide (SimCLR).
     """
 
     size: int
@@ -57,112 +66,62 @@ class View:
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
+    dtype = torch.uint8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (3, self.size, self.size)
+
+    def make(self, source: BatchSource, position: int) -> Tensor:
+        return source.render(sample_params(self, source.shapes, source.uniform(position, DRAWS_PER_VIEW)))
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Not a look but luck: `count` numbers in [0, 1) a picture, for what a method does with its views (masks, places).
-
-    Like every parameter of a view they depend on seed, epoch and picture alone, not on ranks or restarts.
-    """
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Not a look but what the picture shows; who asks for it is given only pictures that have a label."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done with each of B pictures to get one view of size × size pixels.
-
-    Steps of color: 0 brightness, 1 contrast, 2 saturation, 3 hue, 4 gray. A strength is a factor, of hue a shift in
-    turns; where a step is not taken it is 1, or 0 turns.
-    """
-
-    size: int
-    taps: int  # of the blur, 0 where none is ever blurred
-    boxes: Tensor  # int64 [B, 4]: top, left, height, width
-    flip: Tensor  # bool [B]
-    order: Tensor  # int64 [B, 5]
-    strengths: Tensor  # float32 [B, 5], by step, not by order
-    sigma: Tensor  # float32 [B], 0 where nothing is blurred
-    solarize: Tensor  # bool [B]
-
-
-def look(
-    photos: Photos,
-    rows: np.ndarray,
-    views: Sequence[View | Draws | Labels],
-    seed: int,
-    epoch: int,
-    device: torch.device | None = None,
-) -> list[Tensor]:
-    """For each View uint8 [B, 3, size, size], for each Draws float32 [B, count], for Labels int64 [B]; B: len(rows).
-
-    device: where they are wanted; views for a GPU are made there.
-    """
-    there = device or torch.device("cpu")
-    shapes = torch.from_numpy(photos.shapes[rows])
-    if there.type == "cpu":
-        render = partial(fused.render, photos.pixels(rows))
-    else:
-        render = partial(batched.render, photos.stack(rows, there))
-    found = []
-    for i, view in enumerate(views):
-        if isinstance(view, Draws):
-            # never rounded to 1
-            made = uniform(seed, epoch, rows, i, view.count).float().clamp_max_(1 - 2**-24)
-        elif isinstance(view, Labels):
-            made = photos.labels(rows)
-        else:
-            plan = decide(view, shapes, uniform(seed, epoch, rows, i, NEEDED))
-            made = render(plan)
-        found.append(made.to(there, non_blocking=True))
-    return found
-
-
-def decide(view: View, shapes: Tensor, draws: Tensor) -> Plan:
-    """The parameters of one view of each picture, from the pictures' `shapes` [B, 2] and their `draws` [B, NEEDED]."""
-    crop, rest = draws[:, : 2 * TRIES + 2], draws[:, 2 * TRIES + 2 :].float()
+def sample_params(view: View, shapes: Tensor, draws: Tensor) -> ViewParams:
+    """Returns the parameters of one view, from the photos' `shapes` [B, 2] and their `draws` [B, DRAWS_PER_VIEW]."""
+    columns = draws[:, CROP_DRAWS:].float().split(1, dim=1)
+    draw = dict(zip(COLUMNS, columns, strict=True))  # name -> [B, 1]
     jitter = view.jitter or Jitter(0, 0, 0, 0, p=0)
-    jittered = rest[:, 1:2] < jitter.p
+    jittered = draw["apply_jitter"] < jitter.p
     reach = torch.tensor([jitter.brightness, jitter.contrast, jitter.saturation])
     low = (1 - reach).clamp_min(0)
-    factors = torch.where(jittered, low + (1 + reach - low) * rest[:, 2:5], 1.0)
-    shift = torch.where(jittered, (2 * rest[:, 5:6] - 1) * jitter.hue, 0.0)
-    gray = (rest[:, 7:8] >= view.gray).float()
-    shuffled = ORDERS[(rest[:, 6] * len(ORDERS)).long()]
-    last = torch.full_like(shuffled[:, :1], GRAY)
-    return Plan(
+    factor_draws = torch.cat([draw["brightness"], draw["contrast"], draw["saturation"]], 1)
+    factors = torch.where(jittered, low + (1 + reach - low) * factor_draws, 1.0)
+    shift = torch.where(jittered, (2 * draw["hue"] - 1) * jitter.hue, 0.0)
+    gray = (draw["gray"] >= view.gray).float()  # the factor of a saturation step: 0 makes the photo gray
+    shuffled = ORDERS[(draw["order"][:, 0] * len(ORDERS)).long()]
+    gray_step = torch.full_like(shuffled[:, :1], GRAY)
+    sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * draw["sigma"]
+    return ViewParams(
         size=view.size,
-        taps=max(3, view.size // 10 | 1) if view.blur > 0 else 0,
-        boxes=crop_boxes(shapes, view, crop),
-        flip=rest[:, 0] < view.flip,
-        order=torch.cat([last, shuffled] if view.gray_first else [shuffled, last], 1),
+        blur_kernel_size=max(3, view.size // 10 | 1) if view.blur > 0 else 0,
+        boxes=crop_boxes(shapes, view, draws[:, :CROP_DRAWS]),
+        flip=draw["flip"][:, 0] < view.flip,
+        order=torch.cat([gray_step, shuffled] if view.gray_first else [shuffled, gray_step], 1),
         strengths=torch.cat([factors, shift, gray], 1),
-        sigma=torch.where(rest[:, 8] < view.blur, view.sigma[0] + (view.sigma[1] - view.sigma[0]) * rest[:, 9], 0.0),
-        solarize=rest[:, 10] < view.solarize,
+        sigma=torch.where(draw["apply_blur"] < view.blur, sigma, 0.0)[:, 0],
+        solarize=draw["solarize"][:, 0] < view.solarize,
     )
 
 
 def crop_boxes(shapes: Tensor, view: View, draws: Tensor) -> Tensor:
-    """RandomResizedCrop's boxes in pictures of `shapes` [B, 2]: int64 [B, 4], top, left, height, width."""
+    """Returns RandomResizedCrop's boxes (top, left, height, width), int64 [B, 4].
+
+    shapes: height and width of each photo, [B, 2]; draws: [B, CROP_DRAWS].
+    """
+    areas, ratios, top_draw, left_draw = draws.split([TRIES, TRIES, 1, 1], dim=1)
     height, width = shapes[:, :1].double(), shapes[:, 1:].double()
-    area = height * width * (view.crop[0] + (view.crop[1] - view.crop[0]) * draws[:, :TRIES])
+    area = height * width * (view.crop[0] + (view.crop[1] - view.crop[0]) * areas)
     low, high = math.log(view.ratio[0]), math.log(view.ratio[1])
-    ratio = torch.exp(low + (high - low) * draws[:, TRIES : 2 * TRIES])
+    ratio = torch.exp(low + (high - low) * ratios)
     w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()  # [B, TRIES]
     fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
     first = fits.int().argmax(1, keepdim=True)
-    natural = width / height  # the largest box in the middle, where no try fits
+    natural = width / height  # if no proposal fits: the largest centered box within the range of ratios
     whole_w = torch.where(natural > view.ratio[1], (height * view.ratio[1]).round(), width)
     whole_h = torch.where(natural < view.ratio[0], (width / view.ratio[0]).round(), height)
-    found = fits.any(1, keepdim=True)
-    h = torch.where(found, h.gather(1, first), whole_h)
-    w = torch.where(found, w.gather(1, first), whole_w)
-    top = torch.where(found, (draws[:, -2:-1] * (height - h + 1)).floor(), ((height - h) / 2).round())
-    left = torch.where(found, (draws[:, -1:] * (width - w + 1)).floor(), ((width - w) / 2).round())
+    any_fits = fits.any(1, keepdim=True)
+    h = torch.where(any_fits, h.gather(1, first), whole_h)
+    w = torch.where(any_fits, w.gather(1, first), whole_w)
+    top = torch.where(any_fits, (top_draw * (height - h + 1)).floor(), ((height - h) / 2).round())
+    left = torch.where(any_fits, (left_draw * (width - w + 1)).floor(), ((width - w) / 2).round())
     return torch.cat([top, left, h, w], 1).long()

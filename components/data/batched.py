@@ -7,36 +7,32 @@ hue is not, so what comes before it and what comes after it are two such matrice
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from components.data.view_params import HUE, ViewParams
 from components.machine import compiled
 
-if TYPE_CHECKING:
-    from components.data.augment import Plan
-
 LUMA = (0.2989, 0.587, 0.114)  # as torchvision's rgb_to_grayscale
-HUE = 3  # the one step that is not affine
 
 
-def render(images: Tensor, plan: Plan) -> Tensor:
+def render(images: Tensor, params: ViewParams) -> Tensor:
     """uint8 [B, 3, S, S] on the device of `images` [B, 3, H, W], which may be filled up with zeros below and right."""
     boxes, flip, order, strengths, sigma, solarize = (
         values.to(images.device, non_blocking=True)
-        for values in (plan.boxes, plan.flip, plan.order, plan.strengths, plan.sigma, plan.solarize)
+        for values in (params.boxes, params.flip, params.order, params.strengths, params.sigma, params.solarize)
     )
-    x = resize(images, boxes, flip, plan.size)
-    return (compiled(finish) if x.is_cuda else finish)(x, order, strengths, sigma, solarize, plan.taps)
+    x = resize(images, boxes, flip, params.size)
+    return (compiled(finish) if x.is_cuda else finish)(x, order, strengths, sigma, solarize, params.blur_kernel_size)
 
 
-def finish(x: Tensor, order: Tensor, strengths: Tensor, sigma: Tensor, solarize: Tensor, taps: int) -> Tensor:
+def finish(x: Tensor, order: Tensor, strengths: Tensor, sigma: Tensor, solarize: Tensor, kernel_size: int) -> Tensor:
     """All that follows the resize, a pixel at a time but for the blur; 0 taps: none is blurred."""
     x = color(x, order, strengths)
-    if taps:
-        x = torch.where((sigma > 0)[:, None, None, None], blur(x, sigma.clamp_min(1e-3), taps), x)
+    if kernel_size:
+        x = torch.where((sigma > 0)[:, None, None, None], blur(x, sigma.clamp_min(1e-3), kernel_size), x)
     x = torch.where(solarize[:, None, None, None] & (x >= 128), 255 - x, x)
     return x.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -114,15 +110,15 @@ def turn_hue(x: Tensor, shift: Tensor) -> Tensor:
     return torch.stack(channels, 1)
 
 
-def blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
+def blur(x: Tensor, sigma: Tensor, blur_kernel_size: int) -> Tensor:
     """Gaussian, separable, each picture with its own `sigma` [B] in pixels; `taps` taps, reflected at the border."""
-    radius = taps // 2
+    radius = blur_kernel_size // 2
     places = torch.arange(-radius, radius + 1, device=x.device)
     weights = torch.exp(-0.5 * (places / sigma[:, None]) ** 2)
     weights = (weights / weights.sum(1, keepdim=True))[:, :, None, None, None]  # [B, taps, 1, 1, 1]
     for dim, edges in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
         wide, size = pad(x, edges, mode="reflect"), x.shape[dim]
         x = weights[:, 0] * wide.narrow(dim, 0, size)
-        for tap in range(1, taps):
+        for tap in range(1, blur_kernel_size):
             x.addcmul_(weights[:, tap], wide.narrow(dim, tap, size))
     return x

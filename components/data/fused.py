@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.data.view_params import ViewParams
 from components.kernels import compiled
 
 if TYPE_CHECKING:
-    from components.data.augment import Plan
     from components.data.photos import Pixels
 
 SHARE = 32  # pictures below which a thread is not worth its start
@@ -27,19 +27,19 @@ SHARE = 32  # pictures below which a thread is not worth its start
 fast = compiled(fastmath=True)
 
 
-def render(pixels: Pixels, plan: Plan) -> Tensor:
+def render(pixels: Pixels, params: ViewParams) -> Tensor:
     """uint8 [B, 3, S, S], on as many threads as torch uses."""
     count = len(pixels.offsets)
-    out = np.empty((count, 3, plan.size, plan.size), dtype=np.uint8)
+    out = np.empty((count, 3, params.size, params.size), dtype=np.uint8)
     given = (
         pixels.flat,
         np.stack([pixels.offsets, pixels.shapes[:, 1]], 1).astype(np.int64),
-        plan.boxes.numpy(),
-        plan.flip.numpy(),
-        plan.order.numpy(),
-        plan.strengths.numpy(),
-        plan.sigma.numpy(),
-        plan.solarize.numpy(),
+        params.boxes.numpy(),
+        params.flip.numpy(),
+        params.order.numpy(),
+        params.strengths.numpy(),
+        params.sigma.numpy(),
+        params.solarize.numpy(),
     )
     parts = np.array_split(np.arange(count), min(torch.get_num_threads(), max(1, count // SHARE)))
 
@@ -51,7 +51,12 @@ def render(pixels: Pixels, plan: Plan) -> Tensor:
 
     def work(part: np.ndarray) -> None:
         flat, *each = given
-        _views(flat, *(values[part[0] : part[-1] + 1] for values in each), plan.taps, out[part[0] : part[-1] + 1])
+        _views(
+            flat,
+            *(values[part[0] : part[-1] + 1] for values in each),
+            params.blur_kernel_size,
+            out[part[0] : part[-1] + 1],
+        )
 
     if len(parts) == 1:
         work(parts[0])
@@ -70,7 +75,7 @@ def ready() -> None:
 
 
 @fast
-def _views(pixels, where, boxes, flips, orders, strengths, sigmas, solarized, taps, out):  # type: ignore[no-untyped-def]
+def _views(pixels, where, boxes, flips, orders, strengths, sigmas, solarized, blur_kernel_size, out):  # type: ignore[no-untyped-def]
     size = out.shape[2]
     x = np.empty((3, size, size), np.float32)
     for b in range(len(out)):
@@ -78,7 +83,7 @@ def _views(pixels, where, boxes, flips, orders, strengths, sigmas, solarized, ta
         _resize(pixels[offset:], width, boxes[b], flips[b], x)
         _color(x, orders[b], strengths[b])
         if sigmas[b] > 0:
-            _blur(x, sigmas[b], taps)
+            _blur(x, sigmas[b], blur_kernel_size)
         _write(x, solarized[b], out[b])
 
 
@@ -212,11 +217,11 @@ def _apply(x, m, shift, affine):  # type: ignore[no-untyped-def]
 
 
 @fast
-def _blur(x, sigma, taps):  # type: ignore[no-untyped-def]
+def _blur(x, sigma, blur_kernel_size):  # type: ignore[no-untyped-def]
     """Gaussian of `taps` taps, reflected at the border: along rows into a buffer, then along columns back."""
-    size, radius = x.shape[1], taps // 2
-    weights = np.empty(taps, np.float32)
-    for t in range(taps):
+    size, radius = x.shape[1], blur_kernel_size // 2
+    weights = np.empty(blur_kernel_size, np.float32)
+    for t in range(blur_kernel_size):
         weights[t] = math.exp(-0.5 * ((t - radius) / sigma) ** 2)
     weights /= weights.sum()
     wide = np.empty(size + 2 * radius, np.float32)
@@ -228,14 +233,14 @@ def _blur(x, sigma, taps):  # type: ignore[no-untyped-def]
                 wide[i], wide[radius + size + i] = x[c, y, radius - i], x[c, y, size - 2 - i]
             line = smooth[y]
             line[:] = 0
-            for t in range(taps):
+            for t in range(blur_kernel_size):
                 weight = weights[t]
                 for i in range(size):
                     line[i] += weight * wide[i + t]
         for y in range(size):
             line = x[c, y]
             line[:] = 0
-            for t in range(taps):
+            for t in range(blur_kernel_size):
                 k = abs(y + t - radius)
                 source = smooth[2 * size - 2 - k if k >= size else k]
                 weight = weights[t]

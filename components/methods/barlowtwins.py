@@ -47,7 +47,7 @@ def decorrelate(a: Tensor, b: Tensor, redundancy: float) -> tuple[Tensor, Tensor
 
 
 class BarlowTwins(Method):
-    coupled = "the loss is a correlation over the whole batch; set chunk instead"
+    needs_full_batch = "the loss is a correlation over the whole batch; set chunk instead"
 
     @staticmethod
     def views(config: BarlowTwinsConfig, image_size: int) -> tuple[View, View]:

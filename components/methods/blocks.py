@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 TRIES = 24  # blocks proposed a picture; the reference goes on until ten in a row did not fit
-NEEDED = 2 + 4 * TRIES  # numbers a mask takes
+DRAWS_PER_MASK = 2 + 4 * TRIES  # numbers a mask takes
 ASPECT = 0.3  # sides of a block from 0.3 to 1 / 0.3
 
 

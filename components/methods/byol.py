@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.config import Share
+from components.config import Fraction
 from components.data.augment import View
 from components.methods.looks import Pair
 from components.methods.losses import agreement, spread
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
 from components.models.heads import mlp
-from components.models.memory import Slow
+from components.models.memory import EMA
 from components.training.optim import LARS, Cosine, Optimizer, cosine
 
 
@@ -27,13 +27,13 @@ class BYOLConfig(MethodConfig):
 
     hidden: int = Field(4096, ge=1)
     dim: int = Field(256, ge=1)
-    momentum: Share = 0.996  # rises to 1 by a cosine
+    momentum: Fraction = 0.996  # rises to 1 by a cosine
     looks: Pair = Pair()
     optimizer: Optimizer = LARS(lr=0.2, weight_decay=1.5e-6, schedule=Cosine(warmup=0.01))  # 10 of 1,000 epochs
 
 
 class BYOL(Method):
-    coupled = "batch norm in projector and predictor reads the whole batch, and without it BYOL is another method"
+    needs_full_batch = "batch norm in projector and predictor reads the whole batch; without it BYOL is another method"
 
     @staticmethod
     def views(config: BYOLConfig, image_size: int) -> tuple[View, View]:
@@ -45,7 +45,7 @@ class BYOL(Method):
         projector = mlp(backbone.dim, hidden, dim, bias=True, last_bias=False)
         self.online: Any = nn.Sequential(backbone, projector)
         self.predictor = mlp(dim, hidden, dim, bias=True, last_bias=False)
-        self.target = Slow(self.online)
+        self.target = EMA(self.online)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         one, two = batch
@@ -55,7 +55,7 @@ class BYOL(Method):
         return {"loss": 4 - 2 * (there + back), "spread": spread(z1)}  # equation 2, both orders
 
     def after_step(self) -> None:
-        self.target.follow(self.online, cosine(self.config.momentum, 1.0, self.progress))
+        self.target.update(self.online, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
         return self.online[0]

@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from components.config import Parts, Share
-from components.data.augment import Draws, View
+from components.config import Fraction, FractionRange
+from components.data.augment import View
+from components.data.fields import Draws
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
 from components.models.norm import BatchNorm1d
@@ -35,12 +36,12 @@ class ContextPredictionConfig(MethodConfig):
     gap: int = Field(48, ge=0)
     jitter: int = Field(7, ge=0)  # at most, up or down, left or right
     grids: int = Field(4, ge=1)  # of a picture in a batch
-    crop: Parts = (0.35, 1.0)  # of the canvas, 398² pixels, in pictures of 150,000 to 450,000
-    flip: Share = 0.0
-    gray: Share = 0.0  # 2/3 in the recipes that drop no color (Kolesnikov et al., 2019)
+    crop: FractionRange = (0.35, 1.0)  # of the canvas, 398² pixels, in pictures of 150,000 to 450,000
+    flip: Fraction = 0.0
+    gray: Fraction = 0.0  # 2/3 in the recipes that drop no color (Kolesnikov et al., 2019)
     pairs: Literal["all", "center"] = "all"  # 40 of neighbors in both orders, or the middle one with each of the 8
     color: Literal["dropping", "projection", "none"] = "dropping"
-    resampled: Share = 0.33  # share of patches taken down and up again
+    resampled: Fraction = 0.33  # share of patches taken down and up again
     smallest: int = Field(10, ge=1)  # side they are taken down to, uniform in the area
     contrast: bool = True  # each patch with mean 0 and root mean square 50
     hidden: int = Field(4096, ge=1)
@@ -68,7 +69,7 @@ def neighbors(pairs: Literal["all", "center"]) -> tuple[Tensor, Tensor]:
 
 
 class ContextPrediction(Method):
-    coupled = "batch norm in the head reads the whole batch"
+    needs_full_batch = "batch norm in the head reads the whole batch"
     bank: Tensor
     places: Tensor
     target: Tensor

@@ -17,7 +17,7 @@ from components.methods.method import Batch, Method
 from components.methods.multicrop import by_size, whole_patches
 from components.models.backbone import Backbone, ResNet
 from components.models.heads import PrototypeHead
-from components.models.memory import Slow
+from components.models.memory import EMA
 from components.training.optim import cosine
 
 
@@ -38,14 +38,14 @@ class DINO(Method):
             whole_patches(backbone, config.local_size)
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes, norm=config.batch_norm)
         self.student: Any = nn.Sequential(backbone, head)
-        self.teacher = Slow(self.student)
+        self.teacher = EMA(self.student)
         self.targets = Targets(config, config.prototypes)
         if isinstance(backbone, ResNet):
-            self.coupled = "batch norm in the backbone reads the whole batch"
+            self.needs_full_batch = "batch norm in the backbone reads the whole batch"
         elif config.batch_norm:
-            self.coupled = "batch norm in the head reads the whole batch"
+            self.needs_full_batch = "batch norm in the head reads the whole batch"
         elif config.targets == "sinkhorn":
-            self.coupled = "Sinkhorn shares the whole batch among the prototypes"
+            self.needs_full_batch = "Sinkhorn shares the whole batch among the prototypes"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         backbone, head = self.student
@@ -61,8 +61,8 @@ class DINO(Method):
             self.student[1].last.weight.grad = None
 
     def after_step(self) -> None:
-        self.targets.center.move()
-        self.teacher.follow(self.student, cosine(self.config.momentum, 1.0, self.progress))
+        self.targets.center.update()
+        self.teacher.update(self.student, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
         """The teacher, which is better than its student all along (section 5.2)."""

@@ -13,16 +13,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components import ranks
-from components.config import Parts, Share
-from components.data.augment import Draws, View
-from components.methods.blocks import NEEDED, block_masks
+from components.config import Fraction, FractionRange
+from components.data.augment import View
+from components.data.fields import Draws
+from components.methods.blocks import DRAWS_PER_MASK, block_masks
 from components.methods.distillation import Distillation, Targets, crops, temperature
 from components.methods.losses import across_views, entropies, on_hidden, precise, unit
 from components.methods.method import Batch, Method
 from components.methods.multicrop import by_size, whole_patches
 from components.models.backbone import Backbone, ViT
 from components.models.heads import PrototypeHead
-from components.models.memory import Slow
+from components.models.memory import EMA
 from components.training.optim import AdamW, Cosine, Optimizer, cosine
 
 
@@ -34,13 +35,13 @@ class DINOv2Config(Distillation):
     prototypes: int = Field(131072, ge=2)
     separate_heads: bool = True  # section 4, untying head weights; False: one head for both, as iBOT
     targets: Literal["centering", "sinkhorn"] = "sinkhorn"
-    temperature_warmup: Share = 30 / 500  # 30 epochs
-    momentum: Share = 0.994
-    freeze_last: Share = 1 / 500  # one epoch
-    global_crop: Parts = (0.32, 1.0)
-    local_crop: Parts = (0.05, 0.32)
-    mask_probability: Share = 0.5  # of a global crop
-    mask_ratio: Parts = (0.1, 0.5)
+    temperature_warmup: Fraction = 30 / 500  # 30 epochs
+    momentum: Fraction = 0.994
+    freeze_last: Fraction = 1 / 500  # one epoch
+    global_crop: FractionRange = (0.32, 1.0)
+    local_crop: FractionRange = (0.05, 0.32)
+    mask_probability: Fraction = 0.5  # of a global crop
+    mask_ratio: FractionRange = (0.1, 0.5)
     patch_weight: float = Field(1.0, ge=0)
     koleo_weight: float = Field(0.1, ge=0)  # of each global crop
     optimizer: Optimizer = AdamW(
@@ -70,11 +71,11 @@ def koleo(features: Tensor) -> Tensor:
 
 
 class DINOv2(Method):
-    coupled = "each feature is pushed from the nearest of the batch"
+    needs_full_batch = "each feature is pushed from the nearest of the batch"
 
     @staticmethod
     def views(config: DINOv2Config, image_size: int) -> list[View | Draws]:
-        return [*crops(config, image_size), Draws(NEEDED), Draws(NEEDED)]
+        return [*crops(config, image_size), Draws(DRAWS_PER_MASK), Draws(DRAWS_PER_MASK)]
 
     @staticmethod
     def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
@@ -92,7 +93,7 @@ class DINOv2(Method):
         if config.separate_heads:
             patch_head = PrototypeHead(backbone.dim, config.hidden, config.patch_bottleneck, config.prototypes)
             self.student.append(patch_head)
-        self.teacher = Slow(self.student)
+        self.teacher = EMA(self.student)
         self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
         self.targets = Targets(config, config.prototypes)
         self.patch_targets = Targets(config, config.prototypes)
@@ -129,9 +130,9 @@ class DINOv2(Method):
                 head.last.weight.grad = None
 
     def after_step(self) -> None:
-        self.targets.center.move()
-        self.patch_targets.center.move()
-        self.teacher.follow(self.student, cosine(self.config.momentum, 1.0, self.progress))
+        self.targets.center.update()
+        self.patch_targets.center.update()
+        self.teacher.update(self.student, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
         """The teacher."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import softmax
 
-from components.config import Parts, Positive, Share
+from components.config import Fraction, FractionRange, Positive
 from components.data.augment import Jitter, View
 from components.methods.losses import sinkhorn
 from components.methods.method import MethodConfig
@@ -29,18 +29,18 @@ class Distillation(MethodConfig):
     prototypes: int = Field(65536, ge=2)
     student_temperature: float = Field(0.1, gt=0)
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)  # at the start, and after the warm-up
-    temperature_warmup: Share = 0.1  # 30 of 300 epochs
+    temperature_warmup: Fraction = 0.1  # 30 of 300 epochs
     targets: Literal["centering", "sinkhorn"] = "centering"  # Sinkhorn: DINOv2's choice
-    center_momentum: Share = 0.9
-    momentum: Share = 0.996  # of the teacher; goes to 1 by a cosine
-    freeze_last: Share = 1 / 300  # share of the run without a step of the prototypes: one epoch
-    global_crop: Parts = (0.4, 1.0)
-    local_crop: Parts = (0.05, 0.4)
+    center_momentum: Fraction = 0.9
+    momentum: Fraction = 0.996  # of the teacher; goes to 1 by a cosine
+    freeze_last: Fraction = 1 / 300  # share of the run without a step of the prototypes: one epoch
+    global_crop: FractionRange = (0.4, 1.0)
+    local_crop: FractionRange = (0.05, 0.4)
     local_crops: int = Field(8, ge=0)
     local_size: int | None = Field(None, ge=2)  # pixels; None: 96 of 224, to the nearest 8
     color_strength: float = Field(1.0, ge=0)
-    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)  # of the first, the second, the local crops (BYOL's)
-    solarize: Share = 0.2  # of the second
+    blur: tuple[Fraction, Fraction, Fraction] = (1.0, 0.1, 0.5)  # of the first, the second, the local crops (BYOL's)
+    solarize: Fraction = 0.2  # of the second
     optimizer: Optimizer = AdamW(
         lr=5e-4,
         weight_decay=0.04,
@@ -85,7 +85,7 @@ class Targets(nn.Module):
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """[B, K] -> probabilities [B, K]; these logits count in the center of the next steps, not of this one."""
-        self.center.note(logits)
+        self.center.record(logits)
         if self.even:
             return sinkhorn(logits, temperature)
         return softmax((logits.to(self.center.mean.dtype) - self.center.mean) / temperature, dim=-1)

@@ -11,16 +11,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.config import Parts, Share
-from components.data.augment import Draws, View
-from components.methods.blocks import NEEDED, block_masks
+from components.config import Fraction, FractionRange
+from components.data.augment import View
+from components.data.fields import Draws
+from components.methods.blocks import DRAWS_PER_MASK, block_masks
 from components.methods.distillation import Distillation, Targets, crops, temperature
 from components.methods.losses import across_views, entropies, on_hidden
 from components.methods.method import Batch, Method
 from components.methods.multicrop import by_size, whole_patches
 from components.models.backbone import Backbone, ViT
 from components.models.heads import PrototypeHead
-from components.models.memory import Slow
+from components.models.memory import EMA
 from components.training.optim import AdamW, Cosine, Optimizer, cosine
 
 
@@ -28,13 +29,13 @@ class IBOTConfig(Distillation):
     """Defaults: the README's command for ViT-S/16, 800 epochs of batches of 1,024; the script's own are others."""
 
     prototypes: int = Field(8192, ge=2)
-    temperature_warmup: Share = 30 / 800  # 30 epochs
-    freeze_last: Share = 1 / 800  # one epoch
-    global_crop: Parts = (0.25, 1.0)
-    local_crop: Parts = (0.05, 0.25)
+    temperature_warmup: Fraction = 30 / 800  # 30 epochs
+    freeze_last: Fraction = 1 / 800  # one epoch
+    global_crop: FractionRange = (0.25, 1.0)
+    local_crop: FractionRange = (0.05, 0.25)
     local_crops: int = Field(10, ge=0)
-    mask_probability: Share = 0.5  # of a global crop: pred_ratio 0 or 0.3
-    mask_ratio: Parts = (0.1, 0.5)  # 0.3 ± 0.2
+    mask_probability: Fraction = 0.5  # of a global crop: pred_ratio 0 or 0.3
+    mask_ratio: FractionRange = (0.1, 0.5)  # 0.3 ± 0.2
     patch_weight: float = Field(1.0, ge=0)
     optimizer: Optimizer = AdamW(
         lr=5e-4,
@@ -49,7 +50,7 @@ class IBOTConfig(Distillation):
 class IBOT(Method):
     @staticmethod
     def views(config: IBOTConfig, image_size: int) -> list[View | Draws]:
-        return [*crops(config, image_size), Draws(NEEDED), Draws(NEEDED)]
+        return [*crops(config, image_size), Draws(DRAWS_PER_MASK), Draws(DRAWS_PER_MASK)]
 
     def __init__(self, backbone: Backbone, config: IBOTConfig) -> None:
         super().__init__(config)
@@ -59,12 +60,12 @@ class IBOT(Method):
             whole_patches(backbone, config.local_size)
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)  # of class and patches
         self.student: Any = nn.Sequential(backbone, head)
-        self.teacher = Slow(self.student)
+        self.teacher = EMA(self.student)
         self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
         self.targets = Targets(config, config.prototypes)
         self.patch_targets = Targets(config, config.prototypes)  # with a center of their own
         if config.targets == "sinkhorn":
-            self.coupled = "Sinkhorn shares the whole batch among the prototypes"
+            self.needs_full_batch = "Sinkhorn shares the whole batch among the prototypes"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         (backbone, head), config = self.student, self.config
@@ -94,9 +95,9 @@ class IBOT(Method):
             self.student[1].last.weight.grad = None
 
     def after_step(self) -> None:
-        self.targets.center.move()
-        self.patch_targets.center.move()
-        self.teacher.follow(self.student, cosine(self.config.momentum, 1.0, self.progress))
+        self.targets.center.update()
+        self.patch_targets.center.update()
+        self.teacher.update(self.student, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
         """The teacher."""

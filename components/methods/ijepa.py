@@ -18,12 +18,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, smooth_l1_loss
 
-from components.config import Parts, Range, Share
-from components.data.augment import Draws, View
+from components.config import Fraction, FractionRange, PositiveRange
+from components.data.augment import View
+from components.data.fields import Draws
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, patches_of
 from components.models.heads import Blocks, plain_start, sincos
-from components.models.memory import Slow
+from components.models.memory import EMA
 from components.training.optim import AdamW, Cosine, Optimizer
 
 STEPS = 32  # of scale and of aspect ratio: as fine as blocks of whole patches can tell apart
@@ -33,13 +34,13 @@ class IJEPAConfig(MethodConfig):
     """Defaults: section 3 and appendix A; configs/in1k_vith14_ep300.yaml."""
 
     targets: int = Field(4, ge=1)
-    target_scale: Parts = (0.15, 0.2)  # of the picture's area
-    target_ratio: Range = (0.75, 1.5)  # height to width
-    context_scale: Parts = (0.85, 1.0)  # square; the targets are cut out of it
+    target_scale: FractionRange = (0.15, 0.2)  # of the picture's area
+    target_ratio: PositiveRange = (0.75, 1.5)  # height to width
+    context_scale: FractionRange = (0.85, 1.0)  # square; the targets are cut out of it
     predictor_dim: int = Field(384, ge=4)
     predictor_depth: int = Field(12, ge=1)
-    momentum: Share = 0.996  # to 1, linearly
-    crop: Parts = (0.3, 1.0)  # and nothing else, not even flip
+    momentum: Fraction = 0.996  # to 1, linearly
+    crop: FractionRange = (0.3, 1.0)  # and nothing else, not even flip
     optimizer: Optimizer = AdamW(
         lr=1.25e-4, weight_decay=0.04, final_weight_decay=0.4, schedule=Cosine(warmup=40 / 300, end=1e-3)
     )  # 1e-3 for 2,048; 40 of 300 epochs; down to 1e-6
@@ -71,7 +72,7 @@ class IJEPA(Method):
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("context_sizes", context_sizes, persistent=False)
         width = config.predictor_dim
-        self.target = Slow(vit)
+        self.target = EMA(vit)
         self.narrow = nn.Linear(vit.dim, width)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
         self.predictor = Blocks(width, config.predictor_depth, vit.config.heads)
@@ -120,7 +121,7 @@ class IJEPA(Method):
 
     def after_step(self) -> None:
         momentum = self.config.momentum + (1 - self.config.momentum) * self.progress
-        self.target.follow(self.backbone, momentum)
+        self.target.update(self.backbone, momentum)
 
     def keep(self) -> Any:
         return self.target.module

@@ -20,8 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from components.config import Parts, Share
-from components.data.augment import Draws, View
+from components.config import Fraction, FractionRange
+from components.data.augment import View
+from components.data.fields import Draws
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
 from components.models.norm import BatchNorm1d
@@ -36,9 +37,9 @@ class JigsawConfig(MethodConfig):
 
     cell: int = Field(85, ge=1)  # the canvas is 3 × 3 cells
     tile: int = Field(64, ge=1)  # cut at a random place within its cell
-    crop: Parts = (0.75, 1.0)  # 255 of 256 pixels of the shorter side: that much of a picture of 4 : 3
-    flip: Share = 0.5
-    gray: Share = 0.66
+    crop: FractionRange = (0.75, 1.0)  # 255 of 256 pixels of the shorter side: that much of a picture of 4 : 3
+    flip: Fraction = 0.5
+    gray: Fraction = 0.66
     normalized: bool = True  # each tile's channels with mean 0 and deviation 1 (Noroozi & Favaro, section 3.3)
     orders: int = Field(2000, ge=2, le=math.factorial(TILES))
     hidden: int = Field(1000, ge=1)
@@ -74,7 +75,7 @@ def unlike(places: int, count: int) -> np.ndarray:
 
 
 class Jigsaw(Method):
-    coupled = "batch norm in the head reads the whole batch"
+    needs_full_batch = "batch norm in the head reads the whole batch"
     orders: Tensor
 
     @staticmethod

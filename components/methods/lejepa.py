@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from components import ranks
-from components.config import Parts, Share
+from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
 from components.methods.losses import full, precise
 from components.methods.method import Batch, Method, MethodConfig
@@ -31,21 +31,21 @@ class LeJEPAConfig(MethodConfig):
     global_views: int = Field(4, ge=2)
     local_views: int = Field(0, ge=0)  # more looks, smaller ones
     local_size: int = Field(96, ge=1)  # pixels
-    crop: Parts = (0.08, 1.0)
-    local_crop: Parts = (0.05, 0.3)
+    crop: FractionRange = (0.08, 1.0)
+    local_crop: FractionRange = (0.05, 0.3)
     hidden: int = Field(2048, ge=1)
     dim: int = Field(16, ge=1)
     slices: int = Field(256, ge=1)
     knots: int = Field(17, ge=2)
     reach: float = Field(3.0, gt=0)  # of the knots: frequencies 0 … reach, the negative ones being the same again
-    weight: Share = 0.02  # of SIGReg; what agreement has less
+    weight: Fraction = 0.02  # of SIGReg; what agreement has less
     optimizer: Optimizer = AdamW(
         lr=2e-3, weight_decay=0.05, decay_all=True, schedule=Cosine(warmup=1 / 800, end=0.5)
     )  # one of 800 epochs; down to 1e-3
 
 
 class LeJEPA(Method):
-    coupled = "its loss is a statistic of the whole batch"
+    needs_full_batch = "its loss is a statistic of the whole batch"
 
     @staticmethod
     def views(config: LeJEPAConfig, image_size: int) -> list[View]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from components.config import Parts, Share, Strict
+from components.config import Fraction, FractionRange, Strict
 from components.data.augment import Jitter, View
 
 
@@ -12,10 +12,10 @@ class Pair(Strict):
     Defaults: Grill et al., 2020, appendix B, table 6; MoCo v3, Barlow Twins and VICReg took them over.
     """
 
-    crop: Parts = (0.08, 1.0)
+    crop: FractionRange = (0.08, 1.0)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
-    blur: tuple[Share, Share] = (1.0, 0.1)
-    solarize: tuple[Share, Share] = (0.0, 0.2)
+    blur: tuple[Fraction, Fraction] = (1.0, 0.1)
+    solarize: tuple[Fraction, Fraction] = (0.0, 0.2)
 
     def views(self, size: int) -> tuple[View, View]:
         first, second = (

@@ -14,9 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.config import Parts
-from components.data.augment import Draws, View
-from components.data.luck import more
+from components.config import FractionRange
+from components.data.augment import View
+from components.data.fields import Draws
+from components.data.randomness import expand_draws
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, patches_of
 from components.models.heads import Blocks, plain_start, sincos
@@ -31,7 +32,7 @@ class MAEConfig(MethodConfig):
     decoder_dim: int = Field(512, ge=4)  # table 1b
     decoder_depth: int = Field(8, ge=1)  # table 1a
     decoder_heads: int = Field(16, ge=1)  # models_mae.py
-    crop: Parts = (0.2, 1.0)  # main_pretrain.py; and flip, nothing else (table 1e)
+    crop: FractionRange = (0.2, 1.0)  # main_pretrain.py; and flip, nothing else (table 1e)
     optimizer: Optimizer = AdamW(
         lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=Cosine(warmup=0.05)
     )  # warm-up: 40 of 800 epochs
@@ -68,7 +69,7 @@ class MAE(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         pixels, draws = batch
-        order = more(draws, len(self.positions) - 1).argsort(1)  # [B, N]
+        order = expand_draws(draws, len(self.positions) - 1).argsort(1)  # [B, N]
         seen, hidden = order[:, : self.seen], order[:, self.seen :]
         painted = self.decode(self.encode(pixels, seen), seen)  # [B, N, 3P²]
         error = (painted - self.target(pixels)).square().mean(-1)  # [B, N]

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from components.config import Strict
-from components.data.augment import Draws, Labels, View
+from components.data.fields import Field
 from components.data.photos import Photos
 from components.models.backbone import Backbone
 from components.training.objective import Objective
 from components.training.optim import Optimizer
 
-Batch = Any  # uint8 [B, 3, S, S] for each View, float32 [B, count] for each Draws, int64 [B] for Labels
+Batch = Any  # one tensor [B, ...] for each field that `views` names, in their order
 
 
 class MethodConfig(Strict):
@@ -27,7 +27,7 @@ class MethodConfig(Strict):
 class Method(Objective, ABC):
     """One objective, in four answers. Inherited once, never twice. The two hooks more that exist are in Objective.
 
-    views       how is a picture looked at?           in words; carried out by data.augment
+    views       how is a picture looked at?           in as fields of a batch (data.fields)
     forward     what is minimized?                    on the device, one batch
     after_step  what moves outside the gradient?      slow copies, queues, centers
     keep        what survives training?               a backbone
@@ -39,10 +39,10 @@ class Method(Objective, ABC):
 
     @staticmethod
     @abstractmethod
-    def views(config: Any, image_size: int) -> Sequence[View | Draws | Labels]: ...
+    def views(config: Any, image_size: int) -> Sequence[Field]: ...
 
     @staticmethod
-    def complete(config: Any, photos: Photos) -> Any:  # noqa: ARG004
+    def resolve(config: Any, photos: Photos) -> Any:  # noqa: ARG004
         """The settings with what only the data know (the number of classes).
 
         Raises ValueError where the data do not know it either.

@@ -19,14 +19,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components import ranks
-from components.config import Parts, Share
-from components.data.augment import Draws, Jitter, View
+from components.config import Fraction, FractionRange
+from components.data.augment import Jitter, View
+from components.data.fields import Draws
 from components.methods.looks import moco_v2
 from components.methods.losses import info_nce, unit
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ResNet
 from components.models.heads import mlp
-from components.models.memory import Queue, Slow
+from components.models.memory import EMA, Queue
 from components.models.norm import BatchNorm2d
 from components.training.optim import SGD, Cosine, Optimizer, Steps
 
@@ -37,12 +38,12 @@ class MoCoConfig(MethodConfig):
     head: Literal["linear", "mlp"] = "mlp"  # v1 and v2
     dim: int = Field(128, ge=1)  # v1, section 3.3
     queue: int = Field(65536, ge=1)  # v1, section 4.1
-    momentum: Share = 0.999  # v1, section 4.1
+    momentum: Fraction = 0.999  # v1, section 4.1
     temperature: float = Field(0.2, gt=0)  # v2, table 2; v1: 0.07
     symmetric: bool = False  # also with the views exchanged, and both losses added (the reference's CIFAR-10 notebook)
     augmentation: Literal["v1", "v2"] = "v2"
-    crop: Parts = (0.2, 1.0)  # the reference's loader
-    blur: Share = 0.5  # of augmentation v2
+    crop: FractionRange = (0.2, 1.0)  # the reference's loader
+    blur: Fraction = 0.5  # of augmentation v2
     batch_norm_groups: int = Field(8, ge=1)  # of the batch, where the backbone has batch norm: v1's eight devices
     optimizer: Optimizer = SGD(lr=0.03, weight_decay=1e-4, decay_all=True, schedule=Cosine())
 
@@ -85,20 +86,20 @@ class MoCo(Method):
         width = backbone.dim
         head = nn.Linear(width, config.dim) if config.head == "linear" else mlp(width, width, config.dim, norm=False)
         self.query: Any = nn.Sequential(backbone, head)
-        self.key = Slow(self.query)
+        self.key = EMA(self.query)
         self.queue = Queue(config.queue, config.dim)
         self.fresh: list[Tensor] = []  # keys of this step, for the queue
         self.mixes = isinstance(backbone, ResNet)
         if self.mixes:
-            self.coupled = "batch norm in the backbone reads the whole batch"
+            self.needs_full_batch = "batch norm in the backbone reads the whole batch"
             for layer in self.modules():
                 if isinstance(layer, BatchNorm2d):
                     layer.shared = False  # in_groups says which pictures it reads
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        one, two, luck = batch
+        one, two, draws = batch
         pairs = [(one, two), (two, one)] if self.config.symmetric else [(one, two)]
-        keys = [unit(self.encode_keys(images, luck)) for _, images in pairs]  # [B, D] each
+        keys = [unit(self.encode_keys(images, draws)) for _, images in pairs]  # [B, D] each
         said = [
             info_nce(unit(self.in_groups(self.query, images)), k, self.queue.items, self.config.temperature)
             for (images, _), k in zip(pairs, keys, strict=True)
@@ -118,12 +119,12 @@ class MoCo(Method):
         return torch.cat([encoder(group) for group in images.chunk(groups)])
 
     @torch.no_grad()
-    def encode_keys(self, images: Tensor, luck: Tensor) -> Tensor:
+    def encode_keys(self, images: Tensor, draws: Tensor) -> Tensor:
         """[B, 3, S, S], draws [B, 1] -> [B, D], in another grouping than the queries if there is batch norm."""
         if not self.mixes:
             return self.key(images)
         mine = len(images)
-        order = ranks.gather(luck)[:, 0].argsort(stable=True)  # the same on all ranks
+        order = ranks.gather(draws)[:, 0].argsort(stable=True)  # the same on all ranks
         shuffled = ranks.gather(images)[order].narrow(0, ranks.rank() * mine, mine)
         keys = ranks.gather(self.in_groups(self.key, shuffled))
         return keys[order.argsort()].narrow(0, ranks.rank() * mine, mine)
@@ -133,7 +134,7 @@ class MoCo(Method):
         two are equal. Its queue takes the keys of all ranks."""
         self.queue.push(ranks.gather(torch.cat(self.fresh)).flatten(0, 1))
         self.fresh.clear()
-        self.key.follow(self.query, self.config.momentum)
+        self.key.update(self.query, self.config.momentum)
 
     def keep(self) -> Backbone:
         return self.query[0]

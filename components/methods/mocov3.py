@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from components import ranks
-from components.config import Share
+from components.config import Fraction
 from components.data.augment import View
 from components.methods.looks import Pair
 from components.methods.losses import precise, spread, unit
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ViT
 from components.models.heads import mlp, sincos
-from components.models.memory import Slow
+from components.models.memory import EMA
 from components.training.optim import AdamW, Cosine, Optimizer, cosine
 
 
@@ -36,7 +36,7 @@ class MoCoV3Config(MethodConfig):
     predictor_norm: bool = True  # batch norm after the predictor's last layer; ResNet-50: false
     stop_grad_conv1: bool = True  # section 4.2: random patch embedding, never trained (of a ViT)
     temperature: float = Field(0.2, gt=0)  # section 4.1; ResNet-50: 1.0
-    momentum: Share = 0.99  # section 4.1; rises to 1 by a cosine (--moco-m-cos)
+    momentum: Fraction = 0.99  # section 4.1; rises to 1 by a cosine (--moco-m-cos)
     looks: Pair = Pair()
     optimizer: Optimizer = AdamW(  # section 4.1; main_moco.py decays all parameters
         lr=1.5e-4, weight_decay=0.1, decay_all=True, schedule=Cosine(warmup=40 / 300)
@@ -52,7 +52,7 @@ def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
 
 
 class MoCoV3(Method):
-    coupled = "each picture is told from all others of the batch, and the heads have batch norm"
+    needs_full_batch = "each picture is told from all others of the batch, and the heads have batch norm"
 
     @staticmethod
     def views(config: MoCoV3Config, image_size: int) -> tuple[View, View]:
@@ -72,7 +72,7 @@ class MoCoV3(Method):
         self.query: Any = nn.Sequential(backbone, projector)
         last_norm: Any = "plain" if config.predictor_norm else "none"
         self.predictor = mlp(dim, hidden, dim, last_norm=last_norm, last_bias=False)
-        self.key = Slow(self.query)
+        self.key = EMA(self.query)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         one, two = batch
@@ -83,7 +83,7 @@ class MoCoV3(Method):
         return {"loss": loss, "spread": spread(z1)}
 
     def after_step(self) -> None:
-        self.key.follow(self.query, cosine(self.config.momentum, 1.0, self.progress))
+        self.key.update(self.query, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
         return self.query[0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from components.config import Parts, Share
+from components.config import Fraction, FractionRange
 from components.data.augment import View
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ResNet
@@ -25,8 +25,8 @@ TURNS = 4
 class RotationConfig(MethodConfig):
     """Defaults: the ResNet-50 run of Goyal et al., 2019 (https://arxiv.org/abs/1905.01235), as VISSL states it."""
 
-    crop: Parts = (0.08, 1.0)
-    flip: Share = 0.5
+    crop: FractionRange = (0.08, 1.0)
+    flip: Fraction = 0.5
     optimizer: Optimizer = SGD(
         lr=0.1, weight_decay=1e-4, decay_all=True, schedule=Steps(milestones=(30 / 105, 60 / 105, 90 / 105, 100 / 105))
     )  # epochs 30, 60, 90 and 100 of 105; the paper: Nesterov, weight decay 5e-4, 30 %, 60 % and 80 % (CIFAR-10)
@@ -42,7 +42,7 @@ class Rotation(Method):
         self.backbone = backbone
         self.head = nn.Linear(backbone.dim, TURNS)
         if isinstance(backbone, ResNet):
-            self.coupled = "batch norm in the backbone reads the whole batch"
+            self.needs_full_batch = "batch norm in the backbone reads the whole batch"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         upright = batch[0]  # [B, 3, S, S]

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from components.config import Parts, Share
+from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
 from components.methods.losses import nt_xent
 from components.methods.method import Batch, Method, MethodConfig
@@ -31,15 +31,15 @@ class SimCLRConfig(MethodConfig):
     hidden: int = Field(2048, ge=1)  # section 4.2: the width of ResNet-50
     dim: int = Field(128, ge=1)  # section 2.1
     temperature: float = Field(0.1, gt=0)  # table 5; 0.5 for CIFAR-10 (B.9)
-    crop: Parts = (0.08, 1.0)  # appendix A
+    crop: FractionRange = (0.08, 1.0)  # appendix A
     color_strength: float = Field(1.0, ge=0)  # 0.5 for small images (B.9)
-    blur: Share = 0.5  # 0 for small images (B.9)
+    blur: Fraction = 0.5  # 0 for small images (B.9)
     chunk: int = Field(0, ge=0)  # pictures encoded at a time, 0: all; for a batch larger than the device
     optimizer: Optimizer = LARS(lr=0.3, weight_decay=1e-6, schedule=Cosine(warmup=0.1))  # 2.1; 10 of 100 epochs
 
 
 class SimCLR(Method):
-    coupled = "each picture is told from all others of the batch; set chunk instead"
+    needs_full_batch = "each picture is told from all others of the batch; set chunk instead"
 
     @staticmethod
     def views(config: SimCLRConfig, image_size: int) -> tuple[View, View]:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.config import Parts, Share
+from components.config import Fraction, FractionRange
 from components.data.augment import View
 from components.methods.looks import moco_v2
 from components.methods.losses import agreement, spread
@@ -25,15 +25,15 @@ class SimSiamConfig(MethodConfig):
 
     dim: int = Field(2048, ge=1)  # of all three layers of the projector
     predictor_hidden: int = Field(512, ge=1)
-    crop: Parts = (0.2, 1.0)
-    blur: Share = 0.5
+    crop: FractionRange = (0.2, 1.0)
+    blur: Fraction = 0.5
     optimizer: Optimizer = SGD(
         lr=0.05, weight_decay=1e-4, decay_all=True, schedule=Cosine(), constant_lr=("predictor.",)
     )
 
 
 class SimSiam(Method):
-    coupled = "batch norm in projector and predictor reads the whole batch"
+    needs_full_batch = "batch norm in projector and predictor reads the whole batch"
 
     @staticmethod
     def views(config: SimSiamConfig, image_size: int) -> tuple[View, View]:

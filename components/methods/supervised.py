@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from components.config import Parts
-from components.data.augment import Jitter, Labels, View
+from components.config import FractionRange
+from components.data.augment import Jitter, View
+from components.data.fields import Labels
 from components.data.photos import Photos
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ResNet
@@ -25,7 +26,7 @@ class SupervisedConfig(MethodConfig):
     """Defaults: Goyal et al., section 5.1; colors are left as they are unless asked."""
 
     classes: int = Field(0, ge=0)  # 0: those of the data
-    crop: Parts = (0.08, 1.0)
+    crop: FractionRange = (0.08, 1.0)
     color_strength: float = Field(0.0, ge=0)  # of SimCLR's jitter, for data small enough to be learned by heart
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     optimizer: Optimizer = SGD(
@@ -44,7 +45,7 @@ class Supervised(Method):
         return View(image_size, crop=config.crop, jitter=jitter), Labels()
 
     @staticmethod
-    def complete(config: SupervisedConfig, photos: Photos) -> SupervisedConfig:
+    def resolve(config: SupervisedConfig, photos: Photos) -> SupervisedConfig:
         known = len(np.unique(photos.labels(photos.rows("train", labeled=True)).numpy()))
         if known < 2:
             raise ValueError(
@@ -58,11 +59,11 @@ class Supervised(Method):
     def __init__(self, backbone: Backbone, config: SupervisedConfig) -> None:
         super().__init__(config)
         if not config.classes:
-            raise ValueError("classes is 0; allowed: 2 or more, which Supervised.complete fills in from the data")
+            raise ValueError("classes is 0; allowed: 2 or more, which Supervised.resolve fills in from the data")
         self.backbone = backbone
         self.classifier = nn.Linear(backbone.dim, config.classes)
         if isinstance(backbone, ResNet):
-            self.coupled = "batch norm in the backbone reads the whole batch"
+            self.needs_full_batch = "batch norm in the backbone reads the whole batch"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         pixels, labels = batch

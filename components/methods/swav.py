@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components import ranks
-from components.config import Parts, Share
+from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
 from components.methods.losses import across_views, entropies, sinkhorn, unit
 from components.methods.method import Batch, Method, MethodConfig
@@ -34,14 +34,14 @@ class SwAVConfig(MethodConfig):
     epsilon: float = Field(0.05, gt=0)  # of Sinkhorn; 0.03 where all becomes one (README)
     rounds: int = Field(3, ge=1)
     queue: int = Field(0, ge=0)  # older features of each global crop, which share in Sinkhorn; 0: none
-    queue_from: Share = 15 / 200  # share of the run
-    freeze_prototypes: Share = 1 / 800  # share of the run: 313 steps, one epoch
-    global_crop: Parts = (0.14, 1.0)
-    local_crop: Parts = (0.05, 0.14)
+    queue_from: Fraction = 15 / 200  # share of the run
+    freeze_prototypes: Fraction = 1 / 800  # share of the run: 313 steps, one epoch
+    global_crop: FractionRange = (0.14, 1.0)
+    local_crop: FractionRange = (0.05, 0.14)
     local_crops: int = Field(6, ge=0)
     local_size: int | None = Field(None, ge=1)  # pixels; None: 96 of 224, to the nearest 8
     color_strength: float = Field(1.0, ge=0)
-    blur: Share = 0.5
+    blur: Fraction = 0.5
     optimizer: Optimizer = LARS(
         lr=0.3, weight_decay=1e-6, decay_all=True, schedule=Cosine(warmup=10 / 800, end=1e-3)
     )  # 4.8 for 4,096, down to 0.0048; LARC adapts every parameter
@@ -49,7 +49,7 @@ class SwAVConfig(MethodConfig):
 
 class SwAV(Method):
     queued: Tensor  # [], features that went into each queue
-    coupled = "Sinkhorn shares the whole batch among the prototypes"
+    needs_full_batch = "Sinkhorn shares the whole batch among the prototypes"
 
     @staticmethod
     def views(config: SwAVConfig, image_size: int) -> list[View]:

@@ -58,7 +58,7 @@ def terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class VICReg(Method):
-    coupled = "variance and covariance are the whole batch's; set chunk instead"
+    needs_full_batch = "variance and covariance are the whole batch's; set chunk instead"
 
     @staticmethod
     def views(config: VICRegConfig, image_size: int) -> tuple[View, View]:

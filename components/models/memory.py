@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from components import ranks
 
 
-class Slow(nn.Module):
+class EMA(nn.Module):
     """A copy that follows its student by an exponential moving average of the parameters, and gets no gradient.
 
     Its batch-norm statistics are its own, gathered from its own batches in train mode, as in MoCo's reference code.
@@ -24,7 +24,7 @@ class Slow(nn.Module):
         return self.module(x)
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, momentum: float) -> None:
+    def update(self, student: nn.Module, momentum: float) -> None:
         """slow = momentum · slow + (1 - momentum) · student"""
         slow: list[Tensor] = list(self.module.parameters())
         fast: list[Tensor] = list(student.parameters())
@@ -69,13 +69,13 @@ class Center(nn.Module):
         self._sums: list[Tensor] = []  # of this step, each [dim + 1]: the sum of vectors, and how many they are
 
     @torch.no_grad()
-    def note(self, x: Tensor) -> None:
+    def record(self, x: Tensor) -> None:
         """x: [B, dim], any B; it counts at the next `move`."""
         x = x.to(self.mean.dtype)
         self._sums.append(torch.cat([x.sum(0), x.new_full((1,), len(x))]))
 
     @torch.no_grad()
-    def move(self) -> None:
+    def update(self) -> None:
         """Every rank, whatever it has seen."""
         total = ranks.total(torch.stack(self._sums).sum(0))
         self._sums.clear()

@@ -23,7 +23,7 @@ from components.models.backbone import load
 from components.stages.scratch import clear, digest, scratch
 from components.training import optim
 from components.training.loop import accelerator, fit
-from components.training.watch import Run
+from components.training.monitor import Run
 
 
 class AdaptConfig(Strict):

@@ -58,7 +58,7 @@ def _buildable(method: str, pretrain: dict[str, Any]) -> None:
     """Some settings only the networks made of them refuse; where the data have a say, as they have later."""
     config, kind = configure(method, pretrain), METHODS[method].method
     kind.views(config.settings, config.backbone.image_size)
-    if kind.complete is Method.complete:
+    if kind.resolve is Method.resolve:
         kind(build(config.backbone), config.settings)
 
 

@@ -26,7 +26,7 @@ from components.machine import keep_memory
 from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
-from components.training.watch import Run
+from components.training.monitor import Run
 
 UNSCALED = 256  # the batch size for which optim.build takes rates: LLaVA and nanoVLM state theirs as they are
 LAST = 5  # lines of the log that make the final training loss: one batch alone is noise

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
-from components.config import Seed, Share, Strict, read, write
+from components.config import Fraction, Seed, Strict, read, write
 from components.data import sources
 from components.data.checks import CheckConfig, Manifest, intake_schema, validate
 from components.data.images import Picture, Rejected
@@ -30,7 +30,7 @@ class DataConfig(Strict):
 
     source: str
     size: int = Field(ge=8)
-    max_rejected: Share = 0.1
+    max_rejected: Fraction = 0.1
     jpeg_quality: int | None = Field(None, ge=1, le=100)
 
 

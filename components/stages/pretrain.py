@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from pydantic import Field, SerializeAsAny
 
 from components.config import Seed, Strict, parse, section, settings, write
-from components.data.augment import Labels, look
+from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.machine import compile_blocks, keep_memory
 from components.methods import METHODS, Method, MethodConfig
@@ -23,7 +23,7 @@ from components.models.backbone import BackboneConfig, build
 from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
-from components.training.watch import Run
+from components.training.monitor import Run
 
 
 class PretrainConfig(Strict):
@@ -77,9 +77,9 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
     """Raises ValueError where method, settings and pictures do not go together, before anything is trained."""
     photos = Photos(data)
     recipe, world = METHODS[config.method], acc.num_processes
-    config = config.model_copy(update={"settings": recipe.method.complete(config.settings, photos)})
-    views = recipe.method.views(config.settings, config.backbone.image_size)
-    rows = photos.rows("train", labeled=any(isinstance(view, Labels) for view in views))
+    config = config.model_copy(update={"settings": recipe.method.resolve(config.settings, photos)})
+    fields = recipe.method.views(config.settings, config.backbone.image_size)
+    rows = photos.rows("train", labeled=any(field.needs_labels for field in fields))
     if config.batch_size % world:
         raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {world} processes")
     if len(rows) < config.batch_size:
@@ -100,7 +100,7 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
     def load(step: int) -> list[torch.Tensor]:
         epoch, place = divmod(step, per_epoch)
         start = place * config.batch_size + acc.process_index * share
-        return look(photos, order(epoch)[start : start + share], views, config.seed, epoch, acc.device)
+        return make_batch(photos, order(epoch)[start : start + share], fields, config.seed, epoch, acc.device)
 
     if (side := int(photos.shapes[rows].min())) < config.backbone.image_size:
         acc.print(

@@ -17,8 +17,8 @@ from torch.profiler import record_function
 from components.machine import has_bf16, repeat_exactly
 from components.progress import progress
 from components.training import checkpoints, distributed, optim
+from components.training.monitor import Monitor, Run, memory_advice
 from components.training.objective import Objective
-from components.training.watch import Run, Watch, memory_advice
 
 SAVE_SECONDS = 300  # no more than that is lost, however slow the steps are
 CHECK_EVERY = 10  # steps between looks at the loss and at a request to stop: each look waits for the device
@@ -66,12 +66,12 @@ def fit(
     stays in `run.state`. Raises MemoryError, with advice, where there is none left.
     """
     parts = distributed.parts() if run.parts is None else run.parts
-    if parts > 1 and objective.coupled:
+    if parts > 1 and objective.needs_full_batch:
         raise ValueError(
-            f"{distributed.PARTS} is {parts}, but {run.name} cannot compute a batch in parts: {objective.coupled}; "
-            f"unset it, and take a smaller batch_size or more processes"
+            f"{distributed.PARTS} is {parts}, but {run.name} cannot compute a batch in parts: "
+            f"{objective.needs_full_batch}; unset it, and take a smaller batch_size or more processes"
         )
-    with _StopRequest() as stop, memory_advice(run, acc.num_processes, parts, objective.coupled):
+    with _StopRequest() as stop, memory_advice(run, acc.num_processes, parts, objective.needs_full_batch):
         objective.to(acc.device).train()
         if acc.mixed_precision == "bf16":  # in fp32 it makes no difference
             nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
@@ -80,11 +80,11 @@ def fit(
             acc.print(f"{run.name}: resumed at step {first} of {run.steps}")
         wrapped, stepper = acc.prepare(objective, optimizer)
         bar = progress(range(first, run.steps), run.name, unit="step", shown=acc.is_main_process)
-        watch = Watch(run, first, acc, bar)
+        monitor = Monitor(run, first, acc, bar)
         with ThreadPoolExecutor(1, "prefetch", initializer=_settle, initargs=(acc.device,)) as pool:
             ahead = pool.submit(load, first)
             for step in bar:
-                with watch.waiting(), record_function("wait for data"):
+                with monitor.waiting(), record_function("wait for data"):
                     batch = _move(ahead.result(), acc.device)
                 done = step + 1
                 if first < step < run.steps - 1:
@@ -94,7 +94,7 @@ def fit(
                 torch.manual_seed(
                     (run.seed * 1_000_003 + step) * acc.num_processes + acc.process_index
                 )  # no state to save
-                watch.note(done, _gradients(wrapped, batch, parts, acc))
+                monitor.record(done, _gradients(wrapped, batch, parts, acc))
                 with record_function("optimizer"):
                     objective.after_backward()
                     optim.clip(optimizer, settings)
@@ -108,14 +108,14 @@ def fit(
                 if done % CHECK_EVERY and done != run.steps and not due:
                     continue
                 with record_function("look at the losses"):
-                    watch.look(optimizer.param_groups[0]["lr"])
-                stopping, late = _agreed(acc, stop.asked, watch.unsaved() > SAVE_SECONDS)
+                    monitor.look(optimizer.param_groups[0]["lr"])
+                stopping, late = _agreed(acc, stop.asked, monitor.unsaved() > SAVE_SECONDS)
                 if stopping or late or due:
-                    _save(run, done, objective, optimizer, acc, watch)
+                    _save(run, done, objective, optimizer, acc, monitor)
                 if stopping and done < run.steps:
                     acc.print(f"\n{run.name}: stopped at step {done} of {run.steps}; the same command goes on there")
                     raise Stopped
-        watch.close()
+        monitor.close()
 
 
 def _agreed(acc: Accelerator, *asked: bool) -> list[bool]:
@@ -125,10 +125,10 @@ def _agreed(acc: Accelerator, *asked: bool) -> list[bool]:
 
 
 def _save(
-    run: Run, step: int, objective: Objective, optimizer: torch.optim.Optimizer, acc: Accelerator, watch: Watch
+    run: Run, step: int, objective: Objective, optimizer: torch.optim.Optimizer, acc: Accelerator, monitor: Monitor
 ) -> None:
     """By the first process. Raises FloatingPointError in all of them if there is nothing good to save."""
-    with watch.saving():
+    with monitor.saving():
         bad = checkpoints.save(run.state, step, objective, optimizer) if acc.is_main_process else None
         if any(_agreed(acc, bad is not None)):
             raise FloatingPointError(

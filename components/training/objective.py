@@ -13,7 +13,7 @@ class Objective(nn.Module):
     """
 
     progress: float = 0.0  # share of the run that lies behind, 0 … 1, as of this step's beginning
-    coupled: str = ""  # why a batch in two halves is not the batch: what in it depends on the other pictures
+    needs_full_batch: str = ""  # why a batch in two halves is not the batch: what in it depends on the other pictures
 
     def before_step(self, progress: float) -> None:
         """Before anything of a step; overridden only where more than `progress` is to be set."""

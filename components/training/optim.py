@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from components.config import Decay, Share, Strict
+from components.config import Decay, Fraction, Strict
 
 
 class Constant(Strict):
@@ -22,7 +22,7 @@ class Cosine(Strict):
 
     kind: Literal["cosine"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1)
-    end: Share = 0.0
+    end: Fraction = 0.0
 
 
 class Steps(Strict):

@@ -11,11 +11,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from components.data import batched, fused
-from components.data.augment import NEEDED, ORDERS, Draws, Jitter, Labels, Plan, View, crop_boxes, decide, look
+from components.data.augment import DRAWS_PER_VIEW, ORDERS, Jitter, View, crop_boxes, sample_params
 from components.data.batched import affine, color, turn_hue
-from components.data.luck import more, uniform
+from components.data.fields import Draws, Labels, make_batch
 from components.data.photos import Photos
+from components.data.randomness import expand_draws, hash_uniform
 from components.data.scenes import draw
+from components.data.view_params import ViewParams
 
 ROWS = np.arange(8)
 ROOT = Path(__file__).parents[2]
@@ -27,20 +29,20 @@ def pictures(count=6, size=24):
 
 
 def test_draws_depend_on_seed_epoch_row_and_view_alone():
-    whole = uniform(3, 5, ROWS, 1, 4)
-    assert torch.equal(whole[2:5], uniform(3, 5, ROWS[2:5], 1, 4))
-    assert torch.equal(whole.flip(0), uniform(3, 5, ROWS[::-1].copy(), 1, 4))
+    whole = hash_uniform(3, 5, ROWS, 1, 4)
+    assert torch.equal(whole[2:5], hash_uniform(3, 5, ROWS[2:5], 1, 4))
+    assert torch.equal(whole.flip(0), hash_uniform(3, 5, ROWS[::-1].copy(), 1, 4))
     others = [
-        uniform(4, 5, ROWS, 1, 4),
-        uniform(3, 6, ROWS, 1, 4),
-        uniform(3, 5, ROWS + 8, 1, 4),
-        uniform(3, 5, ROWS, 2, 4),
+        hash_uniform(4, 5, ROWS, 1, 4),
+        hash_uniform(3, 6, ROWS, 1, 4),
+        hash_uniform(3, 5, ROWS + 8, 1, 4),
+        hash_uniform(3, 5, ROWS, 2, 4),
     ]
     assert all(not torch.isclose(whole, other).any() for other in others)
 
 
 def test_draws_are_uniform_and_independent():
-    draws = uniform(0, 0, np.arange(20_000), 0, 8)
+    draws = hash_uniform(0, 0, np.arange(20_000), 0, 8)
     assert 0 <= draws.min() < 1e-3
     assert 1 - 1e-3 < draws.max() < 1
     assert torch.allclose(draws.mean(0), torch.full((8,), 0.5, dtype=draws.dtype), atol=0.01)
@@ -52,14 +54,14 @@ def test_draws_are_uniform_and_independent():
 
 def test_two_draws_give_as_many_more_as_asked_by_splitmix64():
     draws = torch.tensor([[0.0, 0.0], [0.25, 0.5], [1 - 2**-24, 1 - 2**-24]])
-    for row, (high, low) in zip(more(draws, 3), draws.tolist(), strict=True):
+    for row, (high, low) in zip(expand_draws(draws, 3), draws.tolist(), strict=True):
         state = (int(high * 2**24) << 24) + int(low * 2**24)
         for value in row.tolist():  # the generator of Steele, Lea & Flood, word by word
             state = (state + 0x9E3779B97F4A7C15) % 2**64
             z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
             z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
             assert value == ((z ^ z >> 31) >> 40) / 2**24
-    many = more(uniform(0, 0, np.arange(20_000), 0, 2).float(), 6)
+    many = expand_draws(hash_uniform(0, 0, np.arange(20_000), 0, 2).float(), 6)
     assert 0 <= many.min() < 1e-3
     assert 1 - 1e-3 < many.max() < 1
     assert torch.allclose(many.mean(0), torch.full((6,), 0.5), atol=0.01)
@@ -69,7 +71,7 @@ def test_two_draws_give_as_many_more_as_asked_by_splitmix64():
 def test_crops_have_torchvisions_distribution():
     view, count = View(16, crop=(0.2, 1.0)), 4000
     shape = torch.tensor([[48, 64]]).repeat(count, 1)
-    ours = crop_boxes(shape, view, uniform(0, 0, np.arange(count), 0, 22)).double()
+    ours = crop_boxes(shape, view, hash_uniform(0, 0, np.arange(count), 0, 22)).double()
     torch.manual_seed(0)
     image, crop = torch.zeros(3, 48, 64), v2.RandomResizedCrop(16, scale=(0.2, 1.0))
     sampled = [crop.make_params([image]) for _ in range(count)]
@@ -139,15 +141,15 @@ def reference(x, order, strengths, *, gray, gray_first):
 def test_whole_color_chain_is_torchvisions_in_any_order(gray_first):
     """Mean difference under 1/255 with the papers' strengths; only the clamping between steps differs."""
     x = torch.stack([torch.from_numpy(draw(0, index).pixels).permute(2, 0, 1) for index in range(24)]).float()
-    draws = uniform(0, 0, np.arange(24), 0, NEEDED)
+    draws = hash_uniform(0, 0, np.arange(24), 0, DRAWS_PER_VIEW)
     draws[:, 28] = torch.arange(24) / 24 + 0.01  # every order once
     view = View(24, jitter=Jitter(0.4, 0.4, 0.4, 0.1, p=1.0), gray=0.5, gray_first=gray_first)
-    plan = decide(view, torch.full((24, 2), x.shape[-1]), draws)
-    ours, differences = color(x.clone(), plan.order, plan.strengths), []
-    luck = draws[:, 22:].float()
+    params = sample_params(view, torch.full((24, 2), x.shape[-1]), draws)
+    ours, differences = color(x.clone(), params.order, params.strengths), []
+    randomness = draws[:, 22:].float()
     for i in range(24):
-        strengths = [0.6 + 0.8 * float(d) for d in luck[i, 2:5]] + [(2 * float(luck[i, 5]) - 1) * 0.1]
-        wanted = reference(x[i], ORDERS[i], strengths, gray=bool(luck[i, 7] < 0.5), gray_first=gray_first)
+        strengths = [0.6 + 0.8 * float(d) for d in randomness[i, 2:5]] + [(2 * float(randomness[i, 5]) - 1) * 0.1]
+        wanted = reference(x[i], ORDERS[i], strengths, gray=bool(randomness[i, 7] < 0.5), gray_first=gray_first)
         differences.append((ours[i] - wanted).abs().mean())
     assert torch.stack(differences).mean() < 1
 
@@ -168,8 +170,8 @@ def packed(folder, images):
     return Photos(folder)
 
 
-def both(photos, rows, plan):
-    return fused.render(photos.pixels(rows), plan), batched.render(photos.stack(rows, torch.device("cpu")), plan)
+def both(photos, rows, params):
+    return fused.render(photos.pixels(rows), params), batched.render(photos.stack(rows, torch.device("cpu")), params)
 
 
 EVERYTHING = View(24, jitter=Jitter(0.8, 0.8, 0.8, 0.2), gray=0.2, blur=0.5, solarize=0.2)
@@ -184,8 +186,8 @@ def test_both_renderers_make_the_same_views(view, alike, tmp_path):
     if not alike:
         images = [image[: 30 + index % 20, : 40 + index % 9].copy() for index, image in enumerate(images)]
     photos, rows = packed(tmp_path, images), np.arange(48)[::-1].copy()
-    plan = decide(view, torch.from_numpy(photos.shapes[rows]), uniform(3, 1, rows, 0, NEEDED))
-    a, b = (made.int() for made in both(photos, rows, plan))
+    params = sample_params(view, torch.from_numpy(photos.shapes[rows]), hash_uniform(3, 1, rows, 0, DRAWS_PER_VIEW))
+    a, b = (made.int() for made in both(photos, rows, params))
     assert a.shape == (48, 3, view.size, view.size)
     assert a.float().std() > 20
     apart = (a - b).abs()
@@ -197,19 +199,21 @@ def test_what_is_compiled_beforehand_is_what_is_called(tmp_path):
     fused.ready()
     before = list(fused._views.signatures)
     photos, rows = packed(tmp_path, [draw(0, index).pixels for index in range(4)]), np.arange(4)
-    plan = decide(EVERYTHING, torch.from_numpy(photos.shapes[rows]), uniform(0, 0, rows, 0, NEEDED))
-    fused.render(photos.pixels(rows), plan)
+    draws = hash_uniform(0, 0, rows, 0, DRAWS_PER_VIEW)
+    params = sample_params(EVERYTHING, torch.from_numpy(photos.shapes[rows]), draws)
+    fused.render(photos.pixels(rows), params)
     assert list(fused._views.signatures) == before
 
 
 def test_the_processor_gives_the_same_views_on_any_number_of_threads(tmp_path, monkeypatch):
     photos, rows = packed(tmp_path, [draw(0, index).pixels for index in range(40)]), np.arange(40)
-    plan = decide(EVERYTHING, torch.from_numpy(photos.shapes[rows]), uniform(0, 0, rows, 0, NEEDED))
+    draws = hash_uniform(0, 0, rows, 0, DRAWS_PER_VIEW)
+    params = sample_params(EVERYTHING, torch.from_numpy(photos.shapes[rows]), draws)
     monkeypatch.setattr(fused, "SHARE", 8)
     made = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        made.append(fused.render(photos.pixels(rows), plan))
+        made.append(fused.render(photos.pixels(rows), params))
     assert torch.equal(*made)
 
 
@@ -232,7 +236,7 @@ def plain(count, size, **changes):
     """A plan that takes the whole picture and leaves it as it is."""
     nothing = {
         "size": size,
-        "taps": 5,
+        "blur_kernel_size": 5,
         "boxes": torch.tensor([[0, 0, size, size]]).repeat(count, 1),
         "flip": torch.zeros(count, dtype=torch.bool),
         "order": torch.arange(5).repeat(count, 1),
@@ -240,7 +244,7 @@ def plain(count, size, **changes):
         "sigma": torch.zeros(count),
         "solarize": torch.zeros(count, dtype=torch.bool),
     }
-    return Plan(**{**nothing, **changes})
+    return ViewParams(**{**nothing, **changes})
 
 
 @pytest.mark.parametrize("renderer", [0, 1])
@@ -283,29 +287,29 @@ def test_probabilities_are_kept():
     count = 3000
     view = View(8, jitter=Jitter(0.8, 0, 0, 0, p=0.8), gray=0.2, blur=0.5, solarize=0.3)
     rows = np.arange(count)
-    plan = decide(view, torch.full((count, 2), 8), uniform(0, 0, rows, 0, NEEDED))
-    bright, gray = plan.strengths[:, 0], plan.strengths[:, 4]
+    params = sample_params(view, torch.full((count, 2), 8), hash_uniform(0, 0, rows, 0, DRAWS_PER_VIEW))
+    bright, gray = params.strengths[:, 0], params.strengths[:, 4]
     assert abs((bright != 1).float().mean() - 0.8) < 0.03
     assert 0.2 <= bright[bright != 1].min() < 0.21
     assert 1.79 < bright.max() < 1.8
-    shares = {"gray": (gray == 0, 0.2), "blur": (plan.sigma > 0, 0.5), "solarize": (plan.solarize, 0.3)}
-    for name, (taken, share) in {**shares, "flip": (plan.flip, 0.5)}.items():
+    shares = {"gray": (gray == 0, 0.2), "blur": (params.sigma > 0, 0.5), "solarize": (params.solarize, 0.3)}
+    for name, (taken, share) in {**shares, "flip": (params.flip, 0.5)}.items():
         assert abs(taken.float().mean() - share) < 0.03, name
-    sigma = plan.sigma[plan.sigma > 0]
+    sigma = params.sigma[params.sigma > 0]
     assert 0.1 <= sigma.min() < 0.12
     assert abs(sigma.mean() - 1.05) < 0.05
-    assert (plan.strengths[:, 1:3] == 1).all()
-    assert sorted(map(tuple, plan.order[:, :4].unique(dim=0).tolist())) == sorted(map(tuple, ORDERS.tolist()))
+    assert (params.strengths[:, 1:3] == 1).all()
+    assert sorted(map(tuple, params.order[:, :4].unique(dim=0).tolist())) == sorted(map(tuple, ORDERS.tolist()))
 
 
 def test_a_whole_look_is_uint8_of_the_right_size_and_does_not_depend_on_the_batch(photos):
     views = (View(24, blur=0.5, gray=0.2, jitter=Jitter(0.4, 0.4, 0.4, 0.1)), View(16))
     rows = photos.rows("train")[:8]
-    first, second = look(photos, rows, views, seed=1, epoch=2)
+    first, second = make_batch(photos, rows, views, seed=1, epoch=2)
     assert (first.shape, second.shape, first.dtype) == ((8, 3, 24, 24), (8, 3, 16, 16), torch.uint8)
-    again = look(photos, rows[[5, 3]], views, seed=1, epoch=2)[0]
+    again = make_batch(photos, rows[[5, 3]], views, seed=1, epoch=2)[0]
     assert torch.equal(again, first[[5, 3]])
-    assert not torch.equal(look(photos, rows, views, seed=1, epoch=3)[0], first)
+    assert not torch.equal(make_batch(photos, rows, views, seed=1, epoch=3)[0], first)
 
 
 def test_without_crop_and_color_a_view_is_the_resized_picture(photos):
@@ -319,19 +323,19 @@ def test_without_crop_and_color_a_view_is_the_resized_picture(photos):
 def test_draws_are_a_pictures_own_and_never_one(photos):
     rows = photos.rows("train")
     views = (View(16), Draws(5), Draws(5))
-    _, a, b = look(photos, rows, views, 3, 1)
+    _, a, b = make_batch(photos, rows, views, 3, 1)
     assert a.shape == (len(rows), 5)
     assert a.dtype == torch.float32
     assert 0 <= a.min() <= a.max() < 1
     assert not torch.equal(a, b)  # two entries are two draws
-    _, part, _ = look(photos, rows[2:5], views, 3, 1)
+    _, part, _ = make_batch(photos, rows[2:5], views, 3, 1)
     assert torch.equal(part, a[2:5])  # whoever else is in the batch
-    assert not torch.equal(look(photos, rows, views, 3, 2)[1], a)
+    assert not torch.equal(make_batch(photos, rows, views, 3, 2)[1], a)
 
 
 def test_labels_are_those_of_the_pictures(photos):
     rows = photos.rows("train")[[4, 1, 7]]
-    pixels, labels = look(photos, rows, (View(16), Labels()), 0, 0)
+    pixels, labels = make_batch(photos, rows, (View(16), Labels()), 0, 0)
     assert labels.dtype == torch.int64
     assert [photos.classes[i] for i in labels.tolist()] == [photos.label(row) for row in rows.tolist()]
     assert len(pixels) == 3

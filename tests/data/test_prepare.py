@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from components.data.augment import Jitter, View, look
+from components.data.augment import Jitter, View
+from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.data.sources import DATASETS, NAME, read
 from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
@@ -199,7 +200,7 @@ def test_views_of_jpegs_are_views_of_what_they_decode_to(photos, small, tmp_path
     views = [View(24, jitter=Jitter(0.4, 0.4, 0.4, 0.1), blur=0.5), View(16)]
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        for one, other in zip(*(look(p, rows, views, 0, 1) for p in (small, decoded)), strict=True):
+        for one, other in zip(*(make_batch(p, rows, views, 0, 1) for p in (small, decoded)), strict=True):
             assert torch.equal(one, other)
     assert torch.equal(*(p.stack(rows, torch.device("cpu")) for p in (small, decoded)))
     assert torch.equal(*(p.squares(rows, 20) for p in (small, decoded)))

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from components import ranks
 from components.config import parse
-from components.data.augment import look
+from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.methods import METHODS
 from components.methods.barlowtwins import decorrelate
@@ -29,7 +29,7 @@ LOSSES = {"simclr": lambda a, b: nt_xent(a, b, 0.2), "barlowtwins": lambda a, b:
 def run(name, settings, photos, shape=VIT):
     """A few steps of one method on this rank's share: its losses, last gradients and state, by name."""
     recipe, world, rank = METHODS[name], ranks.world(), ranks.rank()
-    config = recipe.method.complete(parse(recipe.config, settings, name), photos)
+    config = recipe.method.resolve(parse(recipe.config, settings, name), photos)
     torch.manual_seed(0)
     method = recipe.method(build(shape), config).double().train()
     wrapped = DistributedDataParallel(method) if world > 1 else method
@@ -39,7 +39,7 @@ def run(name, settings, photos, shape=VIT):
     said = {}
     for step in range(STEPS):
         method.before_step(step / STEPS)
-        batch = look(photos, mine, recipe.method.views(config, 16), 0, step)
+        batch = make_batch(photos, mine, recipe.method.views(config, 16), 0, step)
         batch = [x.double() if x.dtype == torch.float32 else x for x in batch]
         torch.manual_seed(step)
         optimizer.zero_grad()

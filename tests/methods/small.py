@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from components.config import parse
-from components.data.augment import look
+from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.methods import METHODS, Method
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
@@ -49,4 +49,4 @@ def batch(name: str, photos: Photos, epoch: int, first: int = 0, count: int = BA
     """`count` pictures from the `first` on, as the method looks at them."""
     recipe = METHODS[name]
     views = recipe.method.views(parse(recipe.config, SMALL.get(name, {}), name), SHAPES["vit"].image_size)
-    return look(photos, photos.rows("train")[first : first + count], views, 0, epoch)
+    return make_batch(photos, photos.rows("train")[first : first + count], views, 0, epoch)

@@ -14,7 +14,7 @@ from small import SHAPES, batch, make
 from torch._dynamo.utils import counters
 
 from components.data import batched
-from components.data.augment import NEEDED, Jitter, View, decide
+from components.data.augment import DRAWS_PER_VIEW, Jitter, View, sample_params
 from components.machine import compile_blocks, compiled
 from components.methods import METHODS
 from components.models.backbone import build
@@ -80,9 +80,9 @@ def test_a_resnet_is_the_same():
 @pytest.mark.parametrize("blur", [0.0, 0.5])
 def test_views_are_the_same(blur):
     view = View(16, jitter=Jitter(0.4, 0.4, 0.4, 0.1), blur=blur, solarize=0.2, gray=0.2)
-    plan = decide(view, torch.full((8, 2), 32), torch.rand(8, NEEDED, dtype=torch.float64))
-    x = batched.resize(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), plan.boxes, plan.flip, 16)
-    given = (plan.order, plan.strengths, plan.sigma, plan.solarize, plan.taps if blur else 0)
+    params = sample_params(view, torch.full((8, 2), 32), torch.rand(8, DRAWS_PER_VIEW, dtype=torch.float64))
+    x = batched.resize(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), params.boxes, params.flip, 16)
+    given = (params.order, params.strengths, params.sigma, params.solarize, params.blur_kernel_size if blur else 0)
     assert torch.equal(batched.finish(x.clone(), *given), compiled(batched.finish, CAPTURE)(x.clone(), *given))
     assert counters["frames"] == {"ok": 1, "total": 1}
     assert not counters["graph_break"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from components.data.augment import Draws
+from components.data.fields import Draws
 from components.evaluation import linear
 from components.evaluation.features import standardize
 from components.methods import METHODS

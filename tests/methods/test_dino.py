@@ -104,7 +104,7 @@ def test_schedules_equal_their_closed_forms_point_by_point():
         assert temperature(config, epoch / 300) == pytest.approx(wanted, abs=1e-9)
     assert temperature(DINOConfig(temperature_warmup=0), 0.0) == 0.07
     method, seen = dino(momentum=0.996), []
-    method.teacher.follow = lambda student, momentum: seen.append(momentum)
+    method.teacher.update = lambda student, momentum: seen.append(momentum)
     for progress in np.linspace(0, 1, 11):
         method.before_step(float(progress))
         method(pixels(0))
@@ -214,15 +214,15 @@ def test_student_and_teacher_share_nothing():
     before = copy.deepcopy(dict(method.teacher.named_buffers()))
     method.student(pixels(0)[0])
     assert all(torch.equal(value, before[name]) for name, value in method.teacher.named_buffers())
-    assert method.coupled
+    assert method.needs_full_batch
 
 
 def test_teacher_and_center_move_once_a_step_however_many_parts_it_has():
     """lightly-train: once a micro-batch."""
     whole, parts = dino(), dino()
     batch = pixels(3, 4)
-    assert whole.coupled == ""
-    assert dino(targets="sinkhorn").coupled
+    assert whole.needs_full_batch == ""
+    assert dino(targets="sinkhorn").needs_full_batch
     whole(batch)
     whole.after_step()
     before = copy.deepcopy(parts.state_dict())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from components.methods import METHODS
-from components.methods.blocks import NEEDED, block_masks
+from components.methods.blocks import DRAWS_PER_MASK, block_masks
 from components.methods.dinov2 import DINOv2, DINOv2Config, koleo
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 from components.training.optim import AdamW, Cosine
@@ -32,7 +32,7 @@ def dinov2(**settings):
 def batch_of(seed, count=3):
     generator = torch.Generator().manual_seed(seed)
     views = [torch.rand(count, 3, side, side, generator=generator).double() * 255 for side in (24, 24, 8)]
-    return [*views, *(torch.rand(count, NEEDED, generator=generator) for _ in range(2))]
+    return [*views, *(torch.rand(count, DRAWS_PER_MASK, generator=generator) for _ in range(2))]
 
 
 def naive_koleo(rows):

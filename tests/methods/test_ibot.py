@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from components.methods import METHODS
-from components.methods.blocks import NEEDED, TRIES, block_masks
+from components.methods.blocks import DRAWS_PER_MASK, TRIES, block_masks
 from components.methods.ibot import IBOT, IBOTConfig
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 from components.training.optim import AdamW, Cosine
@@ -31,7 +31,7 @@ def ibot(**settings):
 def batch_of(seed, count=3):
     generator = torch.Generator().manual_seed(seed)
     views = [torch.rand(count, 3, side, side, generator=generator).double() * 255 for side in (24, 24, 8)]
-    return [*views, *(torch.rand(count, NEEDED, generator=generator) for _ in range(2))]
+    return [*views, *(torch.rand(count, DRAWS_PER_MASK, generator=generator) for _ in range(2))]
 
 
 def naive_blocks(draws, side, probability, ratio):
@@ -138,7 +138,7 @@ def test_gradients_are_the_finite_differences_of_the_naive_loss():
 
 @pytest.mark.parametrize("side", [2, 5, 14])
 def test_block_masks_equal_the_loop_and_keep_to_their_share(side):
-    draws = torch.rand(300, NEEDED, generator=torch.Generator().manual_seed(side)).double()
+    draws = torch.rand(300, DRAWS_PER_MASK, generator=torch.Generator().manual_seed(side)).double()
     found = block_masks(draws, side, 0.5, (0.1, 0.5))
     wanted = [naive_blocks(row.tolist(), side, 0.5, (0.1, 0.5)) for row in draws]
     assert np.array_equal(found.numpy(), np.array(wanted).reshape(300, -1))

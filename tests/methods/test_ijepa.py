@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from components.data.augment import Draws, View
+from components.data.augment import View
+from components.data.fields import Draws
 from components.methods import METHODS
 from components.methods.ijepa import IJEPA, IJEPAConfig, block, block_sizes
 from components.models.backbone import ResNetBackbone, ViTBackbone, build

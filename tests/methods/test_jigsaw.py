@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.data.augment import Draws
+from components.data.fields import Draws
 from components.methods import METHODS
 from components.methods.jigsaw import Jigsaw, JigsawConfig, unlike
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load

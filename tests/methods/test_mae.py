@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
-from components.data.augment import Draws, View
-from components.data.luck import more
+from components.data.augment import View
+from components.data.fields import Draws
+from components.data.randomness import expand_draws
 from components.methods import METHODS
 from components.methods.mae import MAE, MAEConfig
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
@@ -38,7 +39,7 @@ def through(backbone, x):
 def naive_loss(method, pixels, draws, ratio, norm_pix):
     """Section 3, one picture after the other: what is hidden is taken out, encoded is the rest, and put back."""
     vit, losses = method.backbone, []
-    for picture, noise in zip(pixels, more(draws, SIDE**2).tolist(), strict=True):
+    for picture, noise in zip(pixels, expand_draws(draws, SIDE**2).tolist(), strict=True):
         image = (picture - vit.mean) / vit.std
         order = sorted(range(SIDE**2), key=lambda i: noise[i])
         seen, hidden = order[: int(SIDE**2 * (1 - ratio))], order[int(SIDE**2 * (1 - ratio)) :]
@@ -91,7 +92,7 @@ def test_several_steps_equal_a_naive_derivation(ratio, norm_pix):
 def test_the_encoder_never_sees_what_is_to_be_painted():
     method = mae()
     pixels, draws = data(0)
-    order = more(draws, 16).argsort(1)
+    order = expand_draws(draws, 16).argsort(1)
     changed = pixels.clone()
     for picture, row in zip(changed, order.tolist(), strict=True):
         for i in row[4:]:
@@ -104,7 +105,7 @@ def test_the_encoder_never_sees_what_is_to_be_painted():
 def test_only_hidden_patches_are_counted(monkeypatch):
     method = mae()
     batch = data(0)
-    seen = more(batch[1], 16).argsort(1)[:, :4]
+    seen = expand_draws(batch[1], 16).argsort(1)[:, :4]
     before, decode = method(batch)["loss"], method.decode
     monkeypatch.setattr(
         method, "decode", lambda *given: decode(*given).scatter(1, seen[..., None].expand(-1, -1, 48), 9)
@@ -113,7 +114,7 @@ def test_only_hidden_patches_are_counted(monkeypatch):
 
 
 def test_every_picture_has_a_mask_of_its_own_and_every_patch_its_turn():
-    order = more(torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)), 16).argsort(1)
+    order = expand_draws(torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)), 16).argsort(1)
     shown = torch.zeros(4000, 16).scatter(1, order[:, :4], 1)
     assert torch.allclose(shown.mean(0), torch.full((16,), 0.25), atol=0.03)
     assert len({tuple(row) for row in shown.int().tolist()}) > 1000  # of the 1,820 there are

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from components.config import parse
 from components.data import batched
-from components.data.augment import NEEDED, Draws, Labels, View, decide
+from components.data.augment import DRAWS_PER_VIEW, View, sample_params
 from components.methods import METHODS, losses
 from components.training import optim
 
@@ -61,12 +61,7 @@ def given(name):
     """A batch of the method's views, as it lies on the device."""
     recipe = METHODS[name]
     for view in recipe.method.views(parse(recipe.config, SMALL.get(name, {}), name), SHAPES["vit"].image_size):
-        if isinstance(view, Draws):
-            yield torch.empty(BATCH, view.count, device=DEVICE)
-        elif isinstance(view, Labels):
-            yield torch.empty(BATCH, dtype=torch.long, device=DEVICE)
-        else:
-            yield torch.empty(BATCH, 3, view.size, view.size, dtype=torch.uint8, device=DEVICE)
+        yield view.empty(BATCH, DEVICE)
 
 
 ONCE = {"ibot", "dinov2"}  # how many patches are hidden is luck
@@ -101,8 +96,8 @@ def test_a_step_never_waits(name, shape, monkeypatch):
 @pytest.mark.parametrize("blur", [0.0, 0.5])
 def test_making_views_never_waits(blur):
     view = View(16, blur=blur, solarize=0.2, gray=0.2)
-    plan = decide(view, torch.full((BATCH, 2), 32), torch.rand(BATCH, NEEDED, dtype=torch.float64))
+    params = sample_params(view, torch.full((BATCH, 2), 32), torch.rand(BATCH, DRAWS_PER_VIEW, dtype=torch.float64))
     images = torch.empty(BATCH, 3, 32, 32, dtype=torch.uint8, device=DEVICE)
     with Watched():
-        made = batched.render(images, plan)
+        made = batched.render(images, params)
     assert made.shape == (BATCH, 3, 16, 16)

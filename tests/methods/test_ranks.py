@@ -69,7 +69,7 @@ def test_two_processes_learn_what_one_does(name, said, photos):
     assert name not in failed[1], failed[1][name]
     alone = run(name, photos, Accelerator(cpu=True))
     assert_it_learned(alone)
-    for parts in (1,) if make(name, "vit").coupled else (1, 2):
+    for parts in (1,) if make(name, "vit").needs_full_batch else (1, 2):
         first, second = (part_of(found, f"{name}/{parts}/") for found in of_ranks)
         assert of_ranks[0]["ranks"] == 2
         assert_same(first, alone)
@@ -99,10 +99,10 @@ def test_batch_norm_of_a_resnet_reads_what_it_would_in_one_process(name, said, p
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_in_parts_is_the_batch_or_is_refused(name, photos, monkeypatch):
     acc = Accelerator(cpu=True)
-    coupled = make(name, "vit").coupled
+    needs_full_batch = make(name, "vit").needs_full_batch
     monkeypatch.setenv(distributed.PARTS, "2")
-    if coupled:
-        with pytest.raises(ValueError, match=re.escape(f"{name} cannot compute a batch in parts: {coupled}")):
+    if needs_full_batch:
+        with pytest.raises(ValueError, match=re.escape(f"{name} cannot compute a batch in parts: {needs_full_batch}")):
             run(name, photos, acc)
         return
     in_parts = run(name, photos, acc)

@@ -84,8 +84,8 @@ def test_a_batch_in_parts_is_the_batch():
     whole = method([pictures(4)])["loss"].item()
     parts = [method([part])["loss"].item() for part in pictures(4).chunk(2)]
     assert sum(parts) / 2 == pytest.approx(whole, abs=1e-12)
-    assert not method.coupled
-    assert "batch norm" in made(ResNetBackbone(kind="resnet18", image_size=8)).coupled
+    assert not method.needs_full_batch
+    assert "batch norm" in made(ResNetBackbone(kind="resnet18", image_size=8)).needs_full_batch
 
 
 def test_defaults_are_the_published_runs():

@@ -49,15 +49,15 @@ def test_loss_and_gradients_are_cross_entropy(smoothing):
 
 
 def test_classes_are_those_of_the_data_and_none_is_refused_with_advice(photos):
-    complete = METHODS["supervised"].method.complete
-    assert complete(SupervisedConfig(), photos).classes == len(photos.classes) == 2
-    assert complete(SupervisedConfig(classes=3), Known([0, 2, -1], "abc")).classes == 3
+    resolve = METHODS["supervised"].method.resolve
+    assert resolve(SupervisedConfig(), photos).classes == len(photos.classes) == 2
+    assert resolve(SupervisedConfig(classes=3), Known([0, 2, -1], "abc")).classes == 3
     with pytest.raises(ValueError, match=r"needs labels, and the train split has 0 class.*one folder a class"):
-        complete(SupervisedConfig(), Known([-1, -1], ""))
+        resolve(SupervisedConfig(), Known([-1, -1], ""))
     with pytest.raises(ValueError, match=r"the train split has 1 class"):
-        complete(SupervisedConfig(), Known([0, 0], "ab"))
+        resolve(SupervisedConfig(), Known([0, 0], "ab"))
     with pytest.raises(ValueError, match="classes 7, but the data have 2; leave classes out"):
-        complete(SupervisedConfig(classes=7), photos)
+        resolve(SupervisedConfig(classes=7), photos)
     with pytest.raises(ValueError, match="classes is 0; allowed: 2 or more"):
         Supervised(build(TINY), SupervisedConfig())
 

@@ -113,7 +113,7 @@ def test_prototypes_have_length_1_at_every_step_and_rest_at_first():
 
 def test_what_must_survive_a_restart_is_in_the_state():
     assert {"queues.0.items", "queues.1.cursor", "queued"} <= set(swav(queue=8).state_dict())
-    assert swav().coupled
+    assert swav().needs_full_batch
 
 
 def test_defaults_are_the_papers():

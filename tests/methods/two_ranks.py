@@ -22,8 +22,8 @@ from components.data.photos import Photos
 from components.methods import METHODS
 from components.training import distributed, loop, optim
 from components.training.loop import fit
+from components.training.monitor import Run
 from components.training.objective import Objective
-from components.training.watch import Run
 
 STEPS = 2
 RESNETS = ("simclr", "moco")  # batch norm over all ranks, and in groups of its own
@@ -118,7 +118,7 @@ def main(data: Path, out: Path) -> None:
     found |= {f"local/1/{key}": value for key, value in run_local(acc).items()}
     for name in METHODS:
         try:  # one method's failure is not the others'
-            for parts in (1,) if make(name, "vit").coupled else (1, 2):
+            for parts in (1,) if make(name, "vit").needs_full_batch else (1, 2):
                 os.environ[distributed.PARTS] = str(parts)
                 found |= {f"{name}/{parts}/{key}": value for key, value in run(name, photos, acc).items()}
             os.environ[distributed.PARTS] = "1"

@@ -10,7 +10,7 @@ from transformers import AutoModel
 from components.models import resnet
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
 from components.models.heads import sincos
-from components.models.memory import Queue, Slow
+from components.models.memory import EMA, Queue
 
 PIXELS = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SHAPES = [
@@ -131,13 +131,13 @@ def test_a_network_of_another_kind_is_not_taken_for_ours(name, value, tmp_path):
 
 def test_a_slow_copy_follows_by_the_formula_and_keeps_its_own_statistics():
     student = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
-    slow = Slow(student)
+    slow = EMA(student)
     before = copy.deepcopy(slow.module.state_dict())
     with torch.no_grad():
         for p in student.parameters():
             p.add_(1)
     student[1].running_mean.fill_(9)
-    slow.follow(student, 0.9)
+    slow.update(student, 0.9)
     for name, p in slow.module.named_parameters():
         assert torch.allclose(p, before[name] * 0.9 + (before[name] + 1) * 0.1)
     assert torch.equal(slow.module[1].running_mean, torch.zeros(3))

@@ -21,7 +21,7 @@ from components.models.backbone import ResNetBackbone, build
 from components.models.backbone import load as load_backbone
 from components.stages import connect as module
 from components.stages.connect import ConnectConfig, connect, loader
-from components.training.watch import Run
+from components.training.monitor import Run
 from tests.connector import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

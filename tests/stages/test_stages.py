@@ -246,12 +246,12 @@ def test_only_pictures_with_a_label_are_trained_on_by_who_asks_for_labels(prepar
     np.savez(tmp_path / "data" / "index.npz", **held)
     seen = set()
 
-    def look(photos, rows, *given):
+    def make_batch(photos, rows, *given):
         seen.update(rows.tolist())
-        return stage_look(photos, rows, *given)
+        return stage_make_batch(photos, rows, *given)
 
-    stage_look = stage.look
-    monkeypatch.setattr(stage, "look", look)
+    stage_make_batch = stage.make_batch
+    monkeypatch.setattr(stage, "make_batch", make_batch)
     for method, wanted in (("supervised", False), ("simclr", True)):
         seen.clear()
         pretrain(configure(method, PARAMS), tmp_path / "data", tmp_path / method)

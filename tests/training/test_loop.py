@@ -12,9 +12,9 @@ from torch import nn
 
 from components.training import checkpoints, distributed, loop
 from components.training.loop import Stopped, fit
+from components.training.monitor import Run
 from components.training.objective import Objective
 from components.training.optim import SGD, AdamW, Cosine, build
-from components.training.watch import Run
 
 
 class Toy(Objective):
@@ -116,16 +116,16 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "coupled", "advice"),
+    ("error", "needs_full_batch", "advice"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "", "or SELFSIGHT_PARTS=2: the same batch in 2 parts"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "it says why", "in parts: it says why"),
     ],
 )
-def test_without_memory_the_run_says_what_to_turn(error, coupled, advice, tmp_path):
+def test_without_memory_the_run_says_what_to_turn(error, needs_full_batch, advice, tmp_path):
     pattern = "toy: no memory left for a batch_size of 16, 16 a process; try batch_size: 8, .*" + advice
     with pytest.raises(MemoryError, match=pattern):
-        train(tmp_path, SETTINGS[0], error=error, coupled=coupled)
+        train(tmp_path, SETTINGS[0], error=error, needs_full_batch=needs_full_batch)
     with pytest.raises(RuntimeError, match=r"^something else$"):
         train(tmp_path, SETTINGS[0], error=RuntimeError("something else"))
 
@@ -286,6 +286,6 @@ def test_a_batch_in_parts_is_the_batch(parts, tmp_path, monkeypatch):
 def test_what_must_not_be_split_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv(distributed.PARTS, "2")
     with pytest.raises(ValueError, match="toy cannot compute a batch in parts: batch norm; unset it"):
-        train(tmp_path, SETTINGS[0], coupled="batch norm")
+        train(tmp_path, SETTINGS[0], needs_full_batch="batch norm")
     with pytest.raises(ValueError, match="batch of 5 a process cannot be split in 2 equal parts"):
         loop._split(torch.zeros(5), 2)

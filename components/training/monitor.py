@@ -35,7 +35,7 @@ class Run:
     per_epoch: int | None = None  # steps, where there are epochs
 
 
-class Watch:
+class Monitor:
     """Losses stay on the device until `look`, for each look waits for it."""
 
     def __init__(self, run: Run, first: int, acc: Accelerator, bar: Any) -> None:
@@ -65,7 +65,7 @@ class Watch:
         """Seconds since the last state was saved."""
         return time.monotonic() - self._saved_at
 
-    def note(self, step: int, losses: dict[str, Tensor]) -> None:
+    def record(self, step: int, losses: dict[str, Tensor]) -> None:
         self._held.append((step, losses))
 
     def look(self, lr: float) -> None:
@@ -116,7 +116,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def memory_advice(run: Run, world: int, parts: int, coupled: str) -> Iterator[None]:
+def memory_advice(run: Run, world: int, parts: int, needs_full_batch: str) -> Iterator[None]:
     """Raises MemoryError that says what to turn, where the device or the machine has no memory left."""
     try:
         yield
@@ -126,8 +126,8 @@ def memory_advice(run: Run, world: int, parts: int, coupled: str) -> Iterator[No
             raise
         half = max(world, run.batch_size // 2 // world * world)
         split = f"; or {PARTS}={2 * parts}: the same batch in {2 * parts} parts"
-        if coupled:
-            split = f"; it cannot be computed in parts: {coupled}"
+        if needs_full_batch:
+            split = f"; it cannot be computed in parts: {needs_full_batch}"
         elif run.parts is not None:
             split = ""
         raise MemoryError(

@@ -12,7 +12,7 @@ from torch import Tensor
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> Tensor:
+def hash_uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> Tensor:
     """`count` numbers for each row: float64 [len(rows), count]."""
     state: np.ndarray | np.uint64 = np.uint64(0)
     with np.errstate(over="ignore"):
@@ -23,7 +23,7 @@ def uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> T
     return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-def more(draws: Tensor, count: int) -> Tensor:
+def expand_draws(draws: Tensor, count: int) -> Tensor:
     """Any number of numbers from a picture's two `draws` [B, 2]: float32 [B, count], on their device.
 
     For a method that learns from its backbone alone how many it needs (an order of its patches).
