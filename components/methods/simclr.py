@@ -35,7 +35,9 @@ class SimCLRConfig(MethodConfig):
     color_strength: float = Field(1.0, ge=0)  # 0.5 for small images (B.9)
     blur: Fraction = 0.5  # 0 for small images (B.9)
     chunk: int = Field(0, ge=0)  # pictures encoded at a time, 0: all; for a batch larger than the device
-    optimizer: Optimizer = LARS(lr=0.3, weight_decay=1e-6, schedule=Cosine(warmup=0.1))  # 2.1; 10 of 100 epochs
+    optimizer: Optimizer = LARS(  # section 2.1; 10 of 100 epochs; lars_optimizer.py
+        lr=0.3, weight_decay=1e-6, classic_momentum=True, schedule=Cosine(warmup=0.1)
+    )
 
 
 class SimCLR(Method):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from components.config import Decay, Fraction, Strict
 
@@ -47,7 +48,7 @@ class _Common(Strict):
     decay_all: bool = False  # also biases and norms, as the oldest scripts do
     schedule: Schedule = Cosine()
     clip: float | None = Field(None, gt=0)  # norm of the gradient
-    clip_each: bool = False  # of each parameter, not of all together (DINO)
+    clip_each: bool = False  # of each parameter, not of all together (DINO); an attention's q, k and v count as one
 
 
 class SGD(_Common):
@@ -62,45 +63,57 @@ class AdamW(_Common):
 
 
 class LARS(_Common):
-    """decay_all: adapts biases and norms too."""
+    """decay_all: adapts biases and norms too.
+
+    classic_momentum: the learning rate is part of the velocity, as in the paper and in SimCLR's code. Otherwise it
+    scales the velocity, as in torch's SGD and in the code of BYOL, Barlow Twins, VICReg and SwAV. The two differ
+    while the rate changes: during warm-up classic momentum moves the weights less.
+    """
 
     kind: Literal["lars"] = "lars"
     momentum: Decay = 0.9
     trust: float = Field(1e-3, gt=0)
+    classic_momentum: bool = False
 
 
 Optimizer = Annotated[SGD | AdamW | LARS, Field(discriminator="kind")]
 
 
 class Lars(torch.optim.Optimizer):
-    """Each layer moves by a share of its own norm: You et al., 2017, https://arxiv.org/abs/1708.03888.
+    """Each layer moves in proportion to its own norm: You et al., 2017, https://arxiv.org/abs/1708.03888.
 
-    g += decay · w;  g *= trust · ‖w‖ / ‖g‖ where both are above 0;  v = momentum · v + g;  w -= lr · v
-    (Barlow Twins' main.py, which is SimCLR's.) Groups with adapt=False are plain SGD. Never waits for the device.
+    g += decay · w;  g *= trust · ‖w‖ / ‖g‖ where both are above 0, then
+    classic momentum: v = momentum · v + lr · g;  w -= v  (the paper's algorithm 1, SimCLR's lars_optimizer.py)
+    otherwise:        v = momentum · v + g;  w -= lr · v  (Barlow Twins' main.py, BYOL's optimizers.py)
+    Groups with adapt=False are plain SGD. Never waits for the device.
     """
 
-    def __init__(self, groups: Any, lr: float, momentum: float, trust: float) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True})
+    def __init__(self, groups: Any, config: LARS) -> None:
+        self.classic_momentum = config.classic_momentum
+        defaults = {"lr": config.lr, "momentum": config.momentum, "trust": config.trust}
+        super().__init__(groups, {**defaults, "weight_decay": 0.0, "adapt": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            moved = [p for p in group["params"] if p.grad is not None]
-            if not moved:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
                 continue
-            change = torch._foreach_add([p.grad for p in moved], moved, alpha=group["weight_decay"])
+            updates = torch._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])
             if group["adapt"]:
-                ours, theirs = (torch.stack(torch._foreach_norm(x)) for x in (moved, list(change)))
-                ratio = torch.where((ours > 0) & (theirs > 0), group["trust"] * ours / theirs, 1.0)
-                torch._foreach_mul_(change, list(ratio.unbind()))
-            for p in moved:
+                weight_norm, update_norm = (torch.stack(torch._foreach_norm(x)) for x in (params, list(updates)))
+                both = (weight_norm > 0) & (update_norm > 0)
+                ratio = torch.where(both, group["trust"] * weight_norm / update_norm, 1.0)
+                torch._foreach_mul_(updates, list(ratio.unbind()))
+            for p in params:
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            velocity = [self.state[p]["momentum_buffer"] for p in moved]
+            velocity = [self.state[p]["momentum_buffer"] for p in params]
+            inside, outside = (group["lr"], 1.0) if self.classic_momentum else (1.0, group["lr"])
             torch._foreach_mul_(velocity, group["momentum"])
-            torch._foreach_add_(velocity, change)
-            torch._foreach_add_(moved, velocity, alpha=-group["lr"])
+            torch._foreach_add_(velocity, updates, alpha=inside)
+            torch._foreach_add_(params, velocity, alpha=-outside)
 
 
 def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> torch.optim.Optimizer:
@@ -115,9 +128,9 @@ def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> tor
         if not any(name.startswith(begins) for name in trained):
             known = ", ".join(sorted({name.partition(".")[0] + "." for name in trained}))
             raise ValueError(f"constant_lr: no parameter's name begins with {begins!r}; there are: {known}")
-    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    kinds: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, p in trained.items():
-        kinds.setdefault((p.ndim > 1, not name.startswith(config.constant_lr or ("\0",))), []).append(p)
+        kinds.setdefault((p.ndim > 1, not name.startswith(config.constant_lr or ("\0",))), []).append((name, p))
     groups = []
     for (wide, scheduled), params in kinds.items():
         peak = scale * (config.lr if wide or config.plain_lr is None else config.plain_lr)
@@ -127,7 +140,7 @@ def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> tor
         groups.append({**group, "weight_decay": decay, **({"adapt": decayed} if isinstance(config, LARS) else {})})
     lr = config.lr * scale
     if isinstance(config, LARS):
-        return Lars(groups, lr=lr, momentum=config.momentum, trust=config.trust)
+        return Lars(groups, config)
     if isinstance(config, SGD):
         # not fused: that fails once a parameter without gradient (a frozen layer) starts to move after the others
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, foreach=True)
@@ -144,16 +157,26 @@ def set_rates(optimizer: torch.optim.Optimizer, config: SGD | AdamW | LARS, prog
 
 
 def clip(optimizer: torch.optim.Optimizer, config: SGD | AdamW | LARS) -> None:
-    """Scale gradients down to config.clip where they are longer, all together or each alone."""
+    """Scale gradients down to a norm of config.clip, all together or each parameter alone.
+
+    Each alone, the q, k and v projections of an attention count as the one parameter that they are in the references.
+    """
     if config.clip is None:
         return
-    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    named = [
+        pair for group in optimizer.param_groups for pair in zip(group["param_names"], group["params"], strict=True)
+    ]
+    grads = {name: p.grad for name, p in named if p.grad is not None}
     if not config.clip_each:
-        torch.nn.utils.clip_grad_norm_(params, config.clip)
+        torch.nn.utils.clip_grad_norm_([p for _, p in named], config.clip)
         return
-    grads = [p.grad for p in params]
-    lengths = torch.stack(torch._foreach_norm(grads))
-    torch._foreach_mul_(grads, list((config.clip / (lengths + 1e-6)).clamp_(max=1).unbind()))
+    fused = [re.sub(r"\b[qkv]_proj\b", "qkv", name) for name in grads]
+    norms: dict[str, list[Tensor]] = {}
+    for name, norm in zip(fused, torch._foreach_norm(list(grads.values())), strict=True):
+        norms.setdefault(name, []).append(norm)
+    total = {name: torch.stack(parts).norm() if len(parts) > 1 else parts[0] for name, parts in norms.items()}
+    factors = (config.clip / (torch.stack([total[name] for name in fused]) + 1e-6)).clamp_(max=1)
+    torch._foreach_mul_(list(grads.values()), list(factors.unbind()))
 
 
 def cosine(start: float, end: float, progress: float) -> float:

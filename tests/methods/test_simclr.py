@@ -49,7 +49,9 @@ def test_pairs_that_agree_while_all_else_is_orthogonal_have_a_closed_form():
 def test_defaults_are_the_papers():
     config = SimCLRConfig()
     assert (config.temperature, config.dim, config.color_strength) == (0.1, 128, 1.0)
-    assert config.optimizer == LARS(lr=0.3, momentum=0.9, trust=1e-3, weight_decay=1e-6, schedule=Cosine(warmup=0.1))
+    assert config.optimizer == LARS(
+        lr=0.3, momentum=0.9, trust=1e-3, weight_decay=1e-6, classic_momentum=True, schedule=Cosine(warmup=0.1)
+    )
     view = METHODS["simclr"].method.views(config, 224)[0]
     jitter = view.jitter
     assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue, jitter.p) == (0.8, 0.8, 0.8, 0.2, 0.8)

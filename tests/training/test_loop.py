@@ -14,7 +14,7 @@ from components.training import checkpoints, distributed, loop
 from components.training.loop import Stopped, fit
 from components.training.monitor import Run
 from components.training.objective import Objective
-from components.training.optim import SGD, AdamW, Cosine, build
+from components.training.optim import LARS, SGD, AdamW, Cosine, build
 
 
 class Toy(Objective):
@@ -63,11 +63,12 @@ def train(folder, settings, *, steps=40, kind=Toy, per_epoch=None, **changes):
 SETTINGS = [
     SGD(lr=0.1, schedule=Cosine(warmup=0.2)),
     AdamW(lr=0.01, weight_decay=0.1, clip=1.0, schedule=Cosine()),
+    LARS(lr=1.0, weight_decay=0.1, classic_momentum=True, schedule=Cosine(warmup=0.5)),
 ]
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("settings", SETTINGS, ids=["sgd", "adamw"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["sgd", "adamw", "lars"])
 def test_a_stopped_run_ends_in_the_same_weights(settings, by, tmp_path, capsys):
     whole = train(tmp_path / "whole", settings)
     with pytest.raises(Stopped) as stopped:

@@ -43,27 +43,35 @@ def test_frozen_parameters_are_not_given_to_the_optimizer():
     assert all(isinstance(group["params"][0], torch.Tensor) for group in build(frozen, SGD(lr=1), 256).param_groups)
 
 
-def test_lars_is_the_formula():
+@pytest.mark.parametrize("classic", [True, False])
+def test_lars_equals_the_formulas_of_simclr_and_of_barlow_twins(classic):
+    """Through a warm-up, where the two differ: lars_optimizer.py with its default classic_momentum, and main.py."""
     torch.manual_seed(0)
     net = model().double()
-    config = LARS(lr=0.4, weight_decay=0.1, plain_lr=0.05)
+    config = LARS(lr=4.0, weight_decay=0.1, plain_lr=0.05, classic_momentum=classic, schedule=Cosine(warmup=0.5))
     optimizer = build(net, config, 512)
     weights = {name: p.detach().clone() for name, p in net.named_parameters()}
     velocity = {name: torch.zeros_like(p) for name, p in weights.items()}
     x = torch.randn(5, 2).double()
-    for _ in range(3):
+    for step in range(1, 21):
+        set_rates(optimizer, config, step / 24)
         optimizer.zero_grad()
         net(x).square().sum().backward()
         for name, p in net.named_parameters():
             g = p.grad.clone()
+            lr = (8.0 if p.ndim > 1 else 0.1) * multiplier(config.schedule, step / 24)
             if p.ndim > 1:
                 g += 0.1 * weights[name]
                 g *= 1e-3 * weights[name].norm() / g.norm()
-            velocity[name] = 0.9 * velocity[name] + g
-            weights[name] = weights[name] - (0.8 if p.ndim > 1 else 0.1) * velocity[name]
+            if classic:
+                velocity[name] = 0.9 * velocity[name] + lr * g
+                weights[name] = weights[name] - velocity[name]
+            else:
+                velocity[name] = 0.9 * velocity[name] + g
+                weights[name] = weights[name] - lr * velocity[name]
         optimizer.step()
         for name, p in net.named_parameters():
-            assert torch.allclose(p, weights[name], atol=1e-12), name
+            assert torch.allclose(p, weights[name], rtol=0, atol=1e-10), (step, name)
 
 
 def test_lars_leaves_alone_what_has_no_norm():
@@ -106,6 +114,26 @@ def test_clipping_all_together_or_each_alone():
             assert norms == pytest.approx([0.5] * len(norms), rel=1e-4)
         else:
             assert sum(norm**2 for norm in norms) == pytest.approx(0.25, rel=1e-4)
+
+
+def test_clipping_each_alone_treats_q_k_and_v_as_one_parameter():
+    """As in the references, which compute them with one linear layer: utils.clip_gradients of DINO and iBOT."""
+    torch.manual_seed(0)
+    attention = nn.ModuleDict({f"{name}_proj": nn.Linear(4, 4) for name in "qkvo"})
+    net = nn.ModuleDict({"attention": attention, "proj": nn.Linear(4, 4)}).double()
+    for number, p in enumerate(net.parameters()):
+        p.grad = torch.randn_like(p) * (number % 4 + 0.1)
+    gradients = {name: p.grad.clone() for name, p in net.named_parameters()}
+    norms = {name: gradient.norm() for name, gradient in gradients.items()}
+    for kind in ("weight", "bias"):
+        names = [f"attention.{name}_proj.{kind}" for name in "qkv"]
+        norms |= dict.fromkeys(names, torch.cat([gradients[name] for name in names]).norm())
+    config = AdamW(lr=1.0, clip=1.5, clip_each=True)
+    clip(build(net, config, 256), config)
+    for name, p in net.named_parameters():
+        expected = gradients[name] * min(1.0, 1.5 / (norms[name].item() + 1e-6))
+        assert torch.allclose(p.grad, expected, atol=1e-12), name
+    assert 1.49 < torch.cat([attention[f"{name}_proj"].weight.grad for name in "qkv"]).norm() < 1.5 + 1e-6
 
 
 def test_a_name_that_no_parameter_has_is_refused():
