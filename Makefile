@@ -1,4 +1,4 @@
-# setup · run · test · check · bench-methods · bench. Everything lives in .venv; nothing else on the machine is touched.
+# setup · run · test · matrix · check · bench-methods · bench. Everything lives in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -11,7 +11,7 @@ HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
 # of params.yaml; nothing until there is an environment that can read it
 said = $(shell $(BIN)/python -c "import yaml; p = yaml.safe_load(open('params.yaml')); print($(1))" 2>/dev/null)
 
-.PHONY: setup run stages adapt test check bench-methods bench
+.PHONY: setup run stages adapt test matrix check bench-methods bench
 .DEFAULT_GOAL := run
 .SECONDARY:
 
@@ -65,3 +65,7 @@ bench: setup .peers
 
 test: check
 	python -m pytest --numprocesses auto --dist worksteal
+
+# what computes, with other instruction sets, threads and precisions; hours where bf16 is emulated
+matrix: setup
+	sh tests/matrix.sh

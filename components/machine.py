@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 CPUINFO = Path("/proc/cpuinfo")
+PRECISION = "SELFSIGHT_PRECISION"  # auto, fp32 or bf16: what matrix products are computed in
 SYSTEM_MALLOC = "SELFSIGHT_SYSTEM_MALLOC"  # set to anything: the C library frees memory as it likes
 TOP_PAD, TRIM_THRESHOLD, MMAP_THRESHOLD = -2, -1, -3  # of malloc.h
 
@@ -42,8 +43,25 @@ def repeat_exactly() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def setting(name: str, allowed: tuple[str, ...]) -> str:
+    """Returns the value of an environment variable, the first of `allowed` where it is not set.
+
+    Raises ValueError if it has another value.
+    """
+    value = os.environ.get(name) or allowed[0]
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+    return value
+
+
 def has_bf16() -> bool:
-    """Emulated bf16 is hundreds of times slower than fp32, so ask for units that multiply in it."""
+    """Returns True if matrix products are to be computed in bf16: as SELFSIGHT_PRECISION says, else by the chip.
+
+    Without units that multiply in bf16 it is emulated, hundreds of times slower than fp32.
+    """
+    precision = setting(PRECISION, ("auto", "fp32", "bf16"))
+    if precision != "auto":
+        return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     try:

@@ -92,11 +92,14 @@ def _follow(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[s
 
     threading.Thread(target=read, daemon=True).start()
     heard = time.monotonic()
+    running = True
     while True:
         try:
             line = lines.get(timeout=0.25)  # short: signals are only handled between two waits
         except queue.Empty:
-            if process.poll() is not None and time.monotonic() - heard > LINGER:
+            if running and process.poll() is not None:
+                running, heard = False, time.monotonic()  # its last lines may still be on their way
+            if not running and time.monotonic() - heard > LINGER:
                 return
             continue
         if line is None:

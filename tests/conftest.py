@@ -1,5 +1,6 @@
 """Small real data for every test: pictures on disk, prepared once."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from components.data.photos import Photos
 from components.models.backbone import ViTBackbone
 from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
 
-torch.set_num_threads(1)  # tests are small, and two pools of threads on two cores starve each other
+# tests are small, and two pools of threads on two cores starve each other
+torch.set_num_threads(int(os.environ.get("SELFSIGHT_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -57,7 +57,20 @@ def test_a_gpu_is_asked_to_repeat_itself(monkeypatch):
         torch.use_deterministic_algorithms(before)
 
 
+@pytest.mark.parametrize("cuda", [True, False])
+def test_the_environment_may_set_the_precision(monkeypatch, cuda):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: pytest.fail("the chip does not matter"))
+    for value, expected in (("bf16", True), ("fp32", False)):
+        monkeypatch.setenv(machine.PRECISION, value)
+        assert machine.has_bf16() is expected
+    monkeypatch.setenv(machine.PRECISION, "fp16")
+    with pytest.raises(ValueError, match="SELFSIGHT_PRECISION is 'fp16'; allowed: auto, fp32, bf16"):
+        machine.has_bf16()
+
+
 def test_bf16_only_where_the_chip_multiplies_in_it(monkeypatch, tmp_path):
+    monkeypatch.setenv(machine.PRECISION, "auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for flags, wanted in (("avx2 amx_bf16 amx_tile", True), ("avx2 fma", False)):
         (tmp_path / "cpuinfo").write_text(flags)

@@ -10,6 +10,7 @@ from components.evaluation.features import center, features, standardize
 from components.evaluation.health import effective_rank, spread
 from components.evaluation.scoring import baselines, cannot_score, score
 from components.evaluation.statistics import share, wilson
+from components.machine import PRECISION
 from components.models.backbone import build
 
 
@@ -110,12 +111,17 @@ def test_every_baseline_is_scored_on_the_same_rows(photos, tiny):
     assert baselines(photos, tiny, k=5, seed=3)["random"] == found["backbone"]  # the same backbone, untrained
 
 
-def test_features_do_not_depend_on_the_batch_and_leave_no_gradient(photos, tiny):
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.1)]
+)  # a few roundings of values near 1
+def test_features_do_not_depend_on_the_batch_and_leave_no_gradient(photos, tiny, precision, tolerance, monkeypatch):
+    monkeypatch.setenv(PRECISION, precision)
     backbone = build(tiny)
     vectors = features(backbone, photos)
     assert vectors.shape == (len(photos), 16)
+    assert vectors.dtype == torch.float32
     assert not vectors.requires_grad
-    assert torch.allclose(vectors[5:6], backbone.eval()(photos.squares(np.array([5]), 16)), atol=1e-5)
+    assert torch.allclose(vectors[5:6], backbone.eval()(photos.squares(np.array([5]), 16)), atol=tolerance)
 
 
 def test_what_cannot_be_scored_says_why(photos):

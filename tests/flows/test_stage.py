@@ -83,15 +83,17 @@ def test_a_lock_file_that_dvc_was_killed_over_is_removed(tmp_path: Path) -> None
 def test_flows_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "ROOT", tmp_path)
     order: list[str] = []
+    begun = threading.Event()
 
     def slowly() -> None:
         order.append("first begins")
-        time.sleep(1)
+        begun.set()
+        time.sleep(1)  # for the second to come in between, if it could
         order.append("first ends")
 
     first = threading.Thread(target=turns.take, args=(slowly,))
     first.start()
-    time.sleep(0.3)
+    assert begun.wait(60)
     assert turns.take(lambda: order.append("second")) is None
     first.join()
     assert order == ["first begins", "first ends", "second"]
