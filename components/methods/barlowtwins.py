@@ -17,6 +17,7 @@ from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
 from components.models.chunks import encode, must_not_mix
 from components.models.heads import mlp
+from components.models.resnet import zero_init_residual
 from components.training.optim import LARS, Cosine, Optimizer
 
 
@@ -57,6 +58,7 @@ class BarlowTwins(Method):
         super().__init__(config)
         must_not_mix(backbone, config.chunk)
         self.backbone = backbone
+        zero_init_residual(backbone)
         self.projector = mlp(backbone.dim, config.dim, config.dim, config.dim, last_norm="plain")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

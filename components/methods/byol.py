@@ -19,6 +19,7 @@ from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
 from components.models.heads import mlp
 from components.models.memory import EMA
+from components.models.resnet import zero_init_residual
 from components.training.optim import LARS, Cosine, Optimizer, cosine
 
 
@@ -41,6 +42,7 @@ class BYOL(Method):
 
     def __init__(self, backbone: Backbone, config: BYOLConfig) -> None:
         super().__init__(config)
+        zero_init_residual(backbone)
         hidden, dim = config.hidden, config.dim
         projector = mlp(backbone.dim, hidden, dim, bias=True, last_bias=False)
         self.online: Any = nn.Sequential(backbone, projector)

@@ -94,7 +94,7 @@ class DINOv2(Method):
             patch_head = PrototypeHead(backbone.dim, config.hidden, config.patch_bottleneck, config.prototypes)
             self.student.append(patch_head)
         self.teacher = EMA(self.student)
-        self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.dim))  # three axes: weight decay skips vectors
         self.targets = Targets(config, config.prototypes)
         self.patch_targets = Targets(config, config.prototypes)
 

@@ -61,7 +61,7 @@ class IBOT(Method):
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)  # of class and patches
         self.student: Any = nn.Sequential(backbone, head)
         self.teacher = EMA(self.student)
-        self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.dim))  # three axes: weight decay skips vectors
         self.targets = Targets(config, config.prototypes)
         self.patch_targets = Targets(config, config.prototypes)  # with a center of their own
         if config.targets == "sinkhorn":

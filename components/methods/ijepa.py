@@ -74,7 +74,7 @@ class IJEPA(Method):
         width = config.predictor_dim
         self.target = EMA(vit)
         self.narrow = nn.Linear(vit.dim, width)
-        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)  # three axes: weight decay skips vectors
         self.predictor = Blocks(width, config.predictor_depth, vit.config.heads)
         self.widen = nn.Linear(width, vit.dim)
         self.narrow.apply(plain_start)

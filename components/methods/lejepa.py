@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from components import ranks
 from components.config import Fraction, FractionRange
@@ -33,6 +33,7 @@ class LeJEPAConfig(MethodConfig):
     local_size: int = Field(96, ge=1)  # pixels
     crop: FractionRange = (0.08, 1.0)
     local_crop: FractionRange = (0.05, 0.3)
+    embedding: int = Field(512, ge=1)  # of the linear layer between backbone and projector
     hidden: int = Field(2048, ge=1)
     dim: int = Field(16, ge=1)
     slices: int = Field(256, ge=1)
@@ -62,13 +63,16 @@ class LeJEPA(Method):
                 f"{max(1, config.local_size // p) * p}"
             )
         self.backbone = backbone
-        self.projector = mlp(backbone.dim, config.hidden, config.hidden, config.dim, norm=True)
+        self.embedding = nn.Linear(backbone.dim, config.embedding)
+        nn.init.trunc_normal_(self.embedding.weight, std=0.02)  # as timm's classifier, which it is in MINIMAL.md
+        nn.init.zeros_(self.embedding.bias)
+        self.projector = mlp(config.embedding, config.hidden, config.hidden, config.dim)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         count = self.config.global_views
         sizes = [batch[:count], batch[count:]] if self.config.local_views else [batch]
         features = torch.cat([self.backbone(torch.cat(list(views))) for views in sizes])  # [V·B, D]
-        z = self.projector(features).unflatten(0, (len(batch), -1))  # [V, B, K]
+        z = self.projector(self.embedding(features)).unflatten(0, (len(batch), -1))  # [V, B, K]
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         agreement = (z - z[:count].mean(0)).square().mean()
         # the slices of a step: the same on every rank and after a restart, others at the next step

@@ -59,7 +59,7 @@ class MAE(Method):
             )
         width = config.decoder_dim
         self.narrow = nn.Linear(vit.dim, width)
-        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)  # three axes: weight decay skips vectors
         self.decoder = Blocks(width, config.decoder_depth, config.decoder_heads)
         self.paint = nn.Linear(width, 3 * vit.config.patch_size**2)
         self.narrow.apply(plain_start)

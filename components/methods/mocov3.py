@@ -24,6 +24,7 @@ from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ViT
 from components.models.heads import mlp, sincos
 from components.models.memory import EMA
+from components.models.resnet import zero_init_residual
 from components.training.optim import AdamW, Cosine, Optimizer, cosine
 
 
@@ -65,6 +66,7 @@ class MoCoV3(Method):
 
     def __init__(self, backbone: Backbone, config: MoCoV3Config) -> None:
         super().__init__(config)
+        zero_init_residual(backbone)
         if isinstance(backbone, ViT):
             still(backbone, config.stop_grad_conv1)
         hidden, dim = config.hidden, config.dim

@@ -3,7 +3,9 @@
 v1: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020.
 https://arxiv.org/abs/2002.05709
 v2: Chen et al., Big Self-Supervised Models are Strong Semi-Supervised Learners, NeurIPS 2020.
-https://arxiv.org/abs/2006.10029 (a third layer in the head; the reference code's, batch norm after each).
+https://arxiv.org/abs/2006.10029 (a third layer in the head).
+Both heads as in the reference code (model_util.py, from its first version on): batch norm after each layer, the last
+with a scale and no bias.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
 from components.models.chunks import encode, must_not_mix
 from components.models.heads import mlp
+from components.models.resnet import zero_init_residual
 from components.training.optim import LARS, Cosine, Optimizer
 
 
 class SimCLRConfig(MethodConfig):
     """Defaults: v1, sections 2.1 and 4, appendix A; its "batch size small" rate is lr 1.2 with scaling sqrt (B.1)."""
 
-    head: Literal["v1", "v2"] = "v1"  # layers: two, or three with batch norm after the last too
+    head: Literal["v1", "v2"] = "v1"  # two layers, or three
     hidden: int = Field(2048, ge=1)  # section 4.2: the width of ResNet-50
     dim: int = Field(128, ge=1)  # section 2.1
     temperature: float = Field(0.1, gt=0)  # table 5; 0.5 for CIFAR-10 (B.9)
@@ -61,11 +64,9 @@ class SimCLR(Method):
         super().__init__(config)
         must_not_mix(backbone, config.chunk)
         self.backbone = backbone
-        width, hidden, dim = backbone.dim, config.hidden, config.dim
-        if config.head == "v1":
-            self.projector = mlp(width, hidden, dim)
-        else:
-            self.projector = mlp(width, hidden, hidden, dim, last_norm="scale")
+        zero_init_residual(backbone)
+        hidden = [config.hidden] * (1 if config.head == "v1" else 2)
+        self.projector = mlp(backbone.dim, *hidden, config.dim, last_norm="scale")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         features = encode(self.backbone, torch.cat(list(batch)), self.config.chunk)  # [2B, D]

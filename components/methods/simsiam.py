@@ -17,6 +17,7 @@ from components.methods.losses import agreement, spread
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
 from components.models.heads import mlp
+from components.models.resnet import zero_init_residual
 from components.training.optim import SGD, Cosine, Optimizer
 
 
@@ -42,6 +43,7 @@ class SimSiam(Method):
 
     def __init__(self, backbone: Backbone, config: SimSiamConfig) -> None:
         super().__init__(config)
+        zero_init_residual(backbone)
         dim = config.dim
         self.encoder: Any = nn.Sequential(backbone, mlp(backbone.dim, dim, dim, dim, last_norm="plain"))
         self.predictor = mlp(dim, config.predictor_hidden, dim)

@@ -20,6 +20,7 @@ from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
 from components.models.chunks import encode, must_not_mix
 from components.models.heads import mlp
+from components.models.resnet import zero_init_residual
 from components.training.optim import LARS, Cosine, Optimizer
 
 
@@ -73,6 +74,7 @@ class VICReg(Method):
         super().__init__(config)
         must_not_mix(backbone, config.chunk)
         self.backbone = backbone
+        zero_init_residual(backbone)
         self.expander = mlp(backbone.dim, config.dim, config.dim, config.dim, bias=True, last_bias=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 from torchvision.models import resnet18, resnet50
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from components.models import winograd
 from components.models.interface import Backbone, ResNetBackbone
@@ -84,3 +86,17 @@ class ResNet(Backbone):
 
     def read_weights(self, folder: Path) -> None:
         self.trunk.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+@torch.no_grad()
+def zero_init_residual(backbone: Backbone) -> None:
+    """Sets the scale of the last batch norm of each block to 0, so that every block of a ResNet starts as the identity.
+
+    For a network with random weights, before training: Goyal et al., 2017, section 5.1
+    (https://arxiv.org/abs/1706.02677). Changes nothing in a ViT.
+    """
+    for block in backbone.modules():
+        if isinstance(block, Bottleneck):
+            block.bn3.weight.zero_()
+        elif isinstance(block, BasicBlock):
+            block.bn2.weight.zero_()

@@ -50,8 +50,8 @@ class ViT(Backbone):
     def embed(self, pixels: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] -> [B, 1 + N, D]: class token and patches, with their positions, as the first block sees them.
 
-        hidden: bool [B, N], patches in whose place `mask_token` [D] stands. Other sizes than image_size interpolate
-        the positions.
+        hidden: bool [B, N], patches in whose place `mask_token` [1, 1, D] stands. Other sizes than image_size
+        interpolate the positions.
         """
         embeddings = self.trunk.embeddings
         height, width = (side // self.config.patch_size for side in pixels.shape[-2:])

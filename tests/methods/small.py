@@ -29,7 +29,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "supervised": {"classes": 10},
     "mae": {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
     "ijepa": {"targets": 3, "predictor_dim": 8, "predictor_depth": 1},
-    "lejepa": {"hidden": 8, "dim": 4, "slices": 8, "global_views": 2, "local_views": 1, "local_size": 8},
+    "lejepa": {
+        "embedding": 8,
+        "hidden": 8,
+        "dim": 4,
+        "slices": 8,
+        "global_views": 2,
+        "local_views": 1,
+        "local_size": 8,
+    },
 }
 SHAPES: dict[str, Any] = {
     "vit": ViTBackbone(image_size=16, patch_size=4, width=16, depth=1, heads=2),

@@ -52,7 +52,7 @@ def naive_loss(method, teacher, pixels, draws):
         x = vit.trunk.layernorm(x)[0, 1:]
         x = x @ method.narrow.weight.T + method.narrow.bias + places[context]
         for target in targets:
-            y = torch.cat([x, method.mask_token + places[target]])[None]
+            y = torch.cat([x, method.mask_token[0] + places[target]])[None]
             for layer in method.predictor.layers:
                 y = layer(y)
             found = method.widen(method.predictor.norm(y))[0, len(context) :]

@@ -17,7 +17,16 @@ LIKE_A_NORMAL = math.sqrt(2 * math.pi) - math.sqrt(2 * math.pi / 3)  # ∫ (1 - 
 
 def lejepa(**settings):
     torch.manual_seed(0)
-    given = {"hidden": 12, "dim": 3, "slices": 6, "global_views": 2, "local_views": 2, "local_size": 8, **settings}
+    given = {
+        "embedding": 10,
+        "hidden": 12,
+        "dim": 3,
+        "slices": 6,
+        "global_views": 2,
+        "local_views": 2,
+        "local_size": 8,
+        **settings,
+    }
     return LeJEPA(build(TINY), LeJEPAConfig(**given)).double().train()
 
 
@@ -69,7 +78,7 @@ def test_loss_and_gradient_are_the_papers():
     method = lejepa(weight=0.05)
     method.before_step(0.25)
     losses = method(data())
-    z = method.projector(torch.cat([method.backbone(view) for view in data()])).view(4, 5, 3)
+    z = method.projector(method.embedding(torch.cat([method.backbone(view) for view in data()]))).view(4, 5, 3)
     center = (z[0] + z[1]) / 2
     agreement = sum(((view - center) ** 2).sum() for view in z) / z.numel()
     normality = naive_sigreg(z.detach().numpy(), directions_of(int(0.25 * 2**53), 3, 6))
@@ -139,7 +148,7 @@ def test_the_weighting_is_convex():
 def test_no_locals_is_the_minimal_recipe():
     method = lejepa(local_views=0)
     pictures = data()[:2]
-    z = method.projector(method.backbone(torch.cat(pictures))).view(2, 5, 3)
+    z = method.projector(method.embedding(method.backbone(torch.cat(pictures)))).view(2, 5, 3)
     assert method(pictures)["agreement"].item() == pytest.approx((z - z.mean(0)).square().mean().item(), abs=1e-12)
 
 
@@ -150,7 +159,8 @@ def test_a_local_size_that_patches_do_not_divide_is_refused_with_advice():
 
 def test_defaults_are_the_authors():
     config = LeJEPAConfig()
-    assert (config.global_views, config.local_views, config.hidden, config.dim) == (4, 0, 2048, 16)
+    assert (config.global_views, config.local_views) == (4, 0)
+    assert (config.embedding, config.hidden, config.dim) == (512, 2048, 16)
     assert (config.slices, config.knots, config.reach, config.weight) == (256, 17, 3.0, 0.02)
     assert config.optimizer == AdamW(
         lr=2e-3, weight_decay=0.05, decay_all=True, schedule=Cosine(warmup=1 / 800, end=0.5)
@@ -159,5 +169,7 @@ def test_defaults_are_the_authors():
     assert [*others] == [view] * 3
     assert (view.size, view.crop, view.gray, view.solarize, view.flip) == (128, (0.08, 1.0), 0.2, 0.2, 0.5)
     assert vars(view.jitter) == {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "p": 0.8}
-    kinds = [type(layer).__name__ for layer in LeJEPA(build(TINY), config).projector]
+    method = LeJEPA(build(TINY), config)
+    assert tuple(method.embedding.weight.shape) == (512, 8)
+    kinds = [type(layer).__name__ for layer in method.projector]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]

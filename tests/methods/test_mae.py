@@ -59,7 +59,7 @@ def naive_loss(method, pixels, draws, ratio, norm_pix):
         encoded = through(vit, torch.stack(tokens)) @ method.narrow.weight.T + method.narrow.bias
         places = sincos(SIDE, 12)
         whole = [encoded[0]] + [
-            (encoded[1 + seen.index(i)] if i in seen else method.mask_token) + places[i] for i in range(SIDE**2)
+            (encoded[1 + seen.index(i)] if i in seen else method.mask_token[0, 0]) + places[i] for i in range(SIDE**2)
         ]
         x = torch.stack(whole)[None]
         for layer in method.decoder.layers:

@@ -88,15 +88,34 @@ def test_several_steps_equal_a_naive_derivation(head):
         optimizer.step()
 
 
-def test_v2_has_three_layers_and_a_last_batch_norm_without_bias():
-    block = ["Linear", "BatchNorm1d", "ReLU"]
-    one, two = simclr().projector, simclr(head="v2").projector
-    assert [type(layer).__name__ for layer in one] == [*block, "Linear"]
-    assert [type(layer).__name__ for layer in two] == [*block, *block, "Linear", "BatchNorm1d"]
-    assert two[-1].weight.requires_grad
-    assert not two[-1].bias.requires_grad
-    assert not two[-1].bias.any()
-    assert two[-2].bias is None
+def official_head(head, x):
+    """model_util.py of the reference code, layer by layer: every linear layer without bias and followed by batch norm,
+    which has a scale and a bias, then ReLU; after the last layer it has a scale alone, and no ReLU follows."""
+    layers = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
+    norms = [layer for layer in head if isinstance(layer, torch.nn.BatchNorm1d)]
+    for i, (layer, norm) in enumerate(zip(layers, norms, strict=True)):
+        x = x @ layer.weight.T
+        x = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt() * norm.weight
+        if i < len(layers) - 1:
+            x = (x + norm.bias).clamp_min(0)
+    return x
+
+
+@pytest.mark.parametrize(("head", "layers"), [("v1", 2), ("v2", 3)])
+def test_each_head_is_the_reference_codes(head, layers):
+    projector = simclr(head=head).projector
+    for norm in projector:
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            norm.weight.data.normal_()
+            if norm.bias.requires_grad:
+                norm.bias.data.normal_()
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in projector) == layers
+    x = torch.randn(7, 8, dtype=torch.float64)
+    assert torch.allclose(projector(x), official_head(projector, x), atol=1e-12)
+    # the last batch norm has no bias that could be trained
+    assert projector[-1].weight.requires_grad
+    assert not projector[-1].bias.requires_grad
+    assert not projector[-1].bias.any()
 
 
 def test_rates_of_the_paper_linear_and_with_the_root():
@@ -127,7 +146,7 @@ def test_chunks_are_the_whole_batch(chunk, head):
 
 def test_a_batch_of_which_parts_are_taken_for_batches_would_be_another():
     """What chunks are not: each part's own loss, with fewer others to tell from."""
-    method, views = simclr(), pixels(0, 6)
+    method, views = simclr(temperature=1.0), pixels(0, 6)
     halves = [method([view[half] for view in views])["loss"] for half in (slice(0, 3), slice(3, 6))]
     assert abs(method(views)["loss"] - sum(halves) / 2) > 0.1
 
