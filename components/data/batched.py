@@ -1,18 +1,15 @@
-"""Views in plain torch, a whole batch at a time, on any device: a resize is two matrix products a picture.
+"""Renders views in plain torch, a whole batch at a time, on any device. Nothing here waits for the device.
 
-Brightness, contrast, saturation and gray are affine in RGB, so any order of them is one 3 × 4 matrix a picture; only
-hue is not, so what comes before it and what comes after it are two such matrices. Nothing here waits for the device.
+A resize is two matrix products per image. Every color step is clamped to 0 … 255, as in torchvision and SimCLR.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from components.data.view_params import HUE, ViewParams
+from components.data.view_params import BRIGHTNESS, CONTRAST, GRAY, HUE, SATURATION, ViewParams
 from components.machine import compiled
 
 LUMA = (0.2989, 0.587, 0.114)  # as torchvision's rgb_to_grayscale
@@ -58,33 +55,46 @@ def _triangles(start: Tensor, length: Tensor, whole: int, size: int) -> Tensor:
 
 
 def color(x: Tensor, order: Tensor, strengths: Tensor) -> Tensor:
-    """float [B, 3, S, S] in 0 … 255, through the steps in `order` [B, 5] with their `strengths` [B, 5]."""
-    hue_at = (order == HUE).int().argmax(1)
-    steps = [(order[:, k], strengths.gather(1, order[:, k : k + 1])[:, 0]) for k in range(order.shape[1])]
-    x = affine(x, [(kind, factor, hue_at > k) for k, (kind, factor) in enumerate(steps)])
-    shift = strengths[:, HUE]
-    x = torch.where((shift != 0)[:, None, None, None], turn_hue(x, shift), x)
-    return affine(x, [(kind, factor, hue_at < k) for k, (kind, factor) in enumerate(steps)])
+    """Applies the color steps in `order` [B, 5] with their `strengths` [B, 5]: float [B, 3, S, S] in 0 … 255 -> same.
 
-
-def affine(x: Tensor, steps: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Brightness (0), contrast (1), saturation (2) and gray (4) as one matrix a picture, clamped once at the end.
-
-    steps: (kind [B], factor [B], taken [B]) in order. Contrast's gray mean is a linear function of the channel means.
+    Each step is clamped, as in torchvision. One program serves every order: hue, contrast before and after it, the
+    other steps between these; a step has factor 1 where it is not that photo's turn. Only contrast needs more than its
+    own pixel, the mean of the view, so a compiler makes three kernels of it.
     """
-    means = x.mean((2, 3))  # [B, 3]
-    matrix = torch.eye(3, 4, device=x.device).repeat(len(x), 1, 1)
-    for kind, factor, taken in steps:
-        now = (matrix[:, :, :3] @ means[:, :, None])[:, :, 0] + matrix[:, :, 3]  # channel means so far [B, 3]
-        f = factor[:, None, None]
-        bright = f * matrix
-        contrast = f * matrix
-        contrast[:, :, 3] += (1 - factor)[:, None] * _luma(now)[:, None]
-        saturated = f * matrix + (1 - f) * _luma(matrix)[:, None]
-        for chosen, new in ((kind == 0, bright), (kind == 1, contrast), ((kind == 2) | (kind == 4), saturated)):
-            matrix = torch.where((taken & chosen)[:, None, None], new, matrix)
-    flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], x.flatten(2))
-    return flat.view_as(x).clamp_(0, 255)
+    steps = torch.arange(order.shape[1], device=x.device)
+    at = (order[:, :, None] == steps).int().argmax(1)  # [B, 5]: the position of each step
+    before_contrast, after_contrast = at < at[:, CONTRAST, None], at > at[:, CONTRAST, None]
+    before_hue, after_hue = at < at[:, HUE, None], at > at[:, HUE, None]
+
+    def factors(applies: Tensor) -> Tensor:
+        return torch.where(applies, strengths, 1.0)[:, :, None, None, None]
+
+    x = _blend(x, _luma(x), factors(at == 0)[:, GRAY])
+    x = _brightness_and_saturation(x, at, factors(before_contrast & before_hue))
+    x = _contrast(x, factors(before_hue))
+    x = _brightness_and_saturation(x, at, factors(after_contrast & before_hue))
+    x = torch.where((strengths[:, HUE] != 0)[:, None, None, None], shift_hue(x, strengths[:, HUE]), x)
+    x = _brightness_and_saturation(x, at, factors(before_contrast & after_hue))
+    x = _contrast(x, factors(after_hue))
+    x = _brightness_and_saturation(x, at, factors(after_contrast & after_hue))
+    return _blend(x, _luma(x), factors(at > 0)[:, GRAY])
+
+
+def _brightness_and_saturation(x: Tensor, at: Tensor, factors: Tensor) -> Tensor:
+    """Both in the order of their positions `at` [B, 5]; factors: [B, 5, 1, 1, 1]."""
+    brighter_first = (at[:, BRIGHTNESS] < at[:, SATURATION])[:, None, None, None]
+    x = (torch.where(brighter_first, factors[:, BRIGHTNESS], 1.0) * x).clamp_(0, 255)
+    x = _blend(x, _luma(x), factors[:, SATURATION])
+    return (torch.where(brighter_first, 1.0, factors[:, BRIGHTNESS]) * x).clamp_(0, 255)
+
+
+def _contrast(x: Tensor, factors: Tensor) -> Tensor:
+    return _blend(x, _luma(x).mean((1, 2), keepdim=True), factors[:, CONTRAST])
+
+
+def _blend(x: Tensor, gray: Tensor, factor: Tensor) -> Tensor:
+    """Returns factor · x + (1 - factor) · gray, clamped to 0 … 255; gray: [B, S, S] or [B, 1, 1]."""
+    return (factor * x).add_((1 - factor) * gray[:, None]).clamp_(0, 255)
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -93,7 +103,7 @@ def _luma(x: Tensor) -> Tensor:
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
-def turn_hue(x: Tensor, shift: Tensor) -> Tensor:
+def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     """Rotate the hue of HSV by `shift` turns [B]: float [B, 3, S, S] in 0 … 255, exact (not a rotation about gray)."""
     value, darkest = x.amax(1), x.amin(1)  # [B, S, S]
     chroma = value - darkest

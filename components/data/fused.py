@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.data.view_params import ViewParams
+from components.data.view_params import BRIGHTNESS, CONTRAST, HUE, ViewParams
 from components.kernels import compiled
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SHARE = 32  # pictures below which a thread is not worth its start
 
+
+LUMA = tuple(np.float32(weight) for weight in (0.2989, 0.587, 0.114))  # as torchvision's rgb_to_grayscale
 
 fast = compiled(fastmath=True)
 
@@ -136,84 +138,82 @@ def _resize(pixels, stride, box, flip, x):  # type: ignore[no-untyped-def]
 
 @fast
 def _color(x, order, strengths):  # type: ignore[no-untyped-def]
-    """Steps in `order`; what is affine is composed, and applied before hue and at the end."""
-    gray = (np.float32(0.2989), np.float32(0.587), np.float32(0.114))
-    matrix, pending = np.zeros((3, 4), np.float32), False
-    means = np.zeros(3, np.float32)
-    known = False
-    for c in range(3):
-        matrix[c, c] = 1
+    """The color steps in `order`, each clamped to 0 … 255 as torchvision clamps it."""
     for kind in order:
-        f = strengths[kind]
-        if kind == 3:
-            if f != 0:
-                _apply(x, matrix, f, pending)
-                matrix[:] = 0
-                for c in range(3):
-                    matrix[c, c] = 1
-                pending, known = False, False
+        strength = strengths[kind]
+        if kind == HUE:
+            if strength != 0:
+                _shift_hue(x, strength)
+        elif strength == 1:
             continue
-        if f == 1:
-            continue
-        pending = True
-        if kind == 1:
-            if not known:
-                for c in range(3):
-                    means[c] = x[c].mean()
-                known = True
-            middle = np.float32(0)
-            for c in range(3):
-                now = matrix[c, 3]
-                for k in range(3):
-                    now += matrix[c, k] * means[k]
-                middle += gray[c] * now
-            matrix *= f
-            for c in range(3):
-                matrix[c, 3] += (1 - f) * middle
-        elif kind == 0:
-            matrix *= f
+        elif kind == BRIGHTNESS:
+            _scale(x, strength, np.float32(0))
+        elif kind == CONTRAST:
+            _scale(x, strength, (1 - strength) * _mean_luma(x))
         else:  # saturation, and gray
-            for k in range(4):
-                luma = (1 - f) * (gray[0] * matrix[0, k] + gray[1] * matrix[1, k] + gray[2] * matrix[2, k])
-                for c in range(3):
-                    matrix[c, k] = f * matrix[c, k] + luma
-    if pending:
-        _apply(x, matrix, np.float32(0), True)
+            _saturate(x, strength)
 
 
 @fast
-def _apply(x, m, shift, affine):  # type: ignore[no-untyped-def]
-    """The matrix, clamped to 0 … 255, where there is one; then hue, `shift` turns."""
-    size, low, high = x.shape[1], np.float32(0), np.float32(255)
-    one, six, turn = np.float32(1), np.float32(6), np.float32(6) * shift
-    for y in range(size):
+def _mean_luma(x):  # type: ignore[no-untyped-def]
+    total = np.float64(0)
+    for y in range(x.shape[1]):
+        red, green, blue = np.float32(0), np.float32(0), np.float32(0)
+        for i in range(x.shape[2]):
+            red += x[0, y, i]
+            green += x[1, y, i]
+            blue += x[2, y, i]
+        total += LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return np.float32(total / (x.shape[1] * x.shape[2]))
+
+
+@fast
+def _scale(x, factor, shift):  # type: ignore[no-untyped-def]
+    """Brightness and contrast: factor · x + shift, clamped to 0 … 255."""
+    low, high = np.float32(0), np.float32(255)
+    flat = x.reshape(-1)
+    for i in range(len(flat)):
+        flat[i] = min(high, max(low, factor * flat[i] + shift))
+
+
+@fast
+def _saturate(x, factor):  # type: ignore[no-untyped-def]
+    """Blends each pixel with its gray: factor · x + (1 - factor) · luma, clamped to 0 … 255; factor 0 makes it gray."""
+    low, high, rest = np.float32(0), np.float32(255), np.float32(1) - factor
+    for y in range(x.shape[1]):
         red, green, blue = x[0, y], x[1, y], x[2, y]
-        if affine:
-            for i in range(size):
-                r, g, b = red[i], green[i], blue[i]
-                red[i] = min(high, max(low, m[0, 0] * r + m[0, 1] * g + m[0, 2] * b + m[0, 3]))
-                green[i] = min(high, max(low, m[1, 0] * r + m[1, 1] * g + m[1, 2] * b + m[1, 3]))
-                blue[i] = min(high, max(low, m[2, 0] * r + m[2, 1] * g + m[2, 2] * b + m[2, 3]))
-        if shift != 0:
-            for i in range(size):
-                r, g, b = red[i], green[i], blue[i]
-                value = max(r, max(g, b))
-                chroma = value - min(r, min(g, b))
-                scale = one / max(chroma, np.float32(1e-6))
-                sector = np.float32(4) + (r - g) * scale  # in sixths of a turn
-                sector = np.float32(2) + (b - r) * scale if value == g else sector
-                sector = (g - b) * scale if value == r else sector
-                sector += turn
-                # V - C max(0, min(k, 4 - k, 1)), k = (n + H) mod 6 for n = 5, 3, 1
-                k = sector + np.float32(5)
-                k -= six * np.floor(k / six)
-                red[i] = value - chroma * max(low, min(one, min(k, np.float32(4) - k)))
-                k = sector + np.float32(3)
-                k -= six * np.floor(k / six)
-                green[i] = value - chroma * max(low, min(one, min(k, np.float32(4) - k)))
-                k = sector + one
-                k -= six * np.floor(k / six)
-                blue[i] = value - chroma * max(low, min(one, min(k, np.float32(4) - k)))
+        for i in range(x.shape[2]):
+            gray = rest * (LUMA[0] * red[i] + LUMA[1] * green[i] + LUMA[2] * blue[i])
+            red[i] = min(high, max(low, factor * red[i] + gray))
+            green[i] = min(high, max(low, factor * green[i] + gray))
+            blue[i] = min(high, max(low, factor * blue[i] + gray))
+
+
+@fast
+def _shift_hue(x, shift):  # type: ignore[no-untyped-def]
+    """Rotates the hue of HSV by `shift` turns."""
+    low, one, four, six, turn = np.float32(0), np.float32(1), np.float32(4), np.float32(6), np.float32(6) * shift
+    for y in range(x.shape[1]):
+        red, green, blue = x[0, y], x[1, y], x[2, y]
+        for i in range(x.shape[2]):
+            r, g, b = red[i], green[i], blue[i]
+            value = max(r, max(g, b))
+            chroma = value - min(r, min(g, b))
+            scale = one / max(chroma, np.float32(1e-6))
+            sector = four + (r - g) * scale  # in sixths of a turn
+            sector = np.float32(2) + (b - r) * scale if value == g else sector
+            sector = (g - b) * scale if value == r else sector
+            sector += turn
+            # V - C max(0, min(k, 4 - k, 1)), k = (n + H) mod 6 for n = 5, 3, 1
+            k = sector + np.float32(5)
+            k -= six * np.floor(k / six)
+            red[i] = value - chroma * max(low, min(one, min(k, four - k)))
+            k = sector + np.float32(3)
+            k -= six * np.floor(k / six)
+            green[i] = value - chroma * max(low, min(one, min(k, four - k)))
+            k = sector + one
+            k -= six * np.floor(k / six)
+            blue[i] = value - chroma * max(low, min(one, min(k, four - k)))
 
 
 @fast
