@@ -75,7 +75,8 @@ def _processor(backbone: Path, vit: Any, tokenizer: Any) -> Any:
         tokenizer.bos_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"  # generation goes on at the right end
+    tokenizer.padding_side = "left"  # generation continues at the right end of the prompt
+    tokenizer.init_kwargs["padding_side"] = "left"  # save_pretrained writes only attributes that are named here
     tokenizer.chat_template = None  # the LLM's own knows of no image
     images: Any = ViTImageProcessor.from_pretrained(backbone)
     images.image_seq_length = (vit.image_size // vit.patch_size) ** 2 + 1  # patches and the class token

@@ -1,85 +1,70 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from components.connector.answering import answers, load_vlm
-from tests.connector import tiny
+from tests import stock_process
+from tests.connector import stock_answers, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-STRANGER = """
-import sys
-
-class NotOurs:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("components", "flows", "tests"):
-            raise ModuleNotFoundError(f"{name} is ours")
-
-sys.meta_path.insert(0, NotOurs())
-folder, picture, question, chat, hidden = sys.argv[1:]
-if hidden == "hidden":
-    sys.modules["torchvision"] = None
-import torch
-try:
-    import torchvision
-except ModuleNotFoundError:
-    pass
-except RuntimeError as error:  # a CPU torch beside a CUDA torchvision
-    if "operator torchvision::nms does not exist" not in str(error):
-        raise
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-from transformers import pipeline
-
-ask = pipeline("image-text-to-text", model=folder)
-if chat == "chat":
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-    said = ask(text=[{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False)
-else:
-    said = ask(images=picture, text="<image>" + question, max_new_tokens=8, return_full_text=False)
-assert "components" not in sys.modules
-print("SAID", repr(said[0]["generated_text"].strip()))
-"""
+QUESTIONS = ["?", tiny.COLOR, "a much longer question than the others are, is it not?", tiny.SIDE, "x", tiny.COLOR]
 
 
-@pytest.mark.parametrize(
-    ("chat", "torchvision"),
-    [("plain", "seen"), pytest.param("chat", "hidden", marks=pytest.mark.slow)],
-)
-def test_a_stranger_runs_the_saved_folder(tmp_path: Path, chat: str, torchvision: str) -> None:
-    """A fresh process with none of our code gives the same text, through transformers' own pipeline. Also T10."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model, and photos with a question each."""
+    folder = tmp_path_factory.mktemp("saved")
+    model, processor = tiny.vlm(folder)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    pairs = []
+    for number, question in enumerate(QUESTIONS):
+        path = folder / f"{number}.png"
+        Image.effect_noise((20, 20 + number), 90).convert("RGB").save(path)
+        pairs.append([str(path), question])
+    (folder / "photos.json").write_text(json.dumps(pairs))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["torchvision", pytest.param("no torchvision", marks=pytest.mark.slow)])
+def stock(request: pytest.FixtureRequest, folder: Path) -> tuple[dict[str, list[str]], dict[str, Any], str]:
+    """Answers and settings in a fresh process that has transformers and not this project."""
+    torchvision = request.param == "torchvision"
+    return tuple(stock_process.run(Path(stock_answers.__file__), folder, torchvision=torchvision))
+
+
+def test_stock_code_gives_the_same_answers_in_batches(folder: Path, stock: Any) -> None:
+    """The questions differ in length: padded on the right, a batch gave other answers (and worse ones)."""
+    photos = [Image.open(folder / f"{number}.png") for number in range(len(QUESTIONS))]
+    expected = answers(*load_vlm(folder / "model"), photos, QUESTIONS, stock_answers.TOKENS)
+    assert len(set(expected)) == len(QUESTIONS)
+    for way, actual in stock[0].items():
+        assert actual == expected, way
+    assert stock[2] == expected[0]
+
+
+def test_every_setting_survives_saving(tmp_path: Path, stock: Any) -> None:
+    """What our code sets on model, processor, tokenizer and generation config is what stock code reads."""
+    expected = stock_answers.settings(*tiny.vlm(tmp_path))
+    assert set(stock[1]) == set(expected)
+    for name, value in expected.items():
+        assert stock[1][name] == value, name
+    assert stock[1]["tokenizer"]["padding_side"] == "left"
+
+
+def test_answers_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     model, processor = tiny.vlm(tmp_path)
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    picture = Image.effect_noise((50, 40), 90).convert("RGB")
-    picture.save(tmp_path / "photo.png")
-    here = answers(*load_vlm(tmp_path / "model"), [picture], [tiny.COLOR], 8)[0]
-    given = [str(tmp_path / "model"), str(tmp_path / "photo.png"), tiny.COLOR, chat, torchvision]
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, *given], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert here
-    assert done.stdout.strip().endswith(f"SAID {here!r}")
+    photos = [Image.effect_noise((20, 20 + n), 90).convert("RGB") for n in range(3)]
+    batch = answers(model, processor, photos, QUESTIONS[:3], 6)
+    single = [answers(model, processor, [p], [q], 6)[0] for p, q in zip(photos, QUESTIONS[:3], strict=True)]
+    assert batch == single
 
 
-def test_answers_do_not_depend_on_the_company_they_are_in(tmp_path: Path) -> None:
-    model, processor = tiny.vlm(tmp_path)
-    pictures = [Image.effect_noise((20, 20 + n), 90).convert("RGB") for n in range(3)]
-    questions = ["?", tiny.COLOR, "a much longer question than the others are, is it not?"]
-    together = answers(model, processor, pictures, questions, 6)
-    alone = [answers(model, processor, [p], [q], 6)[0] for p, q in zip(pictures, questions, strict=True)]
-    assert together == alone
-
-
-def test_no_model_in_the_folder(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json.*run the connect stage first"):
         load_vlm(tmp_path)
