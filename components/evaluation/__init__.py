@@ -1,1 +1,1 @@
-"""What a frozen backbone knows, in numbers that say how sure they are."""
+"""Measures of a frozen backbone, each with its confidence interval."""

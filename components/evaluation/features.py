@@ -1,6 +1,6 @@
-"""A backbone is judged frozen: one vector a whole picture, no augmentation, computed once.
+"""Features of a frozen backbone: one vector per whole photo, without augmentation, computed once.
 
-On a GPU if there is one, and in bf16 where the chip multiplies in it, as in training.
+Runs on a GPU if there is one, and in bf16 where the chip has bf16 matrix products, as training does.
 """
 
 from __future__ import annotations
@@ -19,44 +19,44 @@ from components.progress import progress
 
 @torch.no_grad()
 def features(backbone: Backbone, photos: Photos, name: str = "features") -> Tensor:
-    """Of every picture: float32 [len(photos), D], on the CPU."""
-    return _of_every_picture(backbone, lambda batch: [backbone(batch)], photos, name)[0]
+    """Returns the features of all photos: float32 [len(photos), D], on the CPU. name: of the progress bar."""
+    return _for_all_photos(lambda batch: [backbone(batch)], backbone, photos, name)[0]
 
 
 @torch.no_grad()
 def block_features(backbone: Backbone, photos: Photos) -> list[Tensor]:
-    """Of every picture after every block (ViT) or stage (ResNet), in one pass; the last ones are its features."""
-    return _of_every_picture(backbone, backbone.blocks, photos, "features")
+    """Returns the features after each block (ViT) or stage (ResNet), from one pass; the last are `features`."""
+    return _for_all_photos(backbone.blocks, backbone, photos, "features")
 
 
-def _of_every_picture(
-    backbone: Backbone, told: Callable[[Tensor], list[Tensor]], photos: Photos, name: str
+def _for_all_photos(
+    compute: Callable[[Tensor], list[Tensor]], backbone: Backbone, photos: Photos, name: str
 ) -> list[Tensor]:
-    """Each of the things that are told of a batch, of all batches: float32 [len(photos), D], on the CPU."""
+    """Returns the outputs of `compute`, each concatenated over all batches: float32 [len(photos), D], on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone.to(device).eval()
-    batches = progress(photos.batches(_all(photos), backbone.config.image_size), name, unit="batch")
+    batches = progress(photos.batches(_all_rows(photos), backbone.config.image_size), name, unit="batch")
     with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16()):
-        found = [[one.float().cpu() for one in told(batch.to(device))] for batch in batches]
-    return [torch.cat(of_one) for of_one in zip(*found, strict=True)]
+        outputs = [[output.float().cpu() for output in compute(batch.to(device))] for batch in batches]
+    return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
 
 
 def pixel_features(photos: Photos, size: int) -> Tensor:
-    """What can be told without any network: `size` × `size` pixels as one vector. Float32 [len(photos), 3·size²]."""
-    return torch.cat([batch.float().flatten(1) / 255 for batch in photos.batches(_all(photos), size)])
+    """Returns `size` × `size` pixels of each photo as one vector, without any network: float32 [N, 3·size²]."""
+    return torch.cat([batch.float().flatten(1) / 255 for batch in photos.batches(_all_rows(photos), size)])
 
 
-def standardize(bank: Tensor, *others: Tensor) -> list[Tensor]:
-    """All with the mean 0 and the deviation 1 that `bank` has in each dimension."""
-    mean, std = bank.mean(0), bank.std(0).clamp_min(1e-6)
-    return [(x - mean) / std for x in (bank, *others)]
+def standardize(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """Returns all tensors shifted and scaled so that `train` has mean 0 and deviation 1 in each dimension."""
+    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    return [(x - mean) / std for x in (train, *others)]
 
 
-def center(bank: Tensor, *others: Tensor) -> list[Tensor]:
-    """All as unit vectors around the mean of `bank`."""
-    mean = bank.mean(0)
-    return [nn.functional.normalize(x - mean, dim=1) for x in (bank, *others)]
+def center(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """Returns all tensors minus the mean of `train`, as unit vectors."""
+    mean = train.mean(0)
+    return [nn.functional.normalize(x - mean, dim=1) for x in (train, *others)]
 
 
-def _all(photos: Photos) -> np.ndarray:
+def _all_rows(photos: Photos) -> np.ndarray:
     return np.arange(len(photos))

@@ -1,4 +1,4 @@
-"""A backbone without labels can still be seen to be ill: collapsed features do not spread.
+"""Collapse of the features, measured without labels: collapsed features have a low rank and a small deviation.
 
 Garrido et al., RankMe, ICML 2023. https://arxiv.org/abs/2210.02885
 """
@@ -9,12 +9,18 @@ from torch.nn.functional import normalize
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normalized singular values of `features` [N, D]: 1 (collapsed) to min(N, D)."""
-    share = torch.linalg.svdvals(features.double())
-    share = share / share.sum() + 1e-7
-    return float(torch.exp(-(share * share.log()).sum()))
+    """Returns the exponential of the entropy of the normalized singular values of `features` [N, D].
+
+    From 1 (collapsed) to min(N, D).
+    """
+    singular_values = torch.linalg.svdvals(features.double())
+    p = singular_values / singular_values.sum() + 1e-7
+    return float(torch.exp(-(p * p.log()).sum()))
 
 
-def spread(features: Tensor) -> float:
-    """Mean deviation of the unit vectors' entries, times sqrt(D): 0 (collapsed) to about 1 (SimSiam, section 4.1)."""
+def feature_std(features: Tensor) -> float:
+    """Returns the mean deviation of the unit vectors' entries times sqrt(D), for `features` [N, D].
+
+    From 0 (collapsed) to about 1 (SimSiam, section 4.1).
+    """
     return float(normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5)

@@ -1,4 +1,4 @@
-"""Nearest neighbors need no training, so they cannot flatter: the first number to look at.
+"""Classification by nearest neighbors. It has nothing to train and nothing to tune, so compare methods by it first.
 
 Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, section 3.4.
 https://arxiv.org/abs/1805.01978
@@ -10,35 +10,50 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-TILE = 1024  # queries at a time …
-BANK = 65_536  # … and rows of the bank: memory is TILE × BANK numbers, however large the bank
+TILE = 1024  # queries at a time, and
+BANK = 65_536  # rows of the bank at a time: memory is TILE × BANK numbers, however large the bank
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k most similar rows of `bank` by cosine: similarities [Q, k] and places [Q, k], best first."""
+    """Returns the k most similar rows of `bank` by cosine, best first: similarities [Q, k] and row numbers [Q, k]."""
     queries, bank = normalize(queries, dim=1), normalize(bank, dim=1)
-    found = [_nearest(tile, bank, k) for tile in queries.split(TILE)]
-    return torch.cat([values for values, _ in found]), torch.cat([places for _, places in found])
+    tiles = [_nearest(tile, bank, k) for tile in queries.split(TILE)]
+    return torch.cat([similarity for similarity, _ in tiles]), torch.cat([rows for _, rows in tiles])
 
 
 def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Of unit vectors, one part of the bank after the other: the best so far against the best of the next."""
-    values, places = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.long)
+    """Like `nearest`, for unit vectors: goes through the bank in parts and keeps the best k so far."""
+    similarity, rows = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(bank), BANK):
-        part = queries @ bank[start : start + BANK].T
-        new, at = part.topk(min(k, part.shape[1]))
-        values, places = torch.cat([values, new], 1), torch.cat([places, at + start], 1)
-        values, kept = values.topk(min(k, values.shape[1]))
-        places = places.gather(1, kept)
-    return values, places
+        products = queries @ bank[start : start + BANK].T
+        new, columns = products.topk(min(k, products.shape[1]))
+        similarity, rows = torch.cat([similarity, new], 1), torch.cat([rows, columns + start], 1)
+        similarity, kept = similarity.topk(min(k, similarity.shape[1]))
+        rows = rows.gather(1, kept)
+    return similarity, rows
 
 
 def classify(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float = 0.07) -> Tensor:
-    """The class of each query, by a vote of its k neighbors weighted with exp(similarity / temperature): int64 [Q]."""
+    """Returns the class of each query, int64 [Q]: a vote of its k neighbors, weighted exp(similarity / temperature)."""
     if not 1 <= k <= len(bank):
-        raise ValueError(f"k is {k}; allowed: 1 to {len(bank)}, the labeled training pictures")
-    similarity, places = nearest(queries, bank, k)
-    votes = similarity.new_zeros(len(queries), int(labels.max()) + 1)
-    # the best neighbor is subtracted so that exp cannot overflow; a vote's winner does not change
-    votes.scatter_add_(1, labels[places], ((similarity - similarity[:, :1]) / temperature).exp())
+        raise ValueError(f"k is {k}; allowed: 1 to {len(bank)}, the number of labeled training photos")
+    similarity, rows = nearest(queries, bank, k)
+    return _vote(similarity, labels[rows], temperature)
+
+
+def classify_leave_one_out(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float = 0.07) -> Tensor:
+    """Like `classify`, for rows of the bank itself: no photo votes for its own class. queries: rows of bank, [Q]."""
+    if not 1 <= k < len(bank):
+        raise ValueError(f"k is {k}; allowed: 1 to {len(bank) - 1}, the number of other labeled training photos")
+    similarity, rows = nearest(bank[queries], bank, k + 1)
+    itself = rows == queries[:, None]
+    itself[~itself.any(1), -1] = True  # duplicates of a photo may push it out of its own neighbors
+    return _vote(similarity[~itself].view(-1, k), labels[rows[~itself].view(-1, k)], temperature)
+
+
+def _vote(similarity: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Returns the winning class, int64 [Q], of neighbors with these similarities and labels, both [Q, k]."""
+    votes = similarity.new_zeros(len(similarity), int(labels.max()) + 1)
+    # the best similarity is subtracted so that exp cannot overflow; that does not change the winner
+    votes.scatter_add_(1, labels, ((similarity - similarity[:, :1]) / temperature).exp())
     return votes.argmax(1)

@@ -1,76 +1,104 @@
-"""A number means something beside what anyone would get without the backbone, on the same pictures."""
+"""Accuracy of a backbone by nearest neighbors and by a linear probe, and of baselines on the same photos."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from components.data.photos import Photos
 from components.evaluation import knn, linear
 from components.evaluation.features import center, features, pixel_features, standardize
-from components.evaluation.statistics import share
+from components.evaluation.statistics import proportion_with_ci
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 
-PIXELS = 16  # raw pixels of full size were no better neighbors (within 0.02 on six sets), and cost a minute
+PIXELS = 16  # raw pixels of full size were no better neighbors (within 0.02 on six data sets), and cost a minute
+FEWEST_VAL = 30  # labeled photos of the val split; with fewer a 95 % interval may be wider than 0.34
+MOST_LEFT_OUT = 4096  # training photos classified by the others, where val has fewer
 
 
 def cannot_score(photos: Photos) -> str | None:
-    """Why nothing can be said about classes, in plain words; None if it can."""
+    """Returns why accuracy cannot be measured on these photos, None if it can."""
     if not photos.classes:
-        return "the pictures have no labels (class subfolders would be labels)"
+        return "the photos have no labels (class subfolders would be labels)"
     if not len(photos.rows("test", labeled=True)):
-        return "the test split has no labeled picture"
-    known = photos.labels(photos.rows("train", labeled=True)).unique()
-    if len(known) < 2:
-        return "the labeled training pictures are all of one class" if len(known) else "no training picture has a label"
+        return "the test split has no labeled photo"
+    train_classes = photos.labels(photos.rows("train", labeled=True)).unique()
+    if len(train_classes) < 2:
+        return (
+            "the labeled training photos are all of one class"
+            if len(train_classes)
+            else "no training photo has a label"
+        )
     return None
 
 
 def baselines(photos: Photos, shape: ViTBackbone | ResNetBackbone, k: int, seed: int) -> dict[str, Any]:
-    """What anyone would get on the same test rows: the commonest class, raw pixels, and a backbone of that shape with
-    random weights, drawn from `seed`.
+    """Returns the scores on the same test photos of the most frequent class, of raw pixels, and of a random backbone.
+
+    The random backbone has the given shape and untrained weights drawn from `seed`.
     """
     train, test = (photos.labels(photos.rows(split, labeled=True)) for split in ("train", "test"))
     torch.manual_seed(seed)
     return {
-        "majority": {"top1": share(int((test == train.mode().values).sum()), len(test))},
+        "majority": {"top1": _accuracy(train.mode().values.expand(len(test)), test)},
         "pixels": score(pixel_features(photos, PIXELS), photos, k),
         "random": score(features(build(shape), photos, "random backbone"), photos, k),
     }
 
 
 def score(vectors: Tensor, photos: Photos, k: int) -> dict[str, Any]:
-    """kNN and linear top-1 on test with their 95 % intervals. vectors: [N, D] of every picture."""
+    """Returns kNN and linear top-1 accuracy on test with 95 % intervals. vectors: features of all photos [N, D]."""
     rows = [photos.rows(split, labeled=True) for split in ("train", "val", "test")]
     labels, parts = [photos.labels(r) for r in rows], [vectors[r] for r in rows]
     k = min(k, len(labels[0]))
     bank, _, queries = center(*parts)
-    voted = knn.classify(queries, bank, labels[0], k)
     train, val, test = standardize(*parts)
-    probed, penalty = linear.probe((train, labels[0]), (val, labels[1]), test, len(photos.classes))
-    total = len(labels[2])
+    by_probe, penalty = linear.probe((train, labels[0]), (val, labels[1]), test, len(photos.classes))
     return {
-        "knn": {**share(int((voted == labels[2]).sum()), total), "k": k},
-        "linear": {**share(int((probed == labels[2]).sum()), total), "penalty": penalty},
+        "knn": {**_accuracy(knn.classify(queries, bank, labels[0], k), labels[2]), "k": k},
+        "linear": {**_accuracy(by_probe, labels[2]), "penalty": penalty},
     }
 
 
-def score_blocks(blocks: list[Tensor], photos: Photos, k: int) -> list[dict[str, Any]]:
-    """kNN and linear top-1 on test after every block: where what was learned lies, which need not be at the end.
+def selection_score(vectors: Tensor, photos: Photos, k: int, seed: int) -> dict[str, Any]:
+    """Returns the kNN accuracy by which methods are compared before test is looked at, and `on`: the photos used.
 
-    blocks: [N, D] of every picture. One penalty for all, the middle one: it is the shape of the curve that tells.
+    These are the val photos; if fewer than FEWEST_VAL have a label, training photos, each classified by the others.
+    vectors: features of all photos [N, D].
+    """
+    train, val = (photos.rows(split, labeled=True) for split in ("train", "val"))
+    labels = photos.labels(train)
+    if len(val) >= FEWEST_VAL:
+        bank, queries = center(vectors[train], vectors[val])
+        predicted = knn.classify(queries, bank, labels, min(k, len(train)))
+        return {"knn": _accuracy(predicted, photos.labels(val)), "on": f"the {len(val)} labeled val photos"}
+    (bank,) = center(vectors[train])
+    places = torch.from_numpy(np.random.default_rng(seed).permutation(len(train))[:MOST_LEFT_OUT])
+    predicted = knn.classify_leave_one_out(places, bank, labels, min(k, len(train) - 1))
+    on = f"{len(places)} training photos, each classified by the others (only {len(val)} val photos have labels)"
+    return {"knn": _accuracy(predicted, labels[places]), "on": on}
+
+
+def score_blocks(blocks: list[Tensor], photos: Photos, k: int) -> list[dict[str, Any]]:
+    """Returns kNN and linear top-1 accuracy on test after each block; the best block need not be the last.
+
+    blocks: features of all photos after each block, [N, D]. All probes use the middle penalty.
     """
     train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
-    labels, held_out = photos.labels(train), photos.labels(test)
-    found = []
+    labels, expected = photos.labels(train), photos.labels(test)
+    scores = []
     for vectors in blocks:
         bank, queries = center(vectors[train], vectors[test])
-        voted = knn.classify(queries, bank, labels, min(k, len(train)))
-        known, asked = standardize(vectors[train], vectors[test])
-        weight, bias = linear.fit(known, labels, len(photos.classes), linear.MIDDLE)
-        probed = (asked @ weight.T + bias).argmax(1)
-        kinds = {"knn": voted, "linear": probed}
-        found.append({kind: share(int((said == held_out).sum()), len(test)) for kind, said in kinds.items()})
-    return found
+        by_neighbors = knn.classify(queries, bank, labels, min(k, len(train)))
+        train_features, test_features = standardize(vectors[train], vectors[test])
+        weight, bias = linear.fit(train_features, labels, len(photos.classes), linear.MIDDLE)
+        by_probe = (test_features @ weight.T + bias).argmax(1)
+        scores.append({"knn": _accuracy(by_neighbors, expected), "linear": _accuracy(by_probe, expected)})
+    return scores
+
+
+def _accuracy(predicted: Tensor, expected: Tensor) -> dict[str, float]:
+    return proportion_with_ci(int((predicted == expected).sum()), len(expected))

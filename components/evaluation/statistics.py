@@ -1,4 +1,4 @@
-"""A share without its uncertainty is half a number."""
+"""Proportions with their confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import math
 Z95 = 1.959963984540054
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, JASA 1927). Raises ValueError for an impossible count."""
-    if not 0 <= right <= total or total == 0:
-        raise ValueError(f"{right} right of {total} is no share")
-    share, z2 = right / total, Z95**2
-    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return middle - half if right else 0.0, middle + half if right < total else 1.0  # exactly so, not but for rounding
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a proportion (Wilson, JASA 1927). Raises ValueError for an impossible count."""
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"{correct} of {total} is not a proportion; allowed: 0 to total, of at least 1")
+    p, z2 = correct / total, Z95**2
+    middle = (p + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
+    # at 0 and 1 the formula gives exactly 0 and 1, but for rounding
+    return middle - half if correct else 0.0, middle + half if correct < total else 1.0
 
 
-def share(right: int, total: int) -> dict[str, float]:
-    """What goes into metrics.json for a share: value, low and high (95 %), of."""
-    low, high = wilson(right, total)
-    return {"value": right / total, "low": low, "high": high, "of": total}
+def proportion_with_ci(correct: int, total: int) -> dict[str, float]:
+    """Returns how a proportion is written to metrics.json: value, low and high (95 % interval), of (the total)."""
+    low, high = wilson(correct, total)
+    return {"value": correct / total, "low": low, "high": high, "of": total}

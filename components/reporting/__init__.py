@@ -1,1 +1,1 @@
-"""Everything that was found, on one page that opens anywhere."""
+"""The report: the results of all stages on one page that needs no other file."""

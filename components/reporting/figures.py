@@ -1,4 +1,4 @@
-"""Figures as text or inline data, so that the page is one file."""
+"""Figures as SVG text or inline data, so that the page is one file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import matplotlib.pyplot as plt
 COLORS = ("#2f6f6d", "#c8553d", "#5b5f97", "#b08900", "#7d8471", "#9b5094")
 
 
-def picture(image: Tensor, quality: int = 88) -> str:
-    """uint8 [3, H, W] -> a data URI."""
+def data_uri(image: Tensor, quality: int = 88) -> str:
+    """Returns a photo, uint8 [3, H, W], as a JPEG in a data URI."""
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def curves(logs: dict[str, list[dict[str, float]]], key: str = "loss") -> str:
-    """One small panel a method: its `key` over its steps, as one SVG element.
+    """Returns one SVG element with a panel for each method: `key` over the steps. logs: at least one.
 
-    Losses of different methods are different quantities, so each panel has its own scale.
+    Each panel has its own scale, for the losses of different methods cannot be compared.
     """
     columns = min(3, len(logs))
     rows = -(-len(logs) // columns)
@@ -47,20 +47,23 @@ def curves(logs: dict[str, list[dict[str, float]]], key: str = "loss") -> str:
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """Rows true, columns said, shaded by the share of the row, as one SVG element."""
+    """Returns the confusion matrix as one SVG element: a row per true class, a column per predicted class.
+
+    A cell is shaded by its share of the row.
+    """
     table = np.array(counts)
-    share = table / table.sum(1, keepdims=True).clip(1)
+    of_row = table / table.sum(1, keepdims=True).clip(1)
     side = max(3.2, 0.42 * len(classes) + 1.4)
     figure, axis = plt.subplots(figsize=(side + 0.6, side))
-    axis.imshow(share, cmap="BuGn", vmin=0, vmax=1)
+    axis.imshow(of_row, cmap="BuGn", vmin=0, vmax=1)
     axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(len(classes)), classes, fontsize=8)
-    axis.set_xlabel("said", fontsize=8)
+    axis.set_xlabel("predicted", fontsize=8)
     axis.set_ylabel("true", fontsize=8)
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(table):
             if count:
-                color = "white" if share[row, column] > 0.6 else "#333"
+                color = "white" if of_row[row, column] > 0.6 else "#333"
                 axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
     axis.spines[:].set_visible(False)
     figure.tight_layout()

@@ -1,4 +1,4 @@
-"""One self-contained page: the table, the curves, what is near to what, and what the language model saw."""
+"""Renders the report: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -8,58 +8,62 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from components.data.photos import Photos
-from components.reporting.figures import confusion, curves, picture
-from components.reporting.findings import BASELINES, Findings, said
+from components.reporting.figures import confusion, curves, data_uri
+from components.reporting.results import Results, percent
 
 
-def render(findings: Findings, photos: Photos, neighbors: dict[str, list[int]], queries: int) -> str:
-    """The page. neighbors: row -> its nearest rows, by the best method; queries: how many of them to show."""
+def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], queries: int) -> str:
+    """Returns the page as HTML.
+
+    neighbors: test row -> its nearest training rows, by the best method; queries: how many of them to show.
+    """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-    environment.filters["said"] = said
+    environment.filters["percent"] = percent
+    best = results.best_method()
     return environment.get_template("page.html").render(
-        f=findings,
-        baselines=BASELINES,
-        table=findings.table(),
-        best=findings.best(),
-        curves=curves(findings.logs),
-        confusion=confusion(findings.adapter["confusion"], findings.adapter["classes"])
-        if "confusion" in findings.adapter
+        results=results,
+        table=results.table(),
+        best=best,
+        selection=results.methods[best].get("selection") if best else None,
+        curves=curves(results.logs) if results.logs else "",
+        confusion=confusion(results.adapter["confusion"], results.adapter["classes"])
+        if "confusion" in results.adapter
         else "",
-        grid=retrieval(photos, neighbors, queries),
-        answers=conversations(photos, findings.answers),
-        samples=[picture(photos[row]) for row in _spread_out(len(photos), 24)],
+        retrieval=retrieval(photos, neighbors, queries),
+        conversations=conversations(photos, results.answers),
+        samples=[data_uri(photos[row]) for row in evenly_spaced(len(photos), 24)],
     )
 
 
 def retrieval(photos: Photos, neighbors: dict[str, list[int]], queries: int) -> list[dict[str, Any]]:
-    """Queries evenly over the test pictures, each with its neighbors and whether their labels agree."""
+    """Returns `queries` test photos, each with its nearest training photos and whether their classes agree."""
     rows = list(neighbors)
-    found = []
-    for place in _spread_out(len(rows), queries):
-        row = int(rows[place])
-        near = [_card(photos, other, row) for other in neighbors[rows[place]]]
-        found.append({"query": _card(photos, row), "near": near})
-    return found
+    lines = []
+    for place in evenly_spaced(len(rows), queries):
+        query = int(rows[place])
+        near = [_card(photos, other, query) for other in neighbors[rows[place]]]
+        lines.append({"query": _card(photos, query), "near": near})
+    return lines
 
 
 def conversations(photos: Photos, answers: list[dict[str, Any]], most: int = 12) -> list[dict[str, Any]]:
-    """Pictures with all their questions, in the order they were asked."""
+    """Returns at most `most` photos, each with all its questions and answers."""
     by_row: dict[int, list[dict[str, Any]]] = {}
     for answer in answers:
         by_row.setdefault(answer["row"], []).append(answer)
-    chosen = _spread_out(len(by_row), most)
     rows = list(by_row)
-    return [{"image": picture(photos[rows[i]]), "said": by_row[rows[i]]} for i in chosen]
+    shown = [rows[place] for place in evenly_spaced(len(rows), most)]
+    return [{"image": data_uri(photos[row]), "answers": by_row[row]} for row in shown]
 
 
 def _card(photos: Photos, row: int, query: int | None = None) -> dict[str, Any]:
     label = photos.label(row)
     agrees = None if query is None or label is None else label == photos.label(query)
-    return {"image": picture(photos[row]), "label": label or "", "agrees": agrees}
+    return {"image": data_uri(photos[row]), "label": label or "", "agrees": agrees}
 
 
-def _spread_out(total: int, count: int) -> list[int]:
-    """At most `count` places, evenly over `total`."""
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Returns at most `count` indices, evenly spaced over `total`."""
     count = min(total, count)
     return [index * total // count for index in range(count)]

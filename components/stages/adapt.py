@@ -17,7 +17,7 @@ from components.config import Seed, Strict, read, write
 from components.data.photos import Photos
 from components.evaluation.features import features
 from components.evaluation.scoring import cannot_score
-from components.evaluation.statistics import share
+from components.evaluation.statistics import proportion_with_ci
 from components.machine import keep_memory
 from components.models.backbone import load
 from components.stages.scratch import clear, digest, scratch
@@ -78,8 +78,8 @@ def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict
     (out / "log.jsonl").write_bytes(run.log.read_bytes())
     clear(state)
     return {
-        "accuracy": share(int((said == held_out).sum()), len(test)),
-        "majority": share(int((held_out == labels.mode().values).sum()), len(test)),
+        "accuracy": proportion_with_ci(int((said == held_out).sum()), len(test)),
+        "majority": proportion_with_ci(int((held_out == labels.mode().values).sum()), len(test)),
         "classes": list(photos.classes),
         "confusion": confusion(held_out, said, len(photos.classes)),
     }

@@ -1,4 +1,4 @@
-"""Stage: everything that was found -> one page, and a summary for a terminal."""
+"""Stage: writes the results of all stages to one HTML page, and a summary for the terminal."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ from pydantic import Field
 
 from components.config import Strict, methods, read, write
 from components.data.photos import Photos
-from components.reporting.findings import gather, summary
 from components.reporting.page import render
+from components.reporting.results import read_results, summary
 
 
 class ReportConfig(Strict):
-    queries: int = Field(8, ge=1)  # pictures in the retrieval grid
+    queries: int = Field(8, ge=1)  # test photos shown with their neighbors
 
 
 def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -> str:
-    """Write index.html, summary.md and config.json to `out`; the summary."""
-    findings = gather(artifacts, names)
-    near = json.loads((artifacts / "evaluate" / findings.best() / "neighbors.json").read_text(encoding="utf-8"))
-    page = render(findings, Photos(artifacts / "prepare"), near, config.queries)
+    """Write index.html, summary.md and config.json to `out`. Returns the summary.
+
+    Stages and methods that have not run are named on the page, with the command that runs them.
+    """
+    results, neighbors = read_results(artifacts, names), {}
+    if best := results.best_method():
+        neighbors = json.loads((artifacts / "evaluate" / best / "neighbors.json").read_text(encoding="utf-8"))
+    page = render(results, Photos(artifacts / "prepare"), neighbors, config.queries)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8")
-    (out / "summary.md").write_text(summary(findings), encoding="utf-8")
+    (out / "summary.md").write_text(summary(results), encoding="utf-8")
     write(config, out / "config.json")
-    return summary(findings)
+    return summary(results)
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--artifacts", type=Path, required=True, help="the folder with every stage's results")
+    parser.add_argument("--artifacts", type=Path, required=True, help="the folder with the results of all stages")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        print(report(read("report", ReportConfig), methods(), given.artifacts, given.out))
+        print(report(read("report", ReportConfig), methods(), args.artifacts, args.out))
     except ValueError as error:
         parser.exit(2, f"report: {error}\n")
-    print(f"report: {given.out / 'index.html'}")
+    print(f"report: {args.out / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,34 @@
-"""The page from made-up numbers: complete, self-contained, and honest where something is missing."""
+"""The page from made-up numbers: it is complete and self-contained, and says what is missing."""
 
 import copy
+import json
 import re
 
 import pytest
 
-from components.evaluation.statistics import share
-from components.reporting.figures import picture
-from components.reporting.findings import Findings, gather, said, summary
+from components.evaluation.statistics import proportion_with_ci
+from components.reporting.figures import data_uri
 from components.reporting.page import render
+from components.reporting.results import Results, method_summary, percent, read_results, summary
 
-SCORE = {"knn": {**share(40, 50), "k": 20}, "linear": {**share(45, 50), "penalty": 0.01}}
-LOW = {"knn": share(10, 50), "linear": share(12, 50)}
+SCORE = {"knn": {**proportion_with_ci(40, 50), "k": 20}, "linear": {**proportion_with_ci(45, 50), "penalty": 0.01}}
+LOW = {"knn": proportion_with_ci(10, 50), "linear": proportion_with_ci(12, 50)}
 
 
 @pytest.fixture
-def findings():
+def results():
     metrics = {
-        "majority": {"top1": share(5, 50)},
+        "majority": {"top1": proportion_with_ci(5, 50)},
         "pixels": LOW,
         "random": LOW,
         "backbone": SCORE,
-        "health": {"effective_rank": 31.4, "spread": 0.9, "dimensions": 64},
+        "health": {"effective_rank": 31.4, "feature_std": 0.9, "dimensions": 64},
         "blocks": [LOW, SCORE],
+        "selection": {"knn": proportion_with_ci(9, 10), "on": "the 10 labeled val photos"},
     }
-    worse = {**copy.deepcopy(metrics), "backbone": LOW}
+    worse = {**copy.deepcopy(metrics), "backbone": LOW, "selection": {**metrics["selection"], "knn": LOW["knn"]}}
     log = [{"step": step, "loss": 5 / step} for step in range(1, 20)]
-    return Findings(
+    return Results(
         config={"data": {"source": "<my> photos"}},
         validation={
             "offered": 102, "used": 96, "rejected": {"broken": 6}, "splits": {"train": 70, "test": 26},
@@ -39,11 +41,13 @@ def findings():
         logs={"simclr": log, "moco": log},
         configs={"simclr": {"epochs": 2, "batch_size": 16}, "moco": {"epochs": 4, "batch_size": 16}},
         adapter={
-            "accuracy": share(44, 50), "majority": share(5, 50), "classes": ["a", "b"], "confusion": [[3, 1], [0, 4]],
+            "accuracy": proportion_with_ci(44, 50), "majority": proportion_with_ci(5, 50),
+            "classes": ["a", "b"], "confusion": [[3, 1], [0, 4]],
         },
-        connector={},
+        pending={},
         answering={
-            "exact_match": share(30, 50), "blind": share(10, 50), "gap": {"value": 0.8, "low": 0.5, "high": 1.1},
+            "exact_match": proportion_with_ci(30, 50), "blind": proportion_with_ci(10, 50),
+            "gap": {"value": 0.8, "low": 0.5, "high": 1.1},
         },
         answers=[
             {"row": 3, "question": "What?", "expected": "a wall", "answer": "a door", "correct": False},
@@ -52,13 +56,13 @@ def findings():
     )  # fmt: skip
 
 
-def page(findings, photos, **changes):
+def page(results, photos, **changes):
     near = {str(row): photos.rows("train")[:5].tolist() for row in photos.rows("test").tolist()}
-    return render(Findings(**{**vars(findings), **changes}), photos, near, 4)
+    return render(Results(**{**vars(results), **changes}), photos, near, 4)
 
 
-def test_everything_is_on_one_page_that_needs_nothing_else(findings, photos):
-    html = page(findings, photos)
+def test_everything_is_on_one_page_that_needs_nothing_else(results, photos):
+    html = page(results, photos)
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", html)  # figures refer to their own parts only
     assert "@import" not in html
     assert "url(http" not in html
@@ -74,74 +78,124 @@ def test_everything_is_on_one_page_that_needs_nothing_else(findings, photos):
     ):
         assert text in html
     assert html.count("<figure") == 4 * 6
-    assert "features of <b>moco</b>" in html
+    assert "by the backbone of <b>moco</b>" in html
+    assert "Best method: <b>moco</b>, with a kNN accuracy of 90.0 % (59.6 to 98.2) on the 10 labeled val" in html
 
 
-def test_scores_after_every_block_are_a_line_of_their_method(findings, photos):
-    html = page(findings, photos)
+def test_accuracy_after_each_block_is_shown_with_its_method(results, photos):
+    html = page(results, photos)
     assert html.count("after each block: 20 · 80</span>") == html.count("after each block: 24 · 90</span>") == 2
 
 
-def test_the_best_method_has_the_best_neighbors(findings):
-    assert findings.best() == "moco"
+def test_the_best_method_is_chosen_on_val_and_not_on_test(results):
+    assert results.best_method() == "moco"
+    swapped = copy.deepcopy(results.methods)
+    for name, other in (("simclr", "moco"), ("moco", "simclr")):
+        swapped[name]["backbone"] = results.methods[other]["backbone"]  # test scores only
+    assert Results(**{**vars(results), "methods": swapped}).best_method() == "moco"
+    for name, other in (("simclr", "moco"), ("moco", "simclr")):
+        swapped[name]["selection"] = results.methods[other]["selection"]
+    assert Results(**{**vars(results), "methods": swapped}).best_method() == "simclr"
 
 
-def test_the_table_has_every_baseline_once_and_every_method(findings):
-    assert [row["name"] for row in findings.table()] == ["majority", "pixels", "random", "simclr", "moco"]
-    assert findings.table()[-1]["words"] == "4 epochs, 304 pictures seen"
+def test_the_table_has_each_baseline_once_and_each_method(results):
+    assert [row["name"] for row in results.table()] == ["majority", "pixels", "random", "simclr", "moco"]
+    assert results.table()[-1]["words"] == "4 epochs, 304 photos seen"
 
 
-def test_what_learned_nothing_is_named(findings, photos):
-    assert findings.unlearned() == ["simclr"]  # its interval meets the untrained one's
-    methods = copy.deepcopy(findings.methods)
+def test_a_method_no_better_than_untrained_is_named(results, photos):
+    assert results.no_better_than_untrained() == ["simclr"]  # its interval overlaps the untrained one's
+    methods = copy.deepcopy(results.methods)
     methods["moco"]["backbone"] = methods["moco"]["random"]
-    changed = page(findings, photos, methods=methods)
+    changed = page(results, photos, methods=methods)
     assert "moco is not clearly better than the same backbone untrained" in changed
-    assert "moco is not clearly better" not in page(findings, photos)
+    assert "moco is not clearly better" not in page(results, photos)
 
 
-def test_a_baseline_that_differs_is_told_for_each(findings):
-    methods = copy.deepcopy(findings.methods)
+def test_a_baseline_that_differs_between_methods_has_a_row_for_each(results):
+    methods = copy.deepcopy(results.methods)
     methods["moco"]["random"] = SCORE
-    names = [row["name"] for row in Findings(**{**vars(findings), "methods": methods}).table()]
+    names = [row["name"] for row in Results(**{**vars(results), "methods": methods}).table()]
     assert names == ["majority", "pixels", "random as in simclr", "random as in moco", "simclr", "moco"]
 
 
-def test_one_picture_cannot_be_exchanged(findings, photos):
-    answering = {key: value for key, value in findings.answering.items() if key != "gap"}
-    assert "nats" not in summary(Findings(**{**vars(findings), "answering": answering}))
-    assert "nats" not in page(findings, photos, answering=answering)
+def test_no_gap_is_shown_where_there_is_no_other_photo(results, photos):
+    answering = {key: value for key, value in results.answering.items() if key != "gap"}
+    assert "nats" not in summary(Results(**{**vars(results), "answering": answering}))
+    assert "nats" not in page(results, photos, answering=answering)
 
 
-def test_what_was_not_measured_is_said(findings, photos):
-    why = {"knn, linear and their baselines": "the pictures have no labels"}
-    unscored = {name: {"health": m["health"], "not_measured": why} for name, m in findings.methods.items()}
+def test_the_page_says_why_something_was_not_measured(results, photos):
+    why = {"knn, linear and their baselines": "the photos have no labels"}
+    unscored = {name: {"health": m["health"], "not_measured": why} for name, m in results.methods.items()}
     html = page(
-        findings,
+        results,
         photos,
         methods=unscored,
         adapter={"skipped": "no classifier"},
         answering={"skipped": "no questions"},
         answers=[],
     )
-    for text in ("Not measured: the pictures have no labels", "no classifier", "no questions"):
+    for text in ("Accuracy was not measured: the photos have no labels", "no classifier", "no questions"):
         assert text in html
     assert "majority" not in html
-    lines = summary(Findings(**{**vars(findings), "methods": unscored, "adapter": {"skipped": "no classifier"}}))
+    lines = summary(Results(**{**vars(results), "methods": unscored, "adapter": {"skipped": "no classifier"}}))
     assert "| moco | – | – | 31 of 64 |" in lines
 
 
-def test_the_summary_has_the_numbers_of_the_page(findings):
-    text = summary(findings)
+def test_the_summary_has_the_numbers_of_the_page(results):
+    text = summary(results)
     assert "| moco | 80.0 % (67.0 to 88.8) | 90.0 % (78.6 to 95.7) | 31 of 64 |" in text
-    assert "answers: 60.0 % (46.2 to 72.4) right, blind 20.0 %" in text
-    assert said(None) == "–"
+    assert "answers: 60.0 % (46.2 to 72.4) correct, without the photo 20.0 %" in text
+    assert percent(None) == "–"
 
 
-def test_a_missing_file_names_itself(tmp_path):
-    with pytest.raises(ValueError, match=r"prepare/config.json is missing; run its stage first"):
-        gather(tmp_path, ["moco"])
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 
-def test_a_picture_is_inline(photos):
-    assert picture(photos[0]).startswith("data:image/jpeg;base64,")
+def test_stages_that_have_not_run_are_named_with_their_command(results, photos, tmp_path):
+    with pytest.raises(ValueError, match=r"prepare/config.json is missing; run the first stage: dvc repro prepare"):
+        read_results(tmp_path, ["moco"])
+    for name in ("config", "validation"):
+        write(tmp_path / "prepare" / f"{name}.json", getattr(results, name))
+    nothing = read_results(tmp_path, ["moco"])
+    assert nothing.best_method() is None
+    assert "not trained yet: dvc repro evaluate@moco" in render(nothing, photos, {}, 4)
+    for name in ("moco", "simclr"):
+        write(tmp_path / "pretrain" / name / "log.jsonl", {"step": 9, "loss": 1.0})
+        write(tmp_path / "pretrain" / name / "config.json", results.configs[name])
+    write(tmp_path / "evaluate" / "moco" / "metrics.json", results.methods["moco"])
+    one = read_results(tmp_path, ["simclr", "moco", "dino"])
+    assert one.pending == {
+        "simclr": "not evaluated yet: dvc repro evaluate@simclr",
+        "dino": "not trained yet: dvc repro evaluate@dino",
+    }
+    html, text = render(one, photos, {"0": [1, 2]}, 4), summary(one)
+    for command in ("evaluate@simclr", "evaluate@dino", "adapt", "answer"):
+        assert f"yet: dvc repro {command}" in html
+        assert f"yet: dvc repro {command}" in text
+    assert "| moco | 80.0 %" in text
+    assert "80.0 %" in html
+
+
+def test_the_summary_of_one_method_has_its_path_and_numbers(results, tmp_path):
+    with pytest.raises(ValueError, match="run: dvc repro pretrain@moco"):
+        method_summary(tmp_path, "moco")
+    (tmp_path / "pretrain" / "moco" / "backbone").mkdir(parents=True)
+    assert method_summary(tmp_path, "moco").endswith("not evaluated yet; run: dvc repro evaluate@moco")
+    write(tmp_path / "evaluate" / "moco" / "metrics.json", results.methods["moco"])
+    assert method_summary(tmp_path, "moco").splitlines() == [
+        f"backbone: {tmp_path / 'pretrain' / 'moco' / 'backbone'}",
+        "kNN top-1: 80.0 % (67.0 to 88.8); untrained: 20.0 % (11.2 to 33.0)",
+        "linear top-1: 90.0 % (78.6 to 95.7); untrained: 24.0 % (14.3 to 37.4)",
+        "effective rank: 31 of 64",
+    ]
+    unlabeled = {"health": results.methods["moco"]["health"], "not_measured": {"knn": "the photos have no labels"}}
+    write(tmp_path / "evaluate" / "moco" / "metrics.json", unlabeled)
+    assert "not measured: the photos have no labels" in method_summary(tmp_path, "moco")
+
+
+def test_a_photo_is_inline(photos):
+    assert data_uri(photos[0]).startswith("data:image/jpeg;base64,")

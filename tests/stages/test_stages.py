@@ -18,6 +18,7 @@ from components.data.photos import Photos
 from components.evaluation.features import features
 from components.methods import METHODS
 from components.models.backbone import load
+from components.reporting.results import percent
 from components.stages import pretrain as stage
 from components.stages.adapt import AdaptConfig, adapt, confusion
 from components.stages.evaluate import EvaluateConfig, evaluate
@@ -102,7 +103,7 @@ def test_every_epoch_has_every_row_once_in_another_order():
 def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
     pretrain(configure("simclr", PARAMS), prepared, tmp_path / "pre")
     metrics = evaluate(EvaluateConfig(neighbors=5), tmp_path / "pre", prepared, tmp_path / "eval")
-    assert {"majority", "pixels", "random", "backbone", "health", "blocks"} == set(metrics)
+    assert {"majority", "pixels", "random", "backbone", "health", "blocks", "selection"} == set(metrics)
     assert len(metrics["blocks"]) == 1  # the last block's neighbors are the backbone's
     assert metrics["blocks"][-1]["knn"]["value"] == metrics["backbone"]["knn"]["value"]
     near = json.loads((tmp_path / "eval" / "neighbors.json").read_text())
@@ -168,6 +169,25 @@ def test_an_adapted_resnet_is_torchvisions(prepared, tmp_path):
     weights = load_file(tmp_path / "adapt" / "model" / "model.safetensors")
     assert weights["fc.weight"].shape == (2, 512)
     assert json.loads((tmp_path / "adapt" / "model" / "config.json").read_text())["classes"] == ["green", "red"]
+
+
+def test_the_page_is_drawn_after_one_method(prepared, tmp_path):
+    """As a command, where adapt, connect and answer have not run."""
+    artifacts = tmp_path / "artifacts"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"methods": ["simclr", "moco"], "report": {}}))
+    shutil.copytree(prepared, artifacts / "prepare")
+    trained = artifacts / "pretrain" / "simclr"
+    pretrain(configure("simclr", PARAMS), prepared, trained)
+    metrics = evaluate(EvaluateConfig(neighbors=5), trained, prepared, artifacts / "evaluate" / "simclr")
+    command = [sys.executable, "-m", "components.stages.report", "--artifacts", "artifacts", "--out", "report"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert f"Best method: <b>simclr</b>, with a kNN accuracy of {percent(metrics['selection']['knn'])}" in html
+    for text in ("not trained yet: dvc repro evaluate@moco", "not run yet: dvc repro adapt", "dvc repro answer"):
+        assert text in html
+        assert text in done.stdout
 
 
 def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):

@@ -1,0 +1,178 @@
+"""The results that the stages wrote to disk, read once for the page and for the short summary."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BASELINES = {
+    "majority": "always the most frequent class",
+    "pixels": "raw pixels, no network",
+    "random": "the same backbone, untrained",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Of stages that have not run, `adapter`, `answering` hold the reason under "skipped", as skipped stages do."""
+
+    config: dict[str, Any]  # of prepare
+    validation: dict[str, Any]
+    rejected: list[dict[str, str]]
+    methods: dict[str, dict[str, Any]]  # metrics of evaluate, by method
+    logs: dict[str, list[dict[str, float]]]  # lines of pretrain, by method
+    configs: dict[str, dict[str, Any]]  # as pretrain ran, by method
+    pending: dict[str, str]  # methods without metrics -> why, and the command that computes them
+    adapter: dict[str, Any]
+    answering: dict[str, Any]
+    answers: list[dict[str, Any]]
+
+    @property
+    def scored(self) -> bool:
+        """True if there are labels to measure accuracy by."""
+        return any("backbone" in metrics for metrics in self.methods.values())
+
+    def best_method(self) -> str | None:
+        """Returns the method with the best kNN accuracy on the photos for selection, never on test.
+
+        The first one where there are no labels; None if no method was evaluated.
+        """
+
+        def accuracy(name: str) -> float:
+            return float(self.methods[name]["selection"]["knn"]["value"]) if "selection" in self.methods[name] else 0.0
+
+        return max(self.methods, key=accuracy, default=None)
+
+    def baseline(self, name: str) -> list[tuple[str, dict[str, Any]]]:
+        """Returns the distinct scores of a baseline, each with a suffix for its name.
+
+        The suffix is " as in METHODS" where methods differ (a random backbone of another shape), "" where all agree.
+        """
+        distinct: list[tuple[list[str], dict[str, Any]]] = []
+        for method, metrics in self.methods.items():
+            if name not in metrics:
+                continue
+            names = next((names for names, scores in distinct if scores == metrics[name]), None)
+            if names is None:
+                distinct.append(([method], metrics[name]))
+            else:
+                names.append(method)
+        return [("" if len(distinct) == 1 else f" as in {', '.join(names)}", scores) for names, scores in distinct]
+
+    def no_better_than_untrained(self) -> list[str]:
+        """Returns the methods whose 95 % intervals overlap those of the untrained backbone, in kNN and in linear."""
+
+        def better(metrics: dict[str, Any], kind: str) -> bool:
+            return bool(metrics["backbone"][kind]["low"] > metrics["random"][kind]["high"])
+
+        scored = {name: metrics for name, metrics in self.methods.items() if "backbone" in metrics}
+        return [name for name, metrics in scored.items() if not (better(metrics, "knn") or better(metrics, "linear"))]
+
+    def table(self) -> list[dict[str, Any]]:
+        """Returns a row for each baseline, each evaluated method and each pending one.
+
+        name, words, knn, linear (proportions with intervals, or None); of methods also health and blocks.
+        """
+        rows: list[dict[str, Any]] = []
+        if self.scored:
+            for name, words in BASELINES.items():
+                for suffix, scores in self.baseline(name):
+                    top1 = scores.get("top1")
+                    knn, linear = top1 or scores["knn"], top1 or scores["linear"]
+                    rows.append({"name": name + suffix, "words": words, "knn": knn, "linear": linear})
+        for name, metrics in self.methods.items():
+            scores = metrics.get("backbone", {})
+            config = self.configs[name]
+            seen = int(self.logs[name][-1]["step"]) * config["batch_size"]
+            rows.append(
+                {
+                    "name": name,
+                    "words": f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}, {seen:,} photos seen",
+                    "knn": scores.get("knn"),
+                    "linear": scores.get("linear"),
+                    "health": metrics["health"],
+                    "blocks": metrics.get("blocks", []),
+                }
+            )
+        return rows + [{"name": name, "words": why, "knn": None, "linear": None} for name, why in self.pending.items()]
+
+
+def read_results(artifacts: Path, methods: list[str]) -> Results:
+    """Read the artifacts of every stage that has run. Raises ValueError if prepare has not."""
+    logs = {name: _lines(artifacts / "pretrain" / name / "log.jsonl") for name in methods}
+    metrics = {name: _json(artifacts / "evaluate" / name / "metrics.json") for name in methods}
+    pending = {name: f"not trained yet: dvc repro evaluate@{name}" for name in methods if not logs[name]}
+    pending |= {n: f"not evaluated yet: dvc repro evaluate@{n}" for n in methods if logs[n] and not metrics[n]}
+    if not (config := _json(artifacts / "prepare" / "config.json")):
+        raise ValueError(f"{artifacts / 'prepare' / 'config.json'} is missing; run the first stage: dvc repro prepare")
+    return Results(
+        config=config,
+        validation=_json(artifacts / "prepare" / "validation.json"),
+        rejected=_lines(artifacts / "prepare" / "rejected.jsonl"),
+        methods={name: metrics[name] for name in methods if name not in pending},
+        logs={name: lines for name, lines in logs.items() if lines},
+        configs={name: _json(artifacts / "pretrain" / name / "config.json") for name in methods if logs[name]},
+        pending=pending,
+        adapter=_json(artifacts / "adapt" / "metrics.json") or {"skipped": "not run yet: dvc repro adapt"},
+        answering=_json(artifacts / "answer" / "metrics.json") or {"skipped": "not run yet: dvc repro answer"},
+        answers=_lines(artifacts / "answer" / "answers.jsonl"),
+    )
+
+
+def summary(results: Results) -> str:
+    """Returns the table of methods and the numbers of the adapter and of the answers, as Markdown."""
+    lines = ["| | kNN top-1 | linear top-1 | effective rank |", "|---|---|---|---|"]
+    for row in results.table():
+        rank = f"{row['health']['effective_rank']:.0f} of {row['health']['dimensions']}" if "health" in row else ""
+        if row["name"] in results.pending:
+            rank = row["words"]
+        lines.append(f"| {row['name']} | {percent(row['knn'])} | {percent(row['linear'])} | {rank} |")
+    lines.append("")
+    adapter, answering = results.adapter, results.answering
+    lines.append(f"adapter: {adapter.get('skipped') or percent(adapter.get('accuracy'))}")
+    if "skipped" in answering:
+        lines.append(f"answers: {answering['skipped']}")
+    else:
+        correct, blind = percent(answering.get("exact_match")), percent(answering.get("blind"))
+        lines.append(f"answers: {correct} correct, without the photo {blind}")
+        if gap := answering.get("gap"):  # with one photo there is no other to exchange it with
+            cost = f"{gap['value']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}) nats"
+            lines[-1] += f"; with the photo of another question the loss is higher by {cost}"
+    return "\n".join(lines) + "\n"
+
+
+def method_summary(artifacts: Path, method: str) -> str:
+    """Returns the path of one backbone and its numbers, as lines for a terminal. Raises ValueError if untrained."""
+    backbone = artifacts / "pretrain" / method / "backbone"
+    if not backbone.is_dir():
+        raise ValueError(f"{backbone} is missing; run: dvc repro pretrain@{method}")
+    lines = [f"backbone: {backbone}"]
+    metrics = _json(artifacts / "evaluate" / method / "metrics.json")
+    if not metrics:
+        return "\n".join([*lines, f"not evaluated yet; run: dvc repro evaluate@{method}"])
+    for kind, name in (("knn", "kNN top-1"), ("linear", "linear top-1")) if "backbone" in metrics else ():
+        trained, untrained = (percent(metrics[source][kind]) for source in ("backbone", "random"))
+        lines.append(f"{name}: {trained}; untrained: {untrained}")
+    lines += [f"not measured: {reason}" for reason in metrics.get("not_measured", {}).values()]
+    health = metrics["health"]
+    return "\n".join([*lines, f"effective rank: {health['effective_rank']:.0f} of {health['dimensions']}"])
+
+
+def percent(proportion: dict[str, float] | None) -> str:
+    """Returns a proportion and its 95 % interval in percent; a dash for None."""
+    if proportion is None:
+        return "–"
+    value, low, high = (100 * proportion[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Returns what the file holds, {} if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of the file, [] if there is none: a skipped stage writes none."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
