@@ -50,6 +50,7 @@ def load(folder: Path) -> Backbone:
             "width": said["hidden_size"],
             "depth": said["num_hidden_layers"],
             "heads": said["num_attention_heads"],
+            "layer_norm_eps": said["layer_norm_eps"],
             "pool": said.get("pool", "class"),
             **shown,
         }

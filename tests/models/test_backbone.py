@@ -120,13 +120,41 @@ def test_what_is_no_backbone_is_refused(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "value"), [("hidden_act", "relu"), ("layer_norm_eps", 1e-2)])
-def test_a_network_of_another_kind_is_not_taken_for_ours(name, value, tmp_path):
+@pytest.mark.parametrize(("name", "value"), [("hidden_act", "relu"), ("qkv_bias", False)])
+def test_a_vit_with_another_activation_or_without_biases_is_refused(name, value, tmp_path):
     build(SHAPES[0]).save(tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**said, name: value}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
     with pytest.raises(ValueError, match=f"config.json: {name} is {value!r}; only "):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-12, 1e-2])
+def test_the_epsilon_of_layer_norm_is_saved_and_loaded(eps, tmp_path):
+    """1e-6 by default, as timm, DINO and MAE; folders from before have transformers' 1e-12."""
+    assert ViTBackbone().layer_norm_eps == 1e-6
+    backbone = build(SHAPES[0].model_copy(update={"layer_norm_eps": eps})).eval()
+    assert {module.eps for module in backbone.modules() if isinstance(module, torch.nn.LayerNorm)} == {eps}
+    backbone.save(tmp_path)
+    assert torch.equal(load(tmp_path).eval()(PIXELS), backbone(PIXELS))
+    stock = AutoModel.from_pretrained(tmp_path).eval()
+    assert stock.config.layer_norm_eps == eps
+    features = stock(backbone.normalize(PIXELS.float())).last_hidden_state[:, 0]
+    assert torch.allclose(features, backbone(PIXELS), atol=1e-5)
+
+
+def test_a_vits_weights_start_as_maes():
+    """Xavier over each layer's matrix, of which query, key and value are one: [3 · width, width]."""
+    torch.manual_seed(0)
+    vit = build(ViTBackbone(image_size=16, patch_size=8, width=64, depth=1, heads=2))
+    layer = vit.trunk.layers[0]
+    attention, mlp = layer.attention, layer.mlp
+    fused = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+    kernel = vit.trunk.embeddings.patch_embeddings.projection.weight.flatten(1)
+    for weight in (fused, attention.o_proj.weight, mlp.fc1.weight, mlp.fc2.weight, kernel):
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert 0.95 * bound < weight.abs().max() < bound
+        assert float(weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.03)
 
 
 def test_a_slow_copy_follows_by_the_formula_and_keeps_its_own_statistics():
