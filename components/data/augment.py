@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -53,7 +54,10 @@ class View(Field):
 
     size: side in pixels; crop: range of the crop's share of the area; ratio: range of its aspect ratio.
     flip, gray, blur, solarize: probabilities; gray_first: RandomGrayscale before the jitter, as in MoCo v1.
-    sigma: range in pixels of the blur's standard deviation; the kernel is a tenth of the view wide (SimCLR).
+    sigma: range in pixels of the blur's standard deviation.
+    blur_kernel: width of the blur's kernel: "full" for three deviations on each side, as Pillow's GaussianBlur of most
+    papers' code; "tenth" for a tenth of the view (SimCLR, BYOL), where a deviation of 2 acts as 1.29 at 40
+    pixels and 1.64 at 64; or an odd number of pixels, as torchvision's kernel_size.
     """
 
     size: int
@@ -65,6 +69,7 @@ class View(Field):
     gray_first: bool = False
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel: int | Literal["tenth", "full"] = "full"
     solarize: float = 0.0
     dtype = torch.uint8
 
@@ -93,7 +98,7 @@ def sample_params(view: View, shapes: Tensor, draws: Tensor) -> ViewParams:
     sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * draw["sigma"]
     return ViewParams(
         size=view.size,
-        blur_kernel_size=max(3, view.size // 10 | 1) if view.blur > 0 else 0,
+        blur_kernel_size=blur_kernel_size(view),
         boxes=crop_boxes(shapes, view, draws[:, :CROP_DRAWS]),
         flip=draw["flip"][:, 0] < view.flip,
         order=torch.cat([gray_step, shuffled] if view.gray_first else [shuffled, gray_step], 1),
@@ -101,6 +106,22 @@ def sample_params(view: View, shapes: Tensor, draws: Tensor) -> ViewParams:
         sigma=torch.where(draw["apply_blur"] < view.blur, sigma, 0.0)[:, 0],
         solarize=draw["solarize"][:, 0] < view.solarize,
     )
+
+
+def blur_kernel_size(view: View) -> int:
+    """Returns the kernel's width in pixels, which is odd, or 0 if nothing is blurred.
+
+    Reflection at the border allows no more than 2 · size - 1.
+    """
+    if view.blur == 0:
+        return 0
+    if view.blur_kernel == "full":
+        size = 2 * math.ceil(3 * view.sigma[1]) + 1
+    elif view.blur_kernel == "tenth":
+        size = max(3, view.size // 10 | 1)
+    else:
+        size = view.blur_kernel
+    return min(size, 2 * view.size - 1)
 
 
 def crop_boxes(shapes: Tensor, view: View, draws: Tensor) -> Tensor:

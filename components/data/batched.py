@@ -121,7 +121,7 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor, blur_kernel_size: int) -> Tensor:
-    """Gaussian, separable, each picture with its own `sigma` [B] in pixels; `taps` taps, reflected at the border."""
+    """Gaussian blur, each image with its own `sigma` [B] in pixels; the border is reflected."""
     radius = blur_kernel_size // 2
     places = torch.arange(-radius, radius + 1, device=x.device)
     weights = torch.exp(-0.5 * (places / sigma[:, None]) ** 2)

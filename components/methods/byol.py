@@ -6,6 +6,7 @@ https://arxiv.org/abs/2006.07733
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -38,7 +39,8 @@ class BYOL(Method):
 
     @staticmethod
     def views(config: BYOLConfig, image_size: int) -> tuple[View, View]:
-        return config.looks.views(image_size)
+        first, second = config.looks.views(image_size)
+        return replace(first, blur_kernel="tenth"), replace(second, blur_kernel="tenth")  # appendix B
 
     def __init__(self, backbone: Backbone, config: BYOLConfig) -> None:
         super().__init__(config)

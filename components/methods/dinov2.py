@@ -6,6 +6,7 @@ KoLeo: Sablayrolles et al., Spreading Vectors for Similarity Search, ICLR 2019. 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -75,7 +76,8 @@ class DINOv2(Method):
 
     @staticmethod
     def views(config: DINOv2Config, image_size: int) -> list[View | Draws]:
-        return [*crops(config, image_size), Draws(DRAWS_PER_MASK), Draws(DRAWS_PER_MASK)]
+        views = [replace(view, blur_kernel=9) for view in crops(config, image_size)]  # data/transforms.py
+        return [*views, Draws(DRAWS_PER_MASK), Draws(DRAWS_PER_MASK)]
 
     @staticmethod
     def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004

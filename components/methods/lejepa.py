@@ -51,7 +51,7 @@ class LeJEPA(Method):
     @staticmethod
     def views(config: LeJEPAConfig, image_size: int) -> list[View]:
         jitter = Jitter(0.8, 0.8, 0.8, 0.2, p=0.8)
-        whole = View(image_size, crop=config.crop, jitter=jitter, gray=0.2, blur=0.5, solarize=0.2)
+        whole = View(image_size, crop=config.crop, jitter=jitter, gray=0.2, blur=0.5, blur_kernel=7, solarize=0.2)
         part = replace(whole, size=config.local_size, crop=config.local_crop)
         return [whole] * config.global_views + [part] * config.local_views
 

@@ -26,5 +26,5 @@ class Pair(Strict):
 
 
 def moco_v2(size: int, crop: tuple[float, float], blur: float) -> View:
-    """Chen et al., 2020b: SimCLR's blur and half of its color strength; SimSiam took it over."""
+    """Chen et al., 2020b: SimCLR's blur (here Pillow's) and half of its color strength; SimSiam took it over."""
     return View(size, crop=crop, jitter=Jitter(0.4, 0.4, 0.4, 0.1, p=0.8), gray=0.2, blur=blur)

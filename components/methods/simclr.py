@@ -50,7 +50,7 @@ class SimCLR(Method):
     def views(config: SimCLRConfig, image_size: int) -> tuple[View, View]:
         s = config.color_strength
         jitter = Jitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, p=0.8)
-        view = View(image_size, crop=config.crop, jitter=jitter, gray=0.2, blur=config.blur)
+        view = View(image_size, crop=config.crop, jitter=jitter, gray=0.2, blur=config.blur, blur_kernel="tenth")
         return view, view
 
     @staticmethod

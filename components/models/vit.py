@@ -44,8 +44,8 @@ class ViT(Backbone):
         )
         self.trunk = ViTModel(shape, add_pooling_layer=False)
         self.dim = config.width
-        # Xavier, as the original ViT and MAE (models_mae.py), which draws q, k and v as one matrix [3D, D]. The standard
-        # deviation of 0.02 that transformers uses suits a width of 768: a width of 128 stays at chance for 400 steps
+        # Xavier, as the original ViT and MAE (models_mae.py), which draws q, k and v as one matrix [3D, D]. A standard
+        # deviation of 0.02, as in transformers, suits a width of 768; a width of 128 stays at chance for 400 steps
         for name, weight in self.trunk.named_parameters():
             if weight.ndim in (2, 4):
                 fused = name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
