@@ -49,7 +49,7 @@ def named(source: str) -> Path | None:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f"data.source is {source!r}, which is not a folder here ({folder.resolve()}); allowed: a folder of "
+            f"data.source is {source!r}, which is no folder here ({folder.resolve()}); allowed: a folder of "
             f"images, scenes, or one of torchvision's data sets: {', '.join(DATASETS)}"
         )
     return folder
