@@ -33,7 +33,7 @@ setup: .venv/ready
 # dvc repro runs one stage at a time. Two at once, with half of the cores each, take two thirds of the time; what fails here
 # is run again, and reported, by the dvc repro that follows
 run: setup
-	@python -m components.stages.check
+	@python -m components.commands.check
 	dvc repro prepare
 	@OMP_NUM_THREADS=$(HALF) $(MAKE) --silent --keep-going --jobs $(JOBS) stages || true
 	dvc repro

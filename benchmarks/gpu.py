@@ -42,7 +42,7 @@ from components.evaluation.features import center, features
 from components.machine import keep_memory
 from components.methods import METHODS
 from components.models.backbone import load
-from components.stages.pretrain import configure, pretrain, setup
+from components.stages.pretrain import configure, configure_for, pretrain, setup
 from components.stages.scratch import SCRATCH, digest
 from components.training.loop import Stopped, accelerator
 
@@ -175,7 +175,7 @@ def train(given: Namespace) -> None:
         signal.signal(signal.SIGALRM, over)
         signal.alarm(given.seconds)
         try:
-            pretrain(configure(given.method, params["pretrain"]), data, place)
+            pretrain(configure_for(given.method, params["pretrain"], Photos(data)), data, place)
         except Stopped:
             sys.exit(f"{given.method}: {time.monotonic() - started:.0f} s are over; run the same command again")
         finally:

@@ -21,9 +21,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from components.config import section
+from components.data.photos import Photos
 from components.machine import keep_memory
 from components.methods import METHODS
-from components.stages.pretrain import Setup, configure, setup
+from components.stages.pretrain import Setup, configure_for, setup
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--operations", type=int, default=12, help="how many of the longest are named")
     given = parser.parse_args()
     acc = accelerator()
-    ready = setup(configure(given.method, section("pretrain")), given.data, acc)
+    ready = setup(configure_for(given.method, section("pretrain"), Photos(given.data)), given.data, acc)
     size = ready.config.batch_size
 
     timed(ready, UNTIMED, acc)

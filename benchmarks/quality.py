@@ -36,7 +36,7 @@ from components.evaluation import knn
 from components.evaluation.features import center, features
 from components.machine import keep_memory
 from components.models.backbone import Backbone, build
-from components.stages.pretrain import PretrainConfig, configure, epoch_rows, setup
+from components.stages.pretrain import PretrainConfig, configure_for, epoch_rows, setup
 from components.training import optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
@@ -105,7 +105,7 @@ def one(side: str, seed: int, params: dict[str, Any], data: Path) -> None:
     """Prints the share and the seconds that training took."""
     keep_memory()
     params["pretrain"]["common"]["seed"] = seed
-    config, started = configure("simclr", params["pretrain"]), time.monotonic()
+    config, started = configure_for("simclr", params["pretrain"], Photos(data)), time.monotonic()
     backbone = {"ours": ours, "lightly": lightly}[side](config, data)
     seconds = time.monotonic() - started
     print(json.dumps([neighbors(backbone, Photos(data), params["evaluate"]["neighbors"]), seconds]))

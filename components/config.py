@@ -1,18 +1,23 @@
-"""Configuration is a strict and frozen schema beside the code that reads it, and one file that says what we chose."""
+"""Strict and frozen configuration schemas, and the file params.yaml that holds the chosen settings."""
 
 import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 PARAMS = Path("params.yaml")
+AUTO = "auto"
 
 
-def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
-        raise ValueError("from the smaller to the larger is needed")
+        raise ValueError("the smaller number comes first")
     return pair
 
 
@@ -20,23 +25,45 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
-PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
-FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_rising)]
+FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_ascending)]
+
+
+class InvalidError(ValueError):
+    """Settings that are not valid: one line for each problem, with the section it stands in."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Marks a setting that may say `auto`; `rule` computes its value from the data, as `fill_auto` hands them over.
+
+    A parsed config never holds `auto`, only the value.
+    """
+
+    rule: Callable[[Any], int]
 
 
 class Strict(BaseModel):
-    """A value object: unknown keys are errors, values never change."""
+    """A value object: unknown keys are errors, and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _true_is_no_number(cls, values: Any) -> Any:
-        """Python takes it for 1."""
-        for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
-                raise ValueError(f"{name} cannot be {str(value).lower()}")
+        """Python would take true for 1."""
+        problems: list[InitErrorDetails] = [
+            {"type": PydanticCustomError("boolean", f"cannot be {str(value).lower()}"), "loc": (name,), "input": value}
+            for name, value in (values.items() if isinstance(values, dict) else ())
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool
+        ]
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
         return values
 
 
@@ -44,9 +71,9 @@ Schema = TypeVar("Schema", bound=Strict)
 
 
 def section(name: str, path: Path = PARAMS) -> dict[str, Any]:
-    """One section of params.yaml as it stands there.
+    """Returns one section of params.yaml, unchecked.
 
-    Raises ValueError naming the known sections if there is none of that name.
+    Raises ValueError with the names of all sections if there is none of that name.
     """
     params = _load(path)
     if name not in params:
@@ -59,14 +86,14 @@ def sections(path: Path = PARAMS) -> set[str]:
 
 
 def settings(values: Any, where: str) -> dict[str, Any]:
-    """What stands in a section, {} where nothing does. Raises ValueError if that is not names and values."""
+    """Returns the settings of a section, {} for an empty one. Raises ValueError if they are no names with values."""
     if not isinstance(values, dict | None):
         raise ValueError(f"{where}: names and their values are needed; given: {values!r}")
     return values or {}
 
 
 def methods(path: Path = PARAMS) -> list[str]:
-    """The rows of the table. Raises ValueError if they are no list of names, each of them once."""
+    """Returns the methods to train. Raises ValueError if they are not a list of names, each of them once."""
     names = _load(path).get("methods")
     if not isinstance(names, list) or any(not isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{path}, methods: a list of names is needed, each once; given: {names!r}")
@@ -85,35 +112,57 @@ def _load(path: Path) -> dict[str, Any]:
     return params
 
 
-def parse(schema: type[Schema], values: dict[str, Any], where: str) -> Schema:
-    """`values` as a checked `schema`. Raises ValueError that says where, what was given and what is known."""
+def known_names(name: str, known: Iterable[str]) -> str:
+    """Returns the known names for an error message about an unknown one, and a similar one if there is any."""
+    known = list(known)
+    similar = get_close_matches(name, known, 1)
+    return ", ".join(known) + (f"; did you mean {similar[0]}?" if similar else "")
+
+
+def fill_auto(schema: type[Strict], values: dict[str, Any], data: Any) -> dict[str, Any]:
+    """Returns `values` with each `auto` replaced by what the rule of its setting (see Auto) makes of `data`."""
+    filled = dict(values)
+    for name, field in schema.model_fields.items():
+        rules = [mark.rule for mark in field.metadata if isinstance(mark, Auto)]
+        if rules and values.get(name) == AUTO:
+            filled[name] = rules[0](data)
+    return filled
+
+
+def parse(schema: type[Schema], values: dict[str, Any], where: str | Callable[[str], str]) -> Schema:
+    """Returns `values` as a checked `schema`.
+
+    where: the place the values come from, for messages; or a function that returns it for a top-level key.
+    Raises InvalidError with, for each problem, the place, what was given and what is allowed.
+    """
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [f"{where} is not valid:"]
+        problems = []
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
-            said = f"  {key}: {problem['msg'].removeprefix('Value error, ')}; given: {problem['input']!r}"
+            place = where if isinstance(where, str) else where(key.partition(".")[0])
+            message = f"{problem['msg'].removeprefix('Value error, ')}; given: {problem['input']!r}"
             if problem["type"] == "extra_forbidden":
-                known = ", ".join(sorted(_fields(schema, problem["loc"][:-1])))
-                said = f"  {key}: no such setting; known here: {known}"
-            lines.append(said)
-        raise ValueError("\n".join(lines)) from None
+                fields = _fields(schema, problem["loc"][:-1])
+                message = f"no such setting; known here: {known_names(str(problem['loc'][-1]), sorted(fields))}"
+            problems.append(f"{place}: {key}: {message}" if key else f"{place}: {message}")
+        raise InvalidError(problems) from None
 
 
 def read(name: str, schema: type[Schema], path: Path = PARAMS) -> Schema:
-    """One section of params.yaml, checked."""
+    """Returns one section of params.yaml, checked."""
     return parse(schema, section(name, path), f"{path}, section {name}")
 
 
 def write(config: Strict, path: Path) -> None:
-    """What ran, as JSON."""
+    """Write the settings of a run, all of them, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 
 def _fields(schema: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
-    """The keys that are known at `loc` inside `schema` (a union's members are told apart by their tag in `loc`)."""
+    """Returns the settings that exist at `loc` inside `schema`. In a union, `loc` names the member by its tag."""
     models: list[Any] = [schema]
     for part in loc:
         below: list[Any] = []

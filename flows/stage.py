@@ -81,7 +81,7 @@ def repro(target: str, processes: int = DEFAULT_PROCESSES, *, single: bool = Fal
 def check() -> None:
     """Whether params.yaml is whole. Raises CommandError with all that is wrong if it is not."""
     log = logger()
-    command = [sys.executable, "-m", "components.stages.check"]
+    command = [sys.executable, "-m", "components.commands.check"]
     run_streaming(command, lambda line: log.info("%s", line), ROOT, environment(1))
 
 

@@ -18,7 +18,7 @@ from benchmarks.methods import claim, overlaid
 from benchmarks.sides import own, peer
 from benchmarks.sides.work import Work
 from components.methods import METHODS
-from components.stages.pretrain import configure
+from components.stages.pretrain import DataSize, configure
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +42,7 @@ def test_other_data_configures(name):
     other = yaml.safe_load((ROOT / "benchmarks" / name).read_text(encoding="utf-8"))
     both = overlaid(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")), other)
     for method in other.get("methods", METHODS):
-        config = configure(method, both["pretrain"])
+        config = configure(method, both["pretrain"], DataSize(photos=10_000, side=64))
         assert config.backbone.image_size == other["pretrain"]["common"]["backbone"]["image_size"]
         assert config.epochs == both["pretrain"].get(method, {}).get("epochs", both["pretrain"]["common"]["epochs"])
 

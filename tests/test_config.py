@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from components.config import Strict, parse, read, section
-from components.stages.pretrain import configure
+from components.stages.pretrain import DataSize, configure, configure_for
 
 
 class Inner(Strict):
@@ -20,8 +20,13 @@ def test_an_unknown_key_is_refused_and_the_known_ones_are_named():
         parse(Outer, {"inner": {"dept": 1}}, "here")
 
 
+def test_true_is_no_number_and_is_named_with_its_setting():
+    with pytest.raises(ValueError, match=r"^here: inner.depth: cannot be true"):
+        parse(Outer, {"inner": {"depth": True}}, "here")
+
+
 def test_a_wrong_value_is_named_with_what_was_given():
-    with pytest.raises(ValueError, match=r"here is not valid:\n  width: .*given: 'wide'"):
+    with pytest.raises(ValueError, match=r"^here: width: .*given: 'wide'"):
         parse(Outer, {"inner": {"depth": 1}, "width": "wide"}, "here")
 
 
@@ -42,7 +47,7 @@ def test_a_methods_section_overrides_the_common_one_and_the_rest_is_the_methods(
 
 
 def test_a_methods_unknown_setting_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"pretrain.moco.*\n  tempature: no such setting; known here: .*temperature"):
+    with pytest.raises(ValueError, match=r"pretrain.moco: tempature: no such setting; .* did you mean temperature\?"):
         configure("moco", {"common": COMMON, "moco": {"tempature": 1}})
 
 
@@ -59,19 +64,55 @@ def test_a_backbones_unknown_setting_and_impossible_shape():
 
 
 @pytest.mark.parametrize(
-    ("method", "given", "said"),
+    ("method", "values", "message"),
     [
         ("simclr", {"crop": [0.5, 3.0]}, "less than or equal to 1"),
-        ("simclr", {"crop": [1.0, 0.3]}, "from the smaller to the larger"),
+        ("simclr", {"crop": [1.0, 0.3]}, "the smaller number comes first"),
         ("dino", {"teacher_temperature": [0, 0.04]}, "greater than 0"),
         ("dino", {"blur": [1, 2, 0]}, "less than or equal to 1"),
         ("byol", {"looks": {"solarize": [0, 2]}}, "less than or equal to 1"),
         ("ibot", {"mask_ratio": [0.5, 5]}, "less than or equal to 1"),
         ("ijepa", {"target_ratio": [0, 1.5]}, "greater than 0"),
-        ("moco", {"queue": True}, "queue cannot be true"),
+        ("moco", {"queue": True}, "queue: cannot be true"),
         ("moco", {"seed": 2**32}, "less than 4294967296"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(method, given, said):
-    with pytest.raises(ValueError, match=said):
-        configure(method, {"common": COMMON, method: given})
+def test_values_that_mean_nothing_are_refused(method, values, message):
+    with pytest.raises(ValueError, match=message):
+        configure(method, {"common": COMMON, method: values})
+
+
+def test_a_problem_names_the_section_it_stands_in():
+    with pytest.raises(ValueError, match=r"^params.yaml, section pretrain.common: batch_size: "):
+        configure("moco", {"common": {**COMMON, "batch_size": 0}})
+    with pytest.raises(ValueError, match=r"^params.yaml, section pretrain.moco: batch_size: "):
+        configure("moco", {"common": COMMON, "moco": {"batch_size": 0}})
+    with pytest.raises(ValueError, match=r"^params.yaml, section pretrain.common: queue: "):
+        configure("moco", {"common": {**COMMON, "queue": -1}})
+
+
+def auto_everywhere(backbone):
+    return {"common": {**COMMON, "batch_size": "auto", "backbone": backbone}, "moco": {"queue": "auto"}}
+
+
+def test_auto_is_computed_from_the_data():
+    vit = {"kind": "vit", "image_size": "auto", "patch_size": 8, "heads": 2, "width": 16}
+    config = configure("moco", auto_everywhere(vit), DataSize(photos=5588, side=64))
+    assert (config.batch_size, config.settings.queue, config.backbone.image_size) == (64, 1024, 40)
+    resnet = {"kind": "resnet18", "image_size": "auto"}
+    config = configure("moco", auto_everywhere(resnet), DataSize(photos=60, side=36))
+    assert (config.batch_size, config.settings.queue, config.backbone.image_size) == (8, 16, 32)
+
+
+def test_auto_is_computed_from_the_photos_that_train(photos):
+    vit = {"kind": "vit", "image_size": "auto", "patch_size": 8, "heads": 2, "width": 16}
+    config = configure_for("moco", auto_everywhere(vit), photos)
+    assert len(photos.rows("train")) == 66
+    assert (config.batch_size, config.settings.queue, config.backbone.image_size) == (16, 32, 32)
+
+
+def test_auto_without_data_and_where_it_means_nothing():
+    with pytest.raises(ValueError, match=r"pretrain.moco: queue: auto needs the prepared photos"):
+        configure("moco", {"common": COMMON, "moco": {"queue": "auto"}})
+    with pytest.raises(ValueError, match=r"pretrain.moco: dim: .*given: 'auto'"):
+        configure("moco", {"common": COMMON, "moco": {"dim": "auto"}}, DataSize(100, 64))

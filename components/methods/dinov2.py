@@ -17,6 +17,7 @@ from components import ranks
 from components.config import Fraction, FractionRange
 from components.data.augment import View
 from components.data.fields import Draws
+from components.methods.auto import Prototypes
 from components.methods.blocks import DRAWS_PER_MASK, block_masks
 from components.methods.distillation import Distillation, Targets, crops, temperature
 from components.methods.losses import across_views, entropies, on_hidden, precise, unit
@@ -33,7 +34,7 @@ class DINOv2Config(Distillation):
 
     bottleneck: int = Field(384, ge=1)  # of the class token's head
     patch_bottleneck: int = Field(256, ge=1)
-    prototypes: int = Field(131072, ge=2)
+    prototypes: Prototypes = Field(131072, ge=2)
     separate_heads: bool = True  # section 4, untying head weights; False: one head for both, as iBOT
     targets: Literal["centering", "sinkhorn"] = "sinkhorn"
     temperature_warmup: Fraction = 30 / 500  # 30 epochs

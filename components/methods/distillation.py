@@ -14,6 +14,7 @@ from torch.nn.functional import softmax
 
 from components.config import Fraction, FractionRange, Positive
 from components.data.augment import Jitter, View
+from components.methods.auto import Prototypes
 from components.methods.losses import sinkhorn
 from components.methods.method import MethodConfig
 from components.methods.multicrop import local_side
@@ -26,7 +27,7 @@ class Distillation(MethodConfig):
 
     hidden: int = Field(2048, ge=1)
     bottleneck: int = Field(256, ge=1)
-    prototypes: int = Field(65536, ge=2)
+    prototypes: Prototypes = Field(65536, ge=2)
     student_temperature: float = Field(0.1, gt=0)
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)  # at the start, and after the warm-up
     temperature_warmup: Fraction = 0.1  # 30 of 300 epochs

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from components.config import Fraction, FractionRange
 from components.data.augment import View
 from components.data.fields import Draws
+from components.methods.auto import Prototypes
 from components.methods.blocks import DRAWS_PER_MASK, block_masks
 from components.methods.distillation import Distillation, Targets, crops, temperature
 from components.methods.losses import across_views, entropies, on_hidden
@@ -28,7 +29,7 @@ from components.training.optim import AdamW, Cosine, Optimizer, cosine
 class IBOTConfig(Distillation):
     """Defaults: the README's command for ViT-S/16, 800 epochs of batches of 1,024; the script's own are others."""
 
-    prototypes: int = Field(8192, ge=2)
+    prototypes: Prototypes = Field(8192, ge=2)
     temperature_warmup: Fraction = 30 / 800  # 30 epochs
     freeze_last: Fraction = 1 / 800  # one epoch
     global_crop: FractionRange = (0.25, 1.0)

@@ -22,6 +22,7 @@ from components import ranks
 from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
 from components.data.fields import Draws
+from components.methods.auto import QueueLength
 from components.methods.looks import moco_v2
 from components.methods.losses import info_nce, unit
 from components.methods.method import Batch, Method, MethodConfig
@@ -37,7 +38,7 @@ class MoCoConfig(MethodConfig):
 
     head: Literal["linear", "mlp"] = "mlp"  # v1 and v2
     dim: int = Field(128, ge=1)  # v1, section 3.3
-    queue: int = Field(65536, ge=1)  # v1, section 4.1
+    queue: QueueLength = Field(65536, ge=1)  # v1, section 4.1
     momentum: Fraction = 0.999  # v1, section 4.1
     temperature: float = Field(0.2, gt=0)  # v2, table 2; v1: 0.07
     symmetric: bool = False  # also with the views exchanged, and both losses added (the reference's CIFAR-10 notebook)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from components import ranks
 from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
+from components.methods.auto import Prototypes, QueueLength
 from components.methods.losses import across_views, entropies, sinkhorn, unit
 from components.methods.method import Batch, Method, MethodConfig
 from components.methods.multicrop import by_size, local_side, whole_patches
@@ -29,11 +30,11 @@ class SwAVConfig(MethodConfig):
 
     hidden: int = Field(2048, ge=1)
     dim: int = Field(128, ge=1)
-    prototypes: int = Field(3000, ge=2)
+    prototypes: Prototypes = Field(3000, ge=2)
     temperature: float = Field(0.1, gt=0)
     epsilon: float = Field(0.05, gt=0)  # of Sinkhorn; 0.03 where all becomes one (README)
     rounds: int = Field(3, ge=1)
-    queue: int = Field(0, ge=0)  # older features of each global crop, which share in Sinkhorn; 0: none
+    queue: QueueLength = Field(0, ge=0)  # older features of each global crop, which share in Sinkhorn; 0: none
     queue_from: Fraction = 15 / 200  # share of the run
     freeze_prototypes: Fraction = 1 / 800  # share of the run: 313 steps, one epoch
     global_crop: FractionRange = (0.14, 1.0)

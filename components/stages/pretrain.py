@@ -14,12 +14,23 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field, SerializeAsAny
 
-from components.config import Seed, Strict, parse, section, settings, write
+from components.config import (
+    AUTO,
+    InvalidError,
+    Seed,
+    Strict,
+    fill_auto,
+    known_names,
+    parse,
+    section,
+    settings,
+    write,
+)
 from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.machine import compile_blocks, keep_memory
-from components.methods import METHODS, Method, MethodConfig
-from components.models.backbone import BackboneConfig, build
+from components.methods import METHODS, Method, MethodConfig, auto
+from components.models.backbone import BackboneConfig, ViTBackbone, build
 from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
@@ -37,24 +48,102 @@ class PretrainConfig(Strict):
     settings: SerializeAsAny[MethodConfig]
 
 
-def configure(method: str, params: dict[str, Any]) -> PretrainConfig:
-    """The section `pretrain` as the config of one method.
+def configure(method: str, params: dict[str, Any], data: DataSize | None = None) -> PretrainConfig:
+    """Returns the section `pretrain` as the config of one method.
 
-    Raises ValueError for a name that is not in METHODS, and for a setting that neither stage nor method knows.
+    data: what a setting that says `auto` is computed from.
+    Raises ValueError for a name that is not in METHODS, and InvalidError for settings that neither the stage nor the
+    method has, for values that are not allowed, and for `auto` without data.
     """
     if method not in METHODS:
-        raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
-    common, special = (settings(params.get(n), f"params.yaml, section pretrain.{n}") for n in ("common", method))
-    chosen, known = {**common, **special}, set(PretrainConfig.model_fields) - {"method", "settings"}
-    for key in common:
-        if key not in {*known, *METHODS[method].config.model_fields}:
+        raise ValueError(f"no method {method!r}; known: {known_names(method, METHODS)}")
+    common, own = (settings(params.get(n), f"params.yaml, section pretrain.{n}") for n in ("common", method))
+
+    def where(key: str) -> str:
+        return f"params.yaml, section pretrain.{method if key in own else 'common'}"
+
+    schema, known = METHODS[method].config, sorted(set(PretrainConfig.model_fields) - {"method", "settings"})
+    problems = [
+        f"{where(key)}: {key}: no such setting; known here: {known_names(key, known)}"
+        for key in common
+        if key not in own and key not in {*known, *schema.model_fields}
+    ]
+    if problems:
+        raise InvalidError(problems)
+    merged = _without_auto({**common, **own}, schema, data, where)
+    method_values = {key: value for key, value in merged.items() if key not in known}
+    stage_values = {key: value for key, value in merged.items() if key in known}
+    method_settings = parse(schema, method_values, where)
+    return parse(PretrainConfig, {**stage_values, "method": method, "settings": method_settings}, where)
+
+
+def configure_for(method: str, params: dict[str, Any], photos: Photos) -> PretrainConfig:
+    """Returns `configure` with `auto` computed from the photos that the method trains on."""
+    rows = photos.rows("train")
+    config = configure(method, params, DataSize.of(photos, rows))
+    labeled = training_rows(config, photos)
+    return config if len(labeled) == len(rows) else configure(method, params, DataSize.of(photos, labeled))
+
+
+def _without_auto(
+    values: dict[str, Any], schema: type[MethodConfig], data: DataSize | None, where: Callable[[str], str]
+) -> dict[str, Any]:
+    """Returns `values` with `auto` replaced. Raises InvalidError if there is no data to compute it from."""
+    backbone = values.get("backbone")
+    image_size = backbone.get("image_size") if isinstance(backbone, dict) else None
+    names = [key for key, value in values.items() if value == AUTO] + ["backbone"] * (image_size == AUTO)
+    if not names:
+        return values
+    if data is None:
+        raise InvalidError([f"{where(key)}: {key}: auto needs the prepared photos" for key in names])
+    if values.get("batch_size") == AUTO:
+        values = {**values, "batch_size": auto.batch_size(data.photos)}
+    if isinstance(backbone, dict) and image_size == AUTO:
+        patch_size = backbone.get("patch_size", ViTBackbone.model_fields["patch_size"].default)
+        side = auto.image_size(data.side, patch_size if isinstance(patch_size, int) and patch_size > 0 else 1)
+        values = {**values, "backbone": {**backbone, "image_size": side}}
+    batch_size = values.get("batch_size")
+    return fill_auto(schema, values, auto.TrainingSize(data.photos, batch_size if isinstance(batch_size, int) else 1))
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How many photos train, and the pixels of their shorter side as packed, the median."""
+
+    photos: int
+    side: int
+
+    @classmethod
+    def of(cls, photos: Photos, rows: np.ndarray) -> DataSize:
+        return cls(len(rows), int(np.median(photos.shapes[rows].min(1))) if len(rows) else 0)
+
+
+def training_rows(config: PretrainConfig, photos: Photos) -> np.ndarray:
+    """Returns the rows that the method trains on: all of the train split, or those with a label where it needs them."""
+    fields = METHODS[config.method].method.views(config.settings, config.backbone.image_size)
+    return photos.rows("train", labeled=any(field.needs_labels for field in fields))
+
+
+def resolve(config: PretrainConfig, photos: Photos, world: int) -> PretrainConfig:
+    """Returns the config with what only the data know, such as the number of classes.
+
+    Raises ValueError where method, settings and photos do not go together.
+    """
+    method, where = METHODS[config.method].method, f"params.yaml, section pretrain.{config.method}"
+    try:
+        config = config.model_copy(update={"settings": method.resolve(config.settings, photos)})
+        rows = training_rows(config, photos)
+        if config.batch_size % world:
+            raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {world} processes")
+        if len(rows) < config.batch_size:
             raise ValueError(
-                f"params.yaml, section pretrain.common: {key}: no such setting; known here: {', '.join(sorted(known))}"
+                f"batch_size {config.batch_size} is larger than the {len(rows)} training photos; "
+                f"try batch_size: auto, or {max(2, len(rows) // 4)}"
             )
-    own = {key: chosen.pop(key) for key in list(chosen) if key not in known}
-    its = parse(METHODS[method].config, own, f"params.yaml, section pretrain.{method}")
-    where = f"params.yaml, section pretrain.common or pretrain.{method}"
-    return parse(PretrainConfig, {**chosen, "method": method, "settings": its}, where)
+        method.check(config.settings, len(rows), config.batch_size, world)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return config
 
 
 def epoch_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -75,23 +164,11 @@ class Setup:
 
 def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
     """Raises ValueError where method, settings and pictures do not go together, before anything is trained."""
-    photos = Photos(data)
-    recipe, world = METHODS[config.method], acc.num_processes
-    config = config.model_copy(update={"settings": recipe.method.resolve(config.settings, photos)})
+    photos, recipe = Photos(data), METHODS[config.method]
+    config = resolve(config, photos, acc.num_processes)
     fields = recipe.method.views(config.settings, config.backbone.image_size)
-    rows = photos.rows("train", labeled=any(field.needs_labels for field in fields))
-    if config.batch_size % world:
-        raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {world} processes")
-    if len(rows) < config.batch_size:
-        raise ValueError(
-            f"batch_size {config.batch_size} is larger than the {len(rows)} training pictures; "
-            f"try pretrain.common.batch_size: {max(2, len(rows) // 4)}"
-        )
-    try:
-        recipe.method.check(config.settings, len(rows), config.batch_size, world)
-    except ValueError as error:
-        raise ValueError(f"params.yaml, section pretrain.{config.method}: {error}") from None
-    per_epoch, share = len(rows) // config.batch_size, config.batch_size // world
+    rows = training_rows(config, photos)
+    per_epoch, share = len(rows) // config.batch_size, config.batch_size // acc.num_processes
 
     @lru_cache(maxsize=1)  # a permutation of all rows once an epoch, not once a step
     def order(epoch: int) -> np.ndarray:
@@ -140,7 +217,7 @@ def main() -> None:
     given = parser.parse_args()
     keep_memory()
     try:
-        config = configure(given.method, section("pretrain"))
+        config = configure_for(given.method, section("pretrain"), Photos(given.data))
         distributed.relaunch("components.stages.pretrain")
         pretrain(config, given.data, given.out)
     except (ValueError, FloatingPointError, MemoryError) as error:

@@ -16,6 +16,10 @@ def _count(name: str) -> int:
     return int(asked)
 
 
+def processes() -> int:
+    return _count(PROCESSES)
+
+
 def parts() -> int:
     return _count(PARTS)
 
@@ -26,7 +30,7 @@ def relaunch(module: str) -> None:
     Returns in the worker processes, and where one process is enough; elsewhere it exits with torchrun's code.
     torchrun on CPU and GPU alike: `accelerate launch --cpu` would run one process without a word.
     """
-    asked = _count(PROCESSES)
+    asked = processes()
     if asked == 1 or "LOCAL_RANK" in os.environ:
         return
     threads = max(1, (os.cpu_count() or 1) // asked)

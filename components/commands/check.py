@@ -1,0 +1,138 @@
+"""Check params.yaml before the first stage runs, so that a typing error in its last section does not cost a run.
+
+Only the methods listed in `methods` decide. What is wrong in the section of another method is a warning.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from components.config import PARAMS, InvalidError, Strict, known_names, methods, read, section, sections
+from components.data.photos import Photos
+from components.data.sources import named
+from components.methods import METHODS, Method
+from components.models.backbone import build
+from components.stages.adapt import AdaptConfig
+from components.stages.answer import AnswerConfig
+from components.stages.connect import ConnectConfig
+from components.stages.evaluate import EvaluateConfig
+from components.stages.prepare import DataConfig, PrepareConfig
+from components.stages.pretrain import DataSize, configure, configure_for, resolve
+from components.stages.report import ReportConfig
+from components.training.distributed import processes
+
+SECTIONS: dict[str, type[Strict]] = {
+    "data": DataConfig,
+    "prepare": PrepareConfig,
+    "evaluate": EvaluateConfig,
+    "adapt": AdaptConfig,
+    "connect": ConnectConfig,
+    "answer": AnswerConfig,
+    "report": ReportConfig,
+}
+OTHER_SECTIONS = ("methods", "pretrain")
+ANY_SIZE = DataSize(photos=10_000, side=64)  # stands in for photos that are not prepared yet
+
+
+class Findings(NamedTuple):
+    """errors: what would stop a stage. warnings: what is wrong in the sections of methods that are not listed."""
+
+    errors: list[str]
+    warnings: list[str]
+
+
+def check(path: Path = PARAMS, data: Path | None = None) -> Findings:
+    """Returns everything that is wrong in params.yaml, each problem once.
+
+    data: the folder written by prepare; with it, settings that only the photos can contradict are checked too.
+    """
+    try:
+        listed, pretrain = methods(path), section("pretrain", path)
+        unknown = sorted(sections(path) - {*SECTIONS, *OTHER_SECTIONS})
+        photos = Photos(data) if data else None
+    except ValueError as error:
+        return Findings([str(error)], [])
+    names = [*OTHER_SECTIONS, *SECTIONS]
+    errors = [f"{path}: no section {name!r}; known: {known_names(name, names)}" for name in unknown]
+    others = [str(name) for name in pretrain if name != "common" and name not in listed]
+    checks: list[Callable[[], object]] = [
+        *(partial(_method, name, pretrain, photos, path) for name in listed),
+        *(partial(_known, name, path) for name in others),
+        *(partial(read, name, schema, path) for name, schema in SECTIONS.items()),
+        partial(_source, path),
+        *(partial(_trained, stage, listed, path) for stage in ("adapt", "connect")),
+    ]
+    for one in checks:
+        errors += problems(one)
+    warnings = []
+    for name in set(others) & set(METHODS):
+        place = f"params.yaml, section pretrain.{name}:"
+        found = problems(partial(configure, name, pretrain, ANY_SIZE))
+        warnings += [f"{problem} (not in methods)" for problem in found if problem.startswith(place)]
+    return Findings(list(dict.fromkeys(errors)), sorted(warnings))
+
+
+def problems(action: Callable[[], object]) -> list[str]:
+    """Returns the problems that `action` raises as a ValueError."""
+    try:
+        action()
+    except InvalidError as error:
+        return error.problems
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _method(name: str, pretrain: dict[str, Any], photos: Photos | None, path: Path) -> None:
+    """Raises ValueError where the settings of a listed method, the networks built of them and the photos disagree."""
+    if name in METHODS and name not in pretrain:
+        raise ValueError(f"{path}, section pretrain: no {name}, which `methods` lists; add `{name}: {{}}`")
+    config = configure_for(name, pretrain, photos) if photos else configure(name, pretrain, ANY_SIZE)
+    if photos:
+        config = resolve(config, photos, processes())
+    method = METHODS[name].method
+    try:
+        method.views(config.settings, config.backbone.image_size)
+        if photos or method.resolve is Method.resolve:  # without photos, their number of classes is missing
+            method(build(config.backbone), config.settings)
+    except ValueError as error:
+        raise ValueError(f"params.yaml, section pretrain.{name}: {error}") from None
+
+
+def _known(name: str, path: Path) -> None:
+    if name not in METHODS:
+        raise ValueError(f"{path}, section pretrain: no method {name!r}; known: {known_names(name, METHODS)}")
+
+
+def _source(path: Path) -> None:
+    named(str(section("data", path).get("source")))
+
+
+def _trained(stage: str, listed: list[str], path: Path) -> None:
+    method = section(stage, path).get("method")
+    if method not in listed:
+        raise ValueError(
+            f"{path}, section {stage}: method is {method!r}, which is not among the methods that are trained: "
+            f"{', '.join(listed)}; add it to methods, or choose one of them"
+        )
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="selfsight check", description="Check params.yaml, before any stage runs.")
+    parser.add_argument("--data", type=Path, help="folder written by prepare, if its photos are to be checked too")
+    args = parser.parse_args()
+    errors, warnings = check(data=args.data)
+    for line in warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    if errors:
+        parser.exit(2, "\n".join([*errors, ""]))
+    print(f"{PARAMS}: no problem found")
+
+
+if __name__ == "__main__":
+    main()
