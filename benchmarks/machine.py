@@ -33,7 +33,7 @@ def operations(step: Callable[[], Tensor]) -> int:
     Winograd's filtering is the same work by fewer operations.
     """
     eager = torch.compiler.set_stance("force_eager")
-    direct = mock.patch.object(winograd, "suits", return_value=False)
+    direct = mock.patch.object(winograd, "applies", return_value=False)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), eager, direct:
         step().backward()
     return counter.get_total_flops()

@@ -35,7 +35,7 @@ from PIL import Image
 
 from benchmarks.machine import ceiling, processor
 from components.data import scenes
-from components.machine import has_bf16
+from components.machine import uses_bf16
 from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
 
 ROOT = Path(__file__).parents[1]
@@ -129,11 +129,11 @@ def sides(line: Line, workers: list[int]) -> list[str]:
     """ours first; SIDE/WORKERS/PRECISION."""
     peers = ["lightly", *(["script"] if line.name == "simclr-resnet18-32" else [])]
     rows = [f"{name}/{count}/fp32" for name in (*peers, "torchvision") for count in workers]
-    if has_bf16():
+    if uses_bf16():
         rows += [f"{name}/{count}/bf16" for name in peers for count in workers]
         if line.backbone.startswith("resnet"):
             rows += [f"lightly/{count}/bf16cl" for count in workers]
-    return [f"ours/0/{'bf16' if has_bf16() else 'fp32'}", *rows]
+    return [f"ours/0/{'bf16' if uses_bf16() else 'fp32'}", *rows]
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def main() -> None:
         sys.exit(f"benchmarks.peers: {given.photos} is no folder")
     text = [
         f"{os.cpu_count()} cores, {processor()}, torch {torch.__version__}, lightly {peer_version()}, "
-        f"{time.strftime('%B %Y')}; bf16 units: {'yes' if has_bf16() else 'no, so no bf16 rows'}.",
+        f"{time.strftime('%B %Y')}; bf16 units: {'yes' if uses_bf16() else 'no, so no bf16 rows'}.",
         "",
         "Parts of a step: outside (wait for views and all between steps) / forward (with lightly's momentum update) "
         "/ backward / optimizer.",
@@ -159,7 +159,7 @@ def main() -> None:
         "| | side | source images/s | ours is | step, ms | parts | memory, MiB | of the matrix-product ceiling |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    kept, precisions = [], {"fp32": torch.float32, **({"bf16": torch.bfloat16} if has_bf16() else {})}
+    kept, precisions = [], {"fp32": torch.float32, **({"bf16": torch.bfloat16} if uses_bf16() else {})}
     with tempfile.TemporaryDirectory() as root:
         for line in LINES:
             if given.only and line.name not in given.only:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from components.connector.collate import IGNORE
+from components.machine import uses_bf16, with_bf16_weights
 from components.training.objective import Objective
 
 
@@ -30,7 +31,9 @@ class Connector(Objective):
             if attention not in ("", "sdpa", "eager"):
                 raise ValueError(f"attention {attention!r} ignores the prefix mask; allowed: sdpa, eager")
         self.projector = vlm.model.multi_modal_projector
-        self.whole = (vlm,)  # in a tuple: neither a checkpoint nor train() nor the optimizer reaches what is frozen
+        # in a tuple: neither a checkpoint nor train() nor the optimizer reaches what is frozen. The first is saved and
+        # computes in fp32, the second computes under autocast
+        self.whole = (vlm, with_bf16_weights(vlm) if uses_bf16() else vlm)
         pixels = processor.image_processor
         self.register_buffer("mean", 255 * torch.tensor(pixels.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(pixels.image_std).view(3, 1, 1), persistent=False)
@@ -46,7 +49,7 @@ class Connector(Objective):
         targets = batch["labels"].roll(-1, 1)  # [B, L], what each place has to say next; the last says nothing
         targets[:, -1] = IGNORE
         spoken = targets != IGNORE
-        logits = self.whole[0](
+        logits = self.whole[torch.is_autocast_enabled(batch["pixels"].device.type)](
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             token_type_ids=batch["token_type_ids"],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from components.data.photos import Photos
-from components.machine import has_bf16
+from components.machine import uses_bf16, with_bf16_weights
 from components.models.backbone import Backbone
 from components.progress import progress
 
@@ -20,24 +20,25 @@ from components.progress import progress
 @torch.no_grad()
 def features(backbone: Backbone, photos: Photos, name: str = "features") -> Tensor:
     """Returns the features of all photos: float32 [len(photos), D], on the CPU. name: of the progress bar."""
-    return _for_all_photos(lambda batch: [backbone(batch)], backbone, photos, name)[0]
+    return _for_all_photos(lambda model, batch: [model(batch)], backbone, photos, name)[0]
 
 
 @torch.no_grad()
 def block_features(backbone: Backbone, photos: Photos) -> list[Tensor]:
     """Returns the features after each block (ViT) or stage (ResNet), from one pass; the last are `features`."""
-    return _for_all_photos(backbone.blocks, backbone, photos, "features")
+    return _for_all_photos(lambda model, batch: model.blocks(batch), backbone, photos, "features")
 
 
 def _for_all_photos(
-    compute: Callable[[Tensor], list[Tensor]], backbone: Backbone, photos: Photos, name: str
+    compute: Callable[[Backbone, Tensor], list[Tensor]], backbone: Backbone, photos: Photos, name: str
 ) -> list[Tensor]:
     """Returns the outputs of `compute`, each concatenated over all batches: float32 [len(photos), D], on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone.to(device).eval()
+    model = with_bf16_weights(backbone) if uses_bf16() else backbone
     batches = progress(photos.batches(_all_rows(photos), backbone.config.image_size), name, unit="batch")
-    with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16()):
-        outputs = [[output.float().cpu() for output in compute(batch.to(device))] for batch in batches]
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16()):
+        outputs = [[output.float().cpu() for output in compute(model, batch.to(device))] for batch in batches]
     return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
 
 

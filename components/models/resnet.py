@@ -30,7 +30,7 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if winograd.suits(self, x):
+        if winograd.applies(self, x):
             return winograd.convolve(x, self.weight)
         height, width = ((side - 1) // self.stride[0] + 1 for side in x.shape[-2:])  # padding is half of the kernel
         small = len(x) > 0 and height * width <= SMALL_MAP and self.out_channels >= MANY and self.kernel_size != (1, 1)

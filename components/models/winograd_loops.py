@@ -1,4 +1,4 @@
-"""Pictures into the basis of `winograd` and back, channels last: a row of tiles at a time, which stays in the cache."""
+"""Transforms images to the basis of `winograd` and back, channels last, a row of tiles at a time: it fits the cache."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 
 from components.kernels import compiled
 
-TILE = 4  # places of the output a side
+TILE = 4  # output pixels a side
 
-exact = compiled(fastmath={"contract"})
-shared = compiled(fastmath={"contract"}, parallel=True)
+sequential = compiled(fastmath={"contract"})
+parallel = compiled(fastmath={"contract"}, parallel=True)
 
 
-@exact
-def _mix(factors, a, b, c, d, e, out):  # type: ignore[no-untyped-def]
+@sequential
+def _weighted_sum(factors, a, b, c, d, e, out):  # type: ignore[no-untyped-def]
     p, q, r, s, t = factors[0], factors[1], factors[2], factors[3], factors[4]
     if q == 0:
         for i in range(len(out)):
@@ -30,88 +30,94 @@ def _mix(factors, a, b, c, d, e, out):  # type: ignore[no-untyped-def]
             out[i] = p * a[i] + q * b[i] + r * c[i] + s * d[i] + t * e[i]
 
 
-@exact
-def _cut_some(images, factors, places, margin, out, first, end):  # type: ignore[no-untyped-def]
+@sequential
+def _images_to_tiles(images, factors, columns, padding, out, start, stop):  # type: ignore[no-untyped-def]
     height, width, channels = images.shape[1:]
-    rows, across = out.shape[2:]
-    side, reach = len(factors), places.max() + 1
-    row = -(-(TILE * (across // channels - 1) + reach) // TILE)
-    band = np.zeros((reach, TILE, row, channels), np.float32)  # rows of pixels, by their column within a tile
-    flat = band.reshape(reach, -1)
-    half = np.zeros((side, TILE * row * channels), np.float32)  # in the other basis down the rows
-    by = half.reshape(side, TILE, -1)
-    for n in range(first, end):
+    rows, row_length = out.shape[2:]
+    side, tile_height = len(factors), columns.max() + 1
+    row = -(-(TILE * (row_length // channels - 1) + tile_height) // TILE)
+    band = np.zeros((tile_height, TILE, row, channels), np.float32)  # pixels, by their column within a tile
+    flat = band.reshape(tile_height, -1)
+    half = np.zeros((side, TILE * row * channels), np.float32)  # columns transformed, rows not yet
+    by_column = half.reshape(side, TILE, -1)
+    for n in range(start, stop):
         for ty in range(rows):
-            for k in range(reach):
-                y = TILE * ty - margin + k
+            for k in range(tile_height):
+                y = TILE * ty - padding + k
                 if 0 <= y < height:
                     for x in range(width):
-                        place, found = band[k, (x + margin) % TILE, (x + margin) // TILE], images[n, y, x]
+                        target, source = band[k, (x + padding) % TILE, (x + padding) // TILE], images[n, y, x]
                         for i in range(channels):
-                            place[i] = found[i]
+                            target[i] = source[i]
                 else:
                     band[k] = 0
             for i in range(side):
-                f = places[i]
-                _mix(factors[i], flat[f[0]], flat[f[1]], flat[f[2]], flat[f[3]], flat[f[4]], half[i])
+                col = columns[i]
+                _weighted_sum(factors[i], flat[col[0]], flat[col[1]], flat[col[2]], flat[col[3]], flat[col[4]], half[i])
             for i in range(side):
                 for j in range(side):
-                    f = places[j]
-                    a = by[i, f[0] % TILE, f[0] // TILE * channels :]
-                    b = by[i, f[1] % TILE, f[1] // TILE * channels :]
-                    c = by[i, f[2] % TILE, f[2] // TILE * channels :]
-                    d = by[i, f[3] % TILE, f[3] // TILE * channels :]
-                    e = by[i, f[4] % TILE, f[4] // TILE * channels :]
-                    _mix(factors[j], a, b, c, d, e, out[i * side + j, n, ty])
+                    col = columns[j]
+                    a = by_column[i, col[0] % TILE, col[0] // TILE * channels :]
+                    b = by_column[i, col[1] % TILE, col[1] // TILE * channels :]
+                    c = by_column[i, col[2] % TILE, col[2] // TILE * channels :]
+                    d = by_column[i, col[3] % TILE, col[3] // TILE * channels :]
+                    e = by_column[i, col[4] % TILE, col[4] // TILE * channels :]
+                    _weighted_sum(factors[j], a, b, c, d, e, out[i * side + j, n, ty])
 
 
-@shared
-def cut(images, factors, places, margin, out, parts):  # type: ignore[no-untyped-def]
+@parallel
+def to_tiles(images, factors, columns, padding, out, parts):  # type: ignore[no-untyped-def]
     for part in numba.prange(parts):
-        first, end = len(images) * part // parts, len(images) * (part + 1) // parts
-        _cut_some(images, factors, places, margin, out, first, end)
+        start, stop = len(images) * part // parts, len(images) * (part + 1) // parts
+        _images_to_tiles(images, factors, columns, padding, out, start, stop)
 
 
-@exact
-def _join_some(tiles, factors, places, margin, out, first, end):  # type: ignore[no-untyped-def]
+@sequential
+def _images_from_tiles(tiles, factors, columns, padding, out, start, stop):  # type: ignore[no-untyped-def]
     height, channels = out.shape[1], out.shape[3]
-    side, _, _, rows, across = tiles.shape
-    reach = len(factors)
-    half = np.zeros((side, across), np.float32)  # one row of pixels of a row of tiles, across still in the other basis
-    row = np.zeros((reach, across // channels, channels), np.float32)  # the same as pixels, by their column in a tile
-    flat = row.reshape(reach, -1)
-    for n in range(first, end):
+    side, _, _, rows, row_length = tiles.shape
+    tile_height = len(factors)
+    half = np.zeros((side, row_length), np.float32)  # columns transformed back, rows not yet
+    # pixels of that row, by their column within a tile
+    row = np.zeros((tile_height, row_length // channels, channels), np.float32)
+    flat = row.reshape(tile_height, -1)
+    for n in range(start, stop):
         for ty in range(rows):
-            for k in range(reach):
-                y = TILE * ty - margin + k
+            for k in range(tile_height):
+                y = TILE * ty - padding + k
                 if 0 <= y < height:
-                    f = places[k]
+                    col = columns[k]
                     for j in range(side):
-                        a, b, c, d, e = tiles[f[0]], tiles[f[1]], tiles[f[2]], tiles[f[3]], tiles[f[4]]
-                        _mix(factors[k], a[j, n, ty], b[j, n, ty], c[j, n, ty], d[j, n, ty], e[j, n, ty], half[j])
-                    for j in range(reach):
-                        f = places[j]
-                        _mix(factors[j], half[f[0]], half[f[1]], half[f[2]], half[f[3]], half[f[4]], flat[j])
-                    _lay(row, margin, out[n, y])
+                        a, b, c, d, e = tiles[col[0]], tiles[col[1]], tiles[col[2]], tiles[col[3]], tiles[col[4]]
+                        _weighted_sum(
+                            factors[k], a[j, n, ty], b[j, n, ty], c[j, n, ty], d[j, n, ty], e[j, n, ty], half[j]
+                        )
+                    for j in range(tile_height):
+                        col = columns[j]
+                        _weighted_sum(
+                            factors[j], half[col[0]], half[col[1]], half[col[2]], half[col[3]], half[col[4]], flat[j]
+                        )
+                    _write_row(row, padding, out[n, y])
 
 
-@exact
-def _lay(row, margin, line):  # type: ignore[no-untyped-def]
-    reach, tiles, channels = row.shape
-    for k in range(reach):
+@sequential
+def _write_row(row, padding, line):  # type: ignore[no-untyped-def]
+    tile_width, tiles, channels = row.shape
+    for k in range(tile_width):
         for tx in range(tiles):
-            x = TILE * tx - margin + k
+            x = TILE * tx - padding + k
             if 0 <= x < len(line):
-                place, found = line[x], row[k, tx]
-                if margin:  # tiles overlap
+                target, source = line[x], row[k, tx]
+                if padding:  # tiles overlap
                     for i in range(channels):
-                        place[i] += found[i]
+                        target[i] += source[i]
                 else:
                     for i in range(channels):
-                        place[i] = found[i]
+                        target[i] = source[i]
 
 
-@shared
-def join(tiles, factors, places, margin, out, parts):  # type: ignore[no-untyped-def]
+@parallel
+def from_tiles(tiles, factors, columns, padding, out, parts):  # type: ignore[no-untyped-def]
     for part in numba.prange(parts):
-        _join_some(tiles, factors, places, margin, out, len(out) * part // parts, len(out) * (part + 1) // parts)
+        start, stop = len(out) * part // parts, len(out) * (part + 1) // parts
+        _images_from_tiles(tiles, factors, columns, padding, out, start, stop)

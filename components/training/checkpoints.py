@@ -14,6 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from components.machine import PRECISION, uses_bf16
+from components.models import winograd
+from components.models.resnet import Conv2d
+
 KEPT = 2
 
 
@@ -33,7 +37,7 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
     if bad:
         return bad[0]
     part = folder / "part.tmp"
-    save_file(tensors, part, metadata={"step": str(step)})
+    save_file(tensors, part, metadata={"step": str(step), **_arithmetic(module)})
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.rename(folder / f"step-{step}.safetensors")
@@ -45,7 +49,8 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
 def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Load the newest state in `folder` into module and optimizer; the step it was saved at, 0 if there is none.
 
-    One that a disk has spoilt is passed over, with a word. Raises ValueError if all of them are.
+    One that a disk has spoilt is passed over, with a word. Raises ValueError if all of them are, or if the run would go
+    on with other arithmetic than it began with.
     """
     found = _all(folder)
     for path in reversed(found):
@@ -62,7 +67,14 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
     weights: dict[str, Tensor] = {}
     slots: dict[int, dict[str, Any]] = {}
     with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
+        metadata = file.metadata()
+        step = int(metadata["step"])
+        for name, value in _arithmetic(module).items():
+            if metadata.get(name, value) != value:
+                raise ValueError(
+                    f"the state in {path} was computed with {name}={metadata[name]}, this process has {value}; "
+                    f"set {name}={metadata[name]} to go on, or remove {path.parent} to begin anew"
+                )
         for key in file.keys():  # noqa: SIM118 (a file, not a dict)
             kind, _, name = key.partition(".")
             if kind == "module":
@@ -77,6 +89,17 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
             if value.shape == p.shape:
                 kept[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
     return step
+
+
+def _arithmetic(module: nn.Module) -> dict[str, str]:
+    """Returns the environment variables that fix the decisions made for this machine, with their values.
+
+    The filtering is of convolutions in fp32 on a CPU alone, so others do not depend on it.
+    """
+    bf16 = uses_bf16()
+    convolutions = any(isinstance(layer, Conv2d) for layer in module.modules())
+    filtering = convolutions and not bf16 and not torch.cuda.is_available() and winograd.enabled()
+    return {PRECISION: "bf16" if bf16 else "fp32", winograd.WINOGRAD: "on" if filtering else "off"}
 
 
 def _all(folder: Path) -> list[Path]:

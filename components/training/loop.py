@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from components.machine import has_bf16, repeat_exactly
+from components.machine import PRECISION, repeat_exactly, uses_bf16
+from components.models import winograd
 from components.progress import progress
 from components.training import checkpoints, distributed, optim
 from components.training.monitor import Monitor, Run, memory_advice
@@ -32,13 +33,15 @@ class Stopped(SystemExit):
 
 
 def accelerator() -> Accelerator:
-    """bf16 where the device multiplies in it, else fp32; a GPU is to repeat itself. Says how many processes there are.
+    """Returns the accelerator, in bf16 where that is used (see `machine.uses_bf16`); prints what a run depends on.
 
     Raises RuntimeError if there are fewer than torchrun started: each would train alone, without a word.
     """
     if torch.cuda.is_available():
         repeat_exactly()
-    made = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if has_bf16() else "no")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _share_arithmetic()
+    made = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if uses_bf16() else "no")
     if made.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise RuntimeError(f"{made.num_processes} processes see each other, {os.environ['WORLD_SIZE']} were started")
     made.print(
@@ -47,6 +50,20 @@ def accelerator() -> Accelerator:
         flush=True,
     )
     return made
+
+
+def _share_arithmetic() -> None:
+    """The first process decides on bf16 and on Winograd's filtering for all of them: their machines may differ."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    choice = torch.zeros(2, device=state.device)
+    if state.is_main_process:
+        bf16 = uses_bf16()
+        choice = choice.new_tensor([bf16, state.device.type == "cpu" and not bf16 and winograd.enabled()])
+    if state.num_processes > 1:
+        torch.distributed.broadcast(choice, 0)
+    bf16, filtering = choice.tolist()
+    os.environ[PRECISION] = "bf16" if bf16 else "fp32"
+    os.environ[winograd.WINOGRAD] = "on" if filtering else "off"
 
 
 def fit(

@@ -140,6 +140,7 @@ def test_features_do_not_depend_on_the_batch_and_leave_no_gradient(photos, tiny,
     assert vectors.shape == (len(photos), 16)
     assert vectors.dtype == torch.float32
     assert not vectors.requires_grad
+    assert {weight.dtype for weight in backbone.parameters()} == {torch.float32}
     assert torch.allclose(vectors[5:6], backbone.eval()(photos.squares(np.array([5]), 16)), atol=tolerance)
 
 

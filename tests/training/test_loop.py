@@ -10,6 +10,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from components.machine import PRECISION
+from components.models import winograd
+from components.models.backbone import ResNetBackbone, ViTBackbone
+from components.models.backbone import build as build_backbone
 from components.training import checkpoints, distributed, loop
 from components.training.loop import Stopped, fit
 from components.training.monitor import Run
@@ -173,6 +177,34 @@ def test_a_spoilt_state_costs_the_steps_since_the_one_before(tmp_path, capsys):
         path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="can be read; remove the folder"):
         train(tmp_path, SETTINGS[0])
+
+
+def test_a_run_does_not_go_on_in_another_precision(tmp_path, monkeypatch):
+    monkeypatch.setenv(PRECISION, "fp32")
+    train(tmp_path, SETTINGS[0], steps=20)
+    monkeypatch.setenv(PRECISION, "bf16")
+    with pytest.raises(ValueError, match=r"with SELFSIGHT_PRECISION=fp32, this process has bf16; set .* or remove"):
+        train(tmp_path, SETTINGS[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "matters"),
+    [
+        (ResNetBackbone(kind="resnet18", image_size=16), True),
+        (ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2), False),
+    ],
+    ids=["resnet", "vit"],
+)
+def test_a_state_records_which_convolutions_it_was_computed_with(shape, matters, monkeypatch):
+    backbone = build_backbone(shape)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(PRECISION, "fp32")
+    recorded = []
+    for setting in ("on", "off"):
+        monkeypatch.setenv(winograd.WINOGRAD, setting)
+        recorded.append(checkpoints._arithmetic(backbone))
+    assert (recorded[0] != recorded[1]) is matters
+    assert recorded[1] == {PRECISION: "fp32", winograd.WINOGRAD: "off"}
 
 
 def test_half_a_line_of_the_log_is_forgotten(tmp_path):
