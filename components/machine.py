@@ -55,6 +55,13 @@ def repeat_exactly() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def make_readable(folder: Path) -> None:
+    """Give weights in `folder` the file mode of config.json beside them: safetensors lets the owner alone read them."""
+    mode = (folder / "config.json").stat().st_mode & 0o777
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
+
+
 def setting(name: str, allowed: tuple[str, ...]) -> str:
     """Returns the value of an environment variable, the first of `allowed` where it is not set.
 

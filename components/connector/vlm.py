@@ -31,17 +31,21 @@ CHAT = (
 MAX_NEW_TOKENS = 64  # transformers' own default counts the prompt in, and the image alone would fill it
 
 
-def check_tower(backbone: Path) -> None:
-    """Raises ValueError unless `backbone` is a folder of a ViT that Backbone.save wrote."""
+def tower_problem(backbone: Path) -> str | None:
+    """Returns why the backbone in this folder cannot be a vision tower, or None if it can.
+
+    Raises ValueError if the folder holds no backbone.
+    """
     config = backbone / "config.json"
     if not config.is_file():
         raise ValueError(f"{backbone} holds no backbone: config.json is missing; run the pretrain stage first")
     kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
-    if kind != "vit":
-        raise ValueError(
-            f"{backbone} is a {kind}, which a stock PaliGemma cannot hold as its vision tower; choose a method with "
-            "a ViT in params.yaml: pretrain.common.backbone: {kind: vit, …}, or another connect.method"
-        )
+    if kind == "vit":
+        return None
+    return (
+        f"the language model takes ViT backbones only, and this one is a {kind}; for answers set in params.yaml "
+        "backbone: {kind: vit, …} in pretrain.common, or connect.method to a method whose own section has it"
+    )
 
 
 def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0) -> tuple[Any, Any]:
@@ -51,7 +55,8 @@ def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0) -> tuple[A
     Weights are copied into a clean model, for one that was read from GGUF cannot be saved.
     Raises ValueError if the backbone is no ViT.
     """
-    check_tower(backbone)
+    if problem := tower_problem(backbone):
+        raise ValueError(problem)
     tower = ViTModel.from_pretrained(backbone, add_pooling_layer=False)
     processor = _processor(backbone, tower.config, tokenizer)
     torch.manual_seed(seed)

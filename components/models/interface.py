@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.models.vit import ViTImageProcessor
 
 from components.config import Strict
+from components.machine import make_readable
 from components.models.patches import grid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -125,6 +126,7 @@ class Backbone(nn.Module, ABC):
             size=size, image_mean=list(self.config.mean), image_std=list(self.config.std), do_convert_rgb=True
         ).save_pretrained(folder)
         self._save(folder)
+        make_readable(folder)
 
     @abstractmethod
     def _save(self, folder: Path) -> None: ...

@@ -19,10 +19,10 @@ from components.connector.collate import Collator, epoch_batches
 from components.connector.llm import load_llm
 from components.connector.objective import Connector
 from components.connector.scoring import derangement
-from components.connector.vlm import assemble, check_tower
+from components.connector.vlm import assemble, tower_problem
 from components.connector.warm_start import warm_start
 from components.data.photos import Photos
-from components.machine import keep_memory
+from components.machine import keep_memory, make_readable
 from components.stages.scratch import clear, digest, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
@@ -52,25 +52,26 @@ class ConnectConfig(Strict):
 def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dict[str, Any]:
     """Train the projector on the questions of the train split; write the stock model to out/model. The metrics.
 
-    Without any question there is nothing to train on: then metrics.json says so, and there is no model.
+    A backbone that is no ViT, or photos without questions, give no model: then metrics.json says why.
     """
-    check_tower(backbone / "backbone")
+    reason = tower_problem(backbone / "backbone")
     photos = Photos(data)
-    asked = photos.questions("train")
-    if not len(asked):
+    questions = photos.questions("train")
+    if reason is None and not len(questions):
         reason = "there are no questions, labels or captions to learn from"
+    if reason:
         return _finish(config, out, {"skipped": reason})
     acc = accelerator()
     if config.batch_size % acc.num_processes:
         raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {acc.num_processes} processes")
-    if len(asked) < config.batch_size:
-        raise ValueError(f"batch_size {config.batch_size} is larger than the {len(asked)} training questions")
+    if len(questions) < config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} is larger than the {len(questions)} training questions")
     vlm, processor = assemble(backbone / "backbone", *load_llm(config.llm), seed=config.seed)
     objective = Connector(vlm.to(acc.device), processor)
     collator = Collator(processor, config.answer_tokens)
     size = vlm.config.vision_config.image_size
-    load = loader(photos, asked, collator, size, config, (acc.process_index, acc.num_processes))
-    warm_start(vlm, introductions(objective, photos, asked, collator, size))
+    load = loader(photos, questions, collator, size, config, (acc.process_index, acc.num_processes))
+    warm_start(vlm, introductions(objective, photos, questions, collator, size))
     optimizer = optim.build(objective, config.optimizer, UNSCALED)
     files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
     state = scratch("connect", config.model_dump(mode="json"), *[digest(file) for file in files])
@@ -82,6 +83,7 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
         last = [json.loads(line)["loss"] for line in log.splitlines()[-LAST:]]
         metrics = {"loss": float(np.mean(last)), **last_look(objective, photos, collator, size)}
         vlm.save_pretrained(out / "model")
+        make_readable(out / "model")
         processor.save_pretrained(out / "model")
         (out / "log.jsonl").write_text(log, encoding="utf-8")
         _finish(config, out, metrics)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from components.connector import llm as module
 from components.connector.answering import load_vlm
-from components.connector.llm import load_llm
+from components.connector.llm import load_llm, locate_llm
 from components.connector.vlm import assemble
 from tests.connector import tiny
 
@@ -55,6 +55,16 @@ def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no language model 'nobody/has-this'") as error:
         load_llm("nobody/has-this")
     assert all_three_ways(str(error.value))
+
+
+def test_an_id_that_is_not_cached_is_noticed_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert locate_llm("nobody/has-this") == ("nobody/has-this", None)  # with a network it may exist
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="not cached while HF_HUB_OFFLINE is set") as error:
+        locate_llm("nobody/has-this")
+    assert all_three_ways(str(error.value))
+    with pytest.raises(ValueError, match="Three ways"):
+        locate_llm("not a possible id")
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from components.connector.answering import answers, load_vlm
 from components.connector.collate import Collator
 from components.connector.llm import TYPES
 from components.connector.objective import Connector
-from components.connector.vlm import assemble, check_tower
+from components.connector.vlm import assemble, tower_problem
 from components.models.backbone import ResNetBackbone, build
 from components.models.backbone import load as load_backbone
 from tests.connector import tiny
@@ -265,9 +265,11 @@ def test_a_photo_of_any_size_and_mode_can_be_asked_about(llama: tuple[Any, Any])
     assert len(answers(model, processor, photos, [tiny.SIDE, tiny.COLOR, "?"], 4)) == 3
 
 
-def test_a_resnet_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_resnet_cannot_be_the_tower(tmp_path: Path) -> None:
     build(ResNetBackbone(kind="resnet18", image_size=32)).save(tmp_path)
-    with pytest.raises(ValueError, match=r"resnet18.*choose a method with\s+a ViT"):
-        check_tower(tmp_path)
+    assert "this one is a resnet18" in str(tower_problem(tmp_path))
+    with pytest.raises(ValueError, match="takes ViT backbones only"):
+        assemble(tmp_path, tiny.llm(), tiny.tokenizer())
     with pytest.raises(ValueError, match="run the pretrain stage first"):
-        check_tower(tmp_path / "nowhere")
+        tower_problem(tmp_path / "nowhere")
+    assert tower_problem(tiny.backbone(tmp_path / "vit") / "backbone") is None

@@ -66,6 +66,8 @@ def test_connect_writes_a_stock_folder(world: Path, tmp_path: Path) -> None:
     assert metrics["loss"] == pytest.approx(np.mean([line["loss"] for line in lines]))
     assert not list((tmp_path / "scratch" / "connect").iterdir())  # a finished run needs no way back
 
+    modes = {file.stat().st_mode for file in (out / "model").iterdir()}
+    assert len(modes) == 1  # whoever may read the folder may read the weights
     model, _ = load_vlm(out / "model")
     tower = load_backbone(world / "simclr" / "backbone").trunk.state_dict()  # type: ignore[union-attr]
     kept = model.model.vision_tower.state_dict()
@@ -137,12 +139,13 @@ def test_without_questions_it_says_why_there_is_nothing_to_do(world: Path, tmp_p
     assert {path.name for path in out.iterdir()} == {"config.json", "metrics.json"}
 
 
-def test_a_resnet_is_refused_before_anything_else(world: Path, tmp_path: Path) -> None:
+def test_with_a_resnet_connect_skips_and_says_why(world: Path, tmp_path: Path) -> None:
     build(ResNetBackbone(kind="resnet18", image_size=32)).save(tmp_path / "r" / "backbone")
-    with pytest.raises(ValueError, match="resnet18"):
-        connect(
-            config(world, llm="/not/even/looked/for"), tmp_path / "r", tmp_path / "no data either", tmp_path / "out"
-        )
+    chosen = config(world, llm="/not/even/looked/for")
+    metrics = connect(chosen, tmp_path / "r", world / "prepare", tmp_path / "out")
+    assert "ViT backbones only, and this one is a resnet18" in metrics["skipped"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "metrics.json"}
 
 
 def test_too_few_questions(world: Path, tmp_path: Path) -> None:
