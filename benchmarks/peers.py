@@ -36,7 +36,7 @@ from PIL import Image
 from benchmarks.machine import ceiling, processor
 from components.data import scenes
 from components.machine import uses_bf16
-from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
+from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".peers"
@@ -98,7 +98,7 @@ def packed(photos: Path | None, folder: Path, side: int) -> Path:
     """The files, and the same as `prepare` packs them, in `folder`."""
     if not folder.joinpath("packed").exists():
         files(photos, folder / "files", side)
-        config = Ran(
+        config = ResolvedConfig(
             data=DataConfig(source=str(folder / "files"), size=side),
             prepare=PrepareConfig(val_share=0, test_share=0, max_aspect=100, min_side=8),
         )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from components.data.photos import Photos
 from components.models.backbone import ViTBackbone
-from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
+from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 
 # tests are small, and two pools of threads on two cores starve each other
 torch.set_num_threads(int(os.environ.get("SELFSIGHT_TEST_THREADS", "1")))
@@ -47,7 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared")
-    prepare(Ran(data=DataConfig(source=str(folder), size=32), prepare=PrepareConfig()), out, out / "downloads")
+    prepare(
+        ResolvedConfig(data=DataConfig(source=str(folder), size=32), prepare=PrepareConfig()), out, out / "downloads"
+    )
     return out
 
 

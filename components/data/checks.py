@@ -1,13 +1,14 @@
-"""What a data set must satisfy before anything is trained on it, said once, as pandera schemas over whole tables.
+"""What a data set must satisfy before anything is trained on it, as pandera schemas over whole tables.
 
-`Intake` has a row for every file that was offered, with the reason where it was rejected; `Manifest` one for every
-picture that is used. Errors stop the stage; warnings are for a person to weigh, and go into the validation report.
+`files_schema` is for a table with a row for every file, with the reason if it was rejected; `Manifest` for one with a
+row for every photo that is used. Errors stop the stage; warnings are printed and go into the validation report.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
+from typing import Annotated, Literal
 
 import pandera.polars as pa
 import polars as pl
@@ -16,30 +17,38 @@ from pandera.polars import PolarsData
 from pydantic import Field
 
 from components.config import Strict
-from components.data.images import Limits
+from components.data.captions import MAX_LENGTH
+from components.data.images import Rules
 from components.data.photos import SPLITS
 
 SHA256 = r"^[0-9a-f]{64}$"
 
 
 class CheckConfig(Strict):
-    """What counts as unusable, and what as worth a warning."""
+    """What counts as unusable, and what as worth a warning.
+
+    bit_depth: bits that count in files with 16 bits a channel, one number for the whole data set; auto is 16, and
+    warns if the values are those of fewer bits. max_imbalance: largest class over smallest, in the train split.
+    """
 
     max_pixels: int = Field(100_000_000, ge=64)
     max_aspect: float = Field(10.0, ge=1)
     min_side: int = Field(8, ge=1)
-    max_imbalance: float = Field(20.0, ge=1)  # largest class over smallest, in the train split
+    bit_depth: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = "auto"
+    max_imbalance: float = Field(20.0, ge=1)
 
-    def limits(self) -> Limits:
-        return Limits(self.max_pixels, self.max_aspect, self.min_side)
+    def rules(self) -> Rules:
+        return Rules(
+            self.max_pixels, self.max_aspect, self.min_side, 16 if self.bit_depth == "auto" else self.bit_depth
+        )
 
 
 class Manifest(pa.DataFrameModel):
-    """One row a picture, in the order of its pixels."""
+    """One row per photo, in the order of the packed pixels."""
 
     path: str = pa.Field(unique=True)
     sha256: str = pa.Field(str_matches=SHA256)
-    pixels_sha256: str = pa.Field(str_matches=SHA256, unique=True)  # no duplicates, so no picture in two splits
+    pixels_sha256: str = pa.Field(str_matches=SHA256, unique=True)  # no duplicates, so no photo in two splits
     width: pl.Int32 = pa.Field(ge=1)
     height: pl.Int32 = pa.Field(ge=1)
     mode: str
@@ -48,7 +57,7 @@ class Manifest(pa.DataFrameModel):
     format: str
     split: str = pa.Field(isin=list(SPLITS))
     label: str = pa.Field(nullable=True)
-    caption: str = pa.Field(nullable=True, str_length={"min_value": 1, "max_value": 2000})
+    caption: str = pa.Field(nullable=True, str_length={"min_value": 1, "max_value": MAX_LENGTH})
     notes: str
     offset: pl.Int64 = pa.Field(ge=0)
     packed_width: pl.Int32 = pa.Field(ge=1)
@@ -66,12 +75,10 @@ class Manifest(pa.DataFrameModel):
         return data.lazyframe.select((end.shift(1, fill_value=0) == pl.col("offset")).alias("packed"))
 
 
-def intake_schema(config: CheckConfig, max_rejected: float) -> pa.DataFrameSchema:
-    """The data set as a whole, over every file offered: path, split, label, kind (of rejection, null if used), why."""
+def files_schema(max_rejected: float) -> pa.DataFrameSchema:
+    """Returns the schema of a table of all files: path, split, label, kind (of rejection, null if used), why."""
     used = pl.col("kind").is_null()
     rejected = 1 - used.mean()
-    per_class = pl.col("label").filter(used & (pl.col("split") == "train")).drop_nulls().value_counts()
-    sizes = per_class.struct.field("count")
 
     def split_has_rows(split: str) -> pl.Expr:
         return (used & (pl.col("split") == split)).any()
@@ -96,23 +103,17 @@ def intake_schema(config: CheckConfig, max_rejected: float) -> pa.DataFrameSchem
                 "share rejected",
                 f"more than data.max_rejected {max_rejected:g} rejected; remove what is named below, or allow more",
             ),
-            check(split_has_rows("train"), "train split", "no usable picture in the train split"),
-            check(split_has_rows("val"), "val split", "no usable picture in the val split", warn=True),
-            check(split_has_rows("test"), "test split", "no usable picture in the test split", warn=True),
-            check(
-                (sizes.max().fill_null(1) <= config.max_imbalance * sizes.min().fill_null(1)),
-                "class balance",
-                f"the largest class is over {config.max_imbalance:g} times the smallest",
-                warn=True,
-            ),
+            check(split_has_rows("train"), "train split", "no usable photo in the train split"),
+            check(split_has_rows("val"), "val split", "no usable photo in the val split", warn=True),
+            check(split_has_rows("test"), "test split", "no usable photo in the test split", warn=True),
         ],
         strict=True,
-        name="intake",
+        name="list of files",
     )
 
 
 def validate(table: pl.DataFrame, schema: pa.DataFrameSchema | type[pa.DataFrameModel]) -> list[str]:
-    """The warnings. Raises ValueError with every failed check and its first cases."""
+    """Returns the warnings. Raises ValueError with every failed check and its first cases."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SchemaWarning)
         try:
@@ -126,10 +127,10 @@ def validate(table: pl.DataFrame, schema: pa.DataFrameSchema | type[pa.DataFrame
             lines = [
                 f"  {column}: {check} ({len(group)}, the first: {str(group['failure_case'][0])[:80]})"
                 if column
-                else f"  {check}"  # of the table as a whole: no row is to blame
+                else f"  {check}"  # a check of the whole table has no row to name
                 for (check, column), group in cases.group_by("check", "column", maintain_order=True)
             ]
             name = schema.name if isinstance(schema, pa.DataFrameSchema) else schema.Config.name
             raise ValueError("\n".join([f"the {name} is not valid:", *lines])) from None
-    said = [str(warning.message) for warning in caught if issubclass(warning.category, SchemaWarning)]
-    return [found[1] if (found := re.search(r"<Check [^:]+: (.+?)>", text)) else text for text in said]
+    messages = [str(warning.message) for warning in caught if issubclass(warning.category, SchemaWarning)]
+    return [match[1] if (match := re.search(r"<Check [^:]+: (.+?)>", text)) else text for text in messages]

@@ -19,8 +19,8 @@ from components.connector.answering import answers, load_vlm
 from components.connector.collate import Collator
 from components.connector.objective import Connector
 from components.connector.scoring import blind_answers, bootstrap, derangement, normalized
+from components.data.entries import DESCRIBE
 from components.data.photos import Photos
-from components.data.sources import DESCRIBE
 from components.evaluation.statistics import wilson
 from components.machine import keep_memory
 from components.training.loop import accelerator

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from argparse import ArgumentParser
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 from pydantic import Field
 
 from components.config import Fraction, Seed, Strict, read, write
-from components.data import sources
-from components.data.checks import CheckConfig, Manifest, intake_schema, validate
-from components.data.images import Picture, Rejected
-from components.data.images import read as read_picture
+from components.data import images, sources, summary
+from components.data.checks import CheckConfig, Manifest, files_schema, validate
+from components.data.entries import BadRow, Entry, Source
+from components.data.images import DecodedImage, Rejected
+from components.data.intake import Intake
 from components.data.photos import jpeg, write_index
-from components.data.summary import counted, summarize, too_large
 from components.progress import progress
 
-SCHEMA = {name: column.dtype.type for name, column in Manifest.to_schema().columns.items()}  # polars' types
-SPLIT_ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # a picture in two splits stays in the one we measure on
+SPLIT_ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # a photo in two splits stays in the one that is measured
+AHEAD = 64  # photos that are decoded before they are written
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class DataConfig(Strict):
-    """jpeg_quality: of the packed pictures, where raw pixels take more room than there is; None keeps them raw."""
+    """jpeg_quality: of the packed photos, where raw pixels take more room than there is; None keeps them raw."""
 
     source: str
     size: int = Field(ge=8)
@@ -35,7 +40,7 @@ class DataConfig(Strict):
 
 
 class PrepareConfig(CheckConfig):
-    """count: pictures of `scenes`. val_share, test_share: of the splits that the source does not have."""
+    """count: images of `scenes`. val_share, test_share: of the splits that the source does not have."""
 
     count: int = Field(8000, ge=10)
     val_share: float = Field(0.1, ge=0, lt=0.5)
@@ -43,142 +48,129 @@ class PrepareConfig(CheckConfig):
     seed: Seed = 0
 
 
-class Ran(Strict):
+class ResolvedConfig(Strict):
     data: DataConfig
     prepare: PrepareConfig
 
 
-class Intake:
-    """Goes through the entries once, in order; packs what is used and remembers why the rest is not."""
-
-    def __init__(self, out: Path, config: PrepareConfig, given_splits: set[str | None]) -> None:
-        self.config = config
-        shares = {"test": config.test_share, "val": config.val_share}
-        self.drawn = {split: share for split, share in shares.items() if split not in given_splits}
-        self.rows: list[dict[str, Any]] = []  # of the manifest
-        self.offered: list[dict[str, Any]] = []
-        self.questions: list[dict[str, Any]] = []
-        self.seen: dict[str, dict[str, Any]] = {}  # by what is seen
-        self.offset = 0
-        self.file = (out / "pixels.bin").open("wb")
-
-    def take(self, entry: sources.Entry, found: Picture | Rejected, content: bytes) -> None:
-        """content: the picture as it is to be packed."""
-        split = entry.split
-        if isinstance(found, Picture):
-            split = self._split(entry, found)
-            found = self._twin(entry, found, split) or found
-        kind, why = (found.kind, str(found)) if isinstance(found, Rejected) else (None, None)
-        self.offered.append({"path": entry.path, "split": split, "label": entry.label, "kind": kind, "why": why})
-        if isinstance(found, Picture) and split:
-            self._pack(entry, found, split, content)
-
-    def _split(self, entry: sources.Entry, picture: Picture) -> str:
-        """By a hash of what is seen: it depends on neither order nor name, and twins meet in one split."""
-        if entry.split in ("val", "test"):
-            return entry.split
-        draw = int(hashlib.sha256(f"{self.config.seed} {picture.pixels_sha256}".encode()).hexdigest()[:12], 16) / 16**12
-        for split, share in self.drawn.items():
-            if draw < share:
-                return split
-            draw -= share
-        return "train"
-
-    def _twin(self, entry: sources.Entry, picture: Picture, split: str) -> Rejected | None:
-        twin = self.seen.get(picture.pixels_sha256)
-        if twin is None:
-            return None
-        other = "" if twin["label"] == entry.label else f", and there it is labeled {twin['label']!r}"
-        if twin["split"] != split or (entry.split == "train" and twin["given"] != "train"):
-            return Rejected("leak", f"the same picture as {twin['path']}, which stays in {twin['split']}{other}")
-        return Rejected("duplicate", f"the same picture as {twin['path']}{other}")
-
-    def _pack(self, entry: sources.Entry, picture: Picture, split: str, content: bytes) -> None:
-        row = {
-            "path": entry.path,
-            "sha256": picture.sha256,
-            "pixels_sha256": picture.pixels_sha256,
-            "width": picture.width,
-            "height": picture.height,
-            "mode": picture.mode,
-            "channels": picture.channels,
-            "bytes": picture.bytes,
-            "format": picture.format,
-            "split": split,
-            "label": entry.label,
-            "caption": entry.caption,
-            "notes": "; ".join(picture.notes),
-            "offset": self.offset,
-            "packed_width": picture.pixels.shape[1],
-            "packed_height": picture.pixels.shape[0],
-            "packed_bytes": len(content),
-        }
-        self.seen[picture.pixels_sha256] = {**row, "given": entry.split}
-        self.questions += [{"row": len(self.rows), "question": q, "answer": a} for q, a in entry.questions]
-        self.rows.append(row)
-        self.file.write(content)
-        self.offset += len(content)
-
-
-def prepare(config: Ran, out: Path, downloads: Path) -> dict[str, Any]:
-    """Write what data.photos describes, validation.json and rejected.jsonl to `out`; the validation summary.
+def prepare(config: ResolvedConfig, out: Path, downloads: Path) -> dict[str, Any]:
+    """Writes what data.photos describes, validation.json and rejected.jsonl to `out`. Returns the validation report.
 
     Raises ValueError if too many files are rejected or the data set as a whole cannot be trained on.
     """
     out.mkdir(parents=True, exist_ok=True)
     source = sources.read(config.data.source, config.prepare.count, config.prepare.seed, downloads)
-    limits, quality = config.prepare.limits(), config.data.jpeg_quality
-
-    def look(entry: sources.Entry) -> tuple[Picture | Rejected, bytes]:
-        try:
-            picture = read_picture(entry.fetch(), config.data.size, limits)
-        except Rejected as why:
-            return why, b""
-        except OSError as error:  # no permission, gone since it was listed, a disk that fails
-            return Rejected("unreadable", str(error)), b""
-        return picture, jpeg(picture.pixels, quality) if quality else picture.pixels.tobytes()
-
-    entries = sorted(source.entries, key=lambda entry: SPLIT_ORDER[entry.split])
-    intake = Intake(out, config.prepare, {entry.split for entry in entries})
-    with ThreadPoolExecutor() as pool, intake.file:  # Pillow decodes and shrinks without the interpreter's lock
-        looked = zip(entries, pool.map(look, entries), strict=True)
-        for entry, (found, content) in progress(looked, "prepare", len(entries)):
-            intake.take(entry, found, content)
-
-    offered = pl.DataFrame(intake.offered, schema=dict.fromkeys(("path", "split", "label", "kind", "why"), pl.String))
-    manifest = pl.DataFrame(intake.rows, schema=SCHEMA)
-    summary = {**summarize(offered, manifest), "notes": source.notes, "warnings": []}
-    rejected = offered.filter(pl.col("kind").is_not_null()).select("path", "kind", "why")
-    rejected.write_ndjson(out / "rejected.jsonl")
-    try:
-        summary["warnings"] = validate(offered, intake_schema(config.prepare, config.data.max_rejected))
-        summary["warnings"] += validate(manifest, Manifest) + too_large(intake.offset, quality)
-    except ValueError as error:
-        said = f"rejected: {len(rejected)} of {len(offered)}: {counted(summary['rejected'])}; the first:"
-        first = [f"  {path}: {why}" for path, _, why in rejected.head(10).iter_rows()]
-        raise ValueError("\n".join([str(error), said, *first])) from None
-    finally:
-        (out / "validation.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    intake = read_photos(source.entries, config, out)
+    manifest = intake.manifest()
+    report = validate_photos(source, intake, manifest, config, out)
     manifest.write_parquet(out / "manifest.parquet")
-    asked = {"row": pl.Int64, "question": pl.String, "answer": pl.String}
-    pl.DataFrame(intake.questions, schema=asked).write_parquet(out / "questions.parquet")
-    write_index(out, manifest, jpegs=bool(quality))
+    intake.question_table().write_parquet(out / "questions.parquet")
+    write_index(out, manifest, jpegs=bool(config.data.jpeg_quality))
     write(config, out / "config.json")
-    return summary
+    return report
+
+
+def read_photos(entries: list[Entry], config: ResolvedConfig, out: Path) -> Intake:
+    """Reads every photo once, packs those that can be used to `out`/pixels.bin, and returns what is known of all."""
+    named_splits = {entry.split for entry in entries}
+    shares = {"test": config.prepare.test_share, "val": config.prepare.val_share}
+    shares = {split: share for split, share in shares.items() if split not in named_splits}
+    intake = Intake(out / "pixels.bin", config.prepare.seed, shares)
+    rules, size, quality = config.prepare.rules(), config.data.size, config.data.jpeg_quality
+
+    def read_photo(entry: Entry) -> tuple[DecodedImage, bytes]:
+        try:
+            content = entry.fetch()
+        except OSError as error:  # no permission, gone since it was listed, a disk that fails
+            raise Rejected("unreadable", f"{type(error).__name__}: {error.strerror or error}") from error
+        image = images.read(content, size, rules)
+        return image, jpeg(image.pixels, quality) if quality else image.pixels.tobytes()
+
+    in_order = sorted(entries, key=lambda entry: SPLIT_ORDER[entry.split])
+    results = in_threads(lambda entry: images.reject_errors(lambda: read_photo(entry)), in_order)
+    with images.pillow_limit(rules.max_pixels), intake.file:
+        for entry, result in progress(zip(in_order, results, strict=True), "prepare", len(in_order), " photos"):
+            image, packed = (result, b"") if isinstance(result, Rejected) else result
+            intake.add(entry, image, packed)
+    return intake
+
+
+def validate_photos(
+    source: Source, intake: Intake, manifest: pl.DataFrame, config: ResolvedConfig, out: Path
+) -> dict[str, Any]:
+    """Returns the validation report, and writes it and all rejections to `out`, also if it raises.
+
+    Raises ValueError if too much is rejected or the data set as a whole cannot be trained on.
+    """
+    files, max_rejected = intake.files(), config.data.max_rejected
+    rejected = files.filter(pl.col("kind").is_not_null()).select("path", "kind", "why")
+    rejected.write_ndjson(out / "rejected.jsonl")
+    write_bad_rows(source.bad_rows, out / "captions_rejected.jsonl")
+    report = summary.summarize(files, manifest)
+    report["captions"] = {"rows": source.caption_rows, "rejected": len(source.bad_rows)}
+    report["notes"], report["warnings"] = source.notes, []
+    try:
+        report["warnings"] = [*validate(files, files_schema(max_rejected)), *validate(manifest, Manifest)]
+    except ValueError as error:
+        total = f"rejected: {len(rejected)} of {len(files)}: {summary.format_counts(report['rejected'])}"
+        raise ValueError("\n".join([str(error), *first_lines(total, rejected.iter_rows())])) from None
+    finally:
+        report["warnings"] += [
+            *(caption_lines(source) if source.bad_rows else []),
+            *summary.error_warnings(report["rejected"]),
+            *summary.class_warnings(report["classes"], config.prepare.max_imbalance),
+            *summary.bit_depth_warnings(intake.peaks, config.prepare.bit_depth),
+            *summary.size_warnings(intake.packed_bytes, config.data.jpeg_quality),
+        ]
+        (out / "validation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if len(source.bad_rows) > max_rejected * source.caption_rows:
+        raise ValueError(
+            f"more than data.max_rejected {max_rejected:g} of the rows of captions cannot be used; mend the rows "
+            "that are named below, or allow more\n" + "\n".join(caption_lines(source))
+        )
+    return report
+
+
+def caption_lines(source: Source) -> list[str]:
+    total = f"rows of captions left out: {len(source.bad_rows)} of {source.caption_rows}"
+    return first_lines(total, ((f"{row.file}, line {row.line}", row.why) for row in source.bad_rows))
+
+
+def first_lines(total: str, items: Iterable[tuple[Any, ...]], shown: int = 10) -> list[str]:
+    """Returns lines for a terminal: the total, and the first items, each (name, …, reason)."""
+    first = [f"  {name}: {why}" for (name, *_, why), _ in zip(items, range(shown), strict=False)]
+    return [f"{total}; the first:", *(line if line.isprintable() else repr(line)[1:-1] for line in first)]
+
+
+def write_bad_rows(rows: list[BadRow], path: Path) -> None:
+    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yields the results in order, computed at most AHEAD early. Pillow decodes without the interpreter's lock."""
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--downloads", type=Path, required=True, help="where torchvision's data sets are kept")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        config = Ran(data=read("data", DataConfig), prepare=read("prepare", PrepareConfig))
-        summary = prepare(config, given.out, given.downloads)
+        config = ResolvedConfig(data=read("data", DataConfig), prepare=read("prepare", PrepareConfig))
+        report = prepare(config, args.out, args.downloads)
     except ValueError as error:
         parser.exit(2, f"prepare: {error}\n")
-    print(f"prepare: {summary['used']} of {summary['offered']} pictures used, rejected: {counted(summary['rejected'])}")
-    for line in [*summary["notes"], *summary["warnings"]]:
+    rejected = summary.format_counts(report["rejected"])
+    print(f"prepare: {report['used']} of {report['offered']} photos used, rejected: {rejected}")
+    for line in [*report["notes"], *report["warnings"]]:
         print(f"prepare: {line}")
 
 

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from components.connector.vlm import assemble
+from components.data.entries import DESCRIBE
 from components.data.photos import write_index
-from components.data.sources import DESCRIBE
 from components.models.backbone import ViTBackbone, build
 
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 80, 220), "yellow": (230, 210, 50)}

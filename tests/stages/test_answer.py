@@ -11,8 +11,8 @@ import torch
 
 from components.config import read
 from components.connector.answering import load_vlm
+from components.data.entries import DESCRIBE
 from components.data.photos import Photos
-from components.data.sources import DESCRIBE
 from components.evaluation.statistics import wilson
 from components.stages.answer import AnswerConfig, answer, chosen, exactness
 from components.stages.connect import ConnectConfig, connect

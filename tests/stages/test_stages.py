@@ -22,7 +22,7 @@ from components.reporting.results import percent
 from components.stages import pretrain as stage
 from components.stages.adapt import AdaptConfig, adapt, confusion
 from components.stages.evaluate import EvaluateConfig, evaluate
-from components.stages.prepare import DataConfig, PrepareConfig, Ran, prepare
+from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from components.stages.pretrain import configure, epoch_rows, pretrain
 from components.stages.scratch import clear, scratch
 from tests.conftest import draw
@@ -194,7 +194,9 @@ def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
     for index in range(60):
         draw(tmp_path / "album" / f"{index}.png", index)
     data = tmp_path / "data"
-    prepare(Ran(data=DataConfig(source=str(tmp_path / "album"), size=32), prepare=PrepareConfig()), data, data)
+    prepare(
+        ResolvedConfig(data=DataConfig(source=str(tmp_path / "album"), size=32), prepare=PrepareConfig()), data, data
+    )
     pretrain(configure("simclr", PARAMS), data, tmp_path / "pre")
     metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
     assert set(metrics) == {"health", "not_measured"}

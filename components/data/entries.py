@@ -1,0 +1,57 @@
+"""What every source of photos produces: one entry per photo, with all that is known before it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+DESCRIBE, NAME = "Describe the picture.", "What is in the picture?"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One photo before it is read. `fetch` returns a file's bytes, or an image that needs no decoding.
+
+    path: the name it has in the manifest, valid Unicode. split: None if it has to be drawn.
+    """
+
+    path: str
+    fetch: Callable[[], bytes | Image.Image]
+    split: str | None = None
+    label: str | None = None
+    caption: str | None = None
+    questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row of a captions file that cannot be used. line: in the file, from 1."""
+
+    file: str
+    line: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """notes: how the source was read. caption_rows: rows of the captions files, with those in `bad_rows`."""
+
+    entries: list[Entry]
+    notes: list[str] = field(default_factory=list)
+    caption_rows: int = 0
+    bad_rows: list[BadRow] = field(default_factory=list)
+
+
+def with_questions(entry: Entry, rows: Sequence[Mapping[str, str]] = ()) -> Entry:
+    """Returns `entry` with its first caption and a question for every caption, question and label.
+
+    rows: with the key caption, or question and answer.
+    """
+    captions = [row["caption"] for row in rows if row.get("caption")]
+    questions = tuple((row["question"], row["answer"]) for row in rows if row.get("question"))
+    questions += tuple((DESCRIBE, caption) for caption in captions)
+    if entry.label is not None:
+        questions += ((NAME, entry.label.replace("_", " ").replace("-", " ").lower()),)
+    return replace(entry, caption=captions[0] if captions else None, questions=questions)

@@ -1,0 +1,202 @@
+"""Lists the images of a folder, with the split and the class that its subfolders name and the captions beside them."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from components.data import captions
+from components.data.entries import Entry, Source, with_questions
+from components.data.images import Rejected
+from components.progress import progress
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi"),
+)
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+EVALUATION = ("eval", "evaluation")  # the test split, or the val split beside a folder that is called test
+AFFIX = re.compile(r"[ _-]*(set|data|images|photos|split|(19|20)\d\d)$")  # train_set, val2017
+
+
+@dataclass
+class Listing:
+    """Relative paths of images as the operating system spells them, in order, and what else was met on the way."""
+
+    images: list[str] = field(default_factory=list)
+    not_files: set[str] = field(default_factory=set)  # images that are broken links, pipes or devices
+    other_suffixes: Counter[str] = field(default_factory=Counter)  # of files that are not images
+    first_other: str = ""
+    problems: list[str] = field(default_factory=list)  # folders that were left out
+
+
+def read(root: Path) -> Source:
+    """Returns the entries of a folder: flat, class/…, split/… or split/class/…, and notes on how it was read.
+
+    Raises ValueError if it has no images, or folders of splits and of something else side by side.
+    """
+    listing = list_images(root)
+    if not listing.images:
+        found = f"; it has {_counted(listing.other_suffixes)}" if listing.other_suffixes else ""
+        raise ValueError(
+            f"{root.resolve()} holds no image; looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders{found}"
+        )
+    notes = [*listing.problems]
+    if listing.other_suffixes:
+        others = _counted(listing.other_suffixes)
+        notes.append(f"not read, as they are not images: {others}; the first: {listing.first_other}")
+    has_captions = any((root / name).is_file() for name in captions.FILES)
+    while not has_captions and (folder := _only_folder(listing.images)):
+        notes.append(f"all images are in {printable(folder)}, so that is what was read")
+        root, prefix = root / folder, len(folder) + 1
+        listing.images = [path[prefix:] for path in listing.images]
+        listing.not_files = {path[prefix:] for path in listing.not_files}
+        has_captions = any((root / name).is_file() for name in captions.FILES)
+    splits = split_folders({path.partition("/")[0] for path in listing.images}, root)
+    if any(name != split for name, split in splits.items()):
+        pairs = ", ".join(f"{printable(name)} → {split}" for name, split in sorted(splits.items()))
+        notes.append(f"folders read as splits: {pairs}")
+    return _source(root, listing, splits, notes)
+
+
+def _source(root: Path, listing: Listing, splits: dict[str, str], notes: list[str]) -> Source:
+    keys = [caption_key(path) for path in listing.images]
+    table = captions.read(root, set(keys), caption_key)
+    entries = []
+    for path, key in zip(listing.images, keys, strict=True):
+        folders = path.split("/")[:-1]
+        split = splits[folders.pop(0)] if splits else None
+        label = printable(folders[0]) if folders else None
+        fetch = partial(_not_a_file if path in listing.not_files else _read_file, root, path)
+        entries.append(with_questions(Entry(printable(path), fetch, split, label), table.rows.get(key, ())))
+    labels = {entry.label for entry in entries} - {None}
+    if len(labels) == 1:
+        notes = [*notes, f"one subfolder alone ({labels.pop()}) is not a class: the images count as unlabeled"]
+        entries = [
+            with_questions(replace(entry, label=None), table.rows.get(key, ()))
+            for entry, key in zip(entries, keys, strict=True)
+        ]
+    return Source(entries, [*notes, *table.notes], table.count, table.rejected)
+
+
+def list_images(root: Path) -> Listing:
+    """Lists `root` and its subfolders without hidden files. Links are followed, but not into a folder they lie in."""
+    listing = Listing()
+    for path, is_file in progress(_walk(root, "", frozenset(), listing.problems), "list", unit=" files"):
+        suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 (a Path per file takes longer than listing it)
+        if suffix in IMAGE_SUFFIXES:
+            listing.images.append(path)
+            if not is_file:
+                listing.not_files.add(path)
+        elif path not in captions.FILES:
+            listing.first_other = listing.first_other or printable(path)
+            listing.other_suffixes[suffix] += 1
+    return listing
+
+
+def _walk(
+    folder: Path, prefix: str, parents: frozenset[tuple[int, int]], problems: list[str]
+) -> Iterator[tuple[str, bool]]:
+    """Yields the relative path of every file, in the order of the paths' parts, and whether it is a regular file."""
+    try:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in parents:
+            problems.append(f"{printable(prefix)} is a link to a folder that it lies in: not followed")
+            return
+        with os.scandir(folder) as listed:
+            items = sorted(listed, key=lambda item: item.name)
+    except OSError as error:
+        problems.append(f"{printable(prefix) or folder} cannot be listed ({error.strerror}): its images are left out")
+        return
+    parents |= {(status.st_dev, status.st_ino)}
+    for item in items:
+        if item.name.startswith("."):
+            continue
+        path = prefix + item.name
+        is_folder, is_file = _kind(item)
+        if is_folder:
+            yield from _walk(folder / item.name, f"{path}/", parents, problems)
+        else:
+            yield path, is_file
+
+
+def _kind(item: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Returns whether it is a folder, and whether it is a regular file, or a link to one; neither for a broken link."""
+    try:
+        return item.is_dir(), item.is_file()
+    except OSError:  # a link to itself, a path that is too long
+        return False, False
+
+
+def _only_folder(paths: Iterable[str]) -> str | None:
+    """Returns the only top folder if it has subfolders and is not one of training images."""
+    tops = {path.partition("/")[0] for path in paths}
+    if len(tops) > 1 or SPLIT_NAMES.get(_plain(top := tops.pop())) == "train":
+        return None
+    return top if any(path.count("/") > 1 for path in paths) else None
+
+
+def split_folders(tops: set[str], root: Path) -> dict[str, str]:
+    """Returns the split that each top folder stands for, {} where the folders are classes or there are none.
+
+    One such name alone beside others may be a class (of trains, say), and so may a lone folder unless it is "train".
+    Raises ValueError if several splits and something else lie side by side.
+    """
+    names = {top: _plain(top) for top in tops}
+    evaluation = "val" if "test" in map(SPLIT_NAMES.get, names.values()) else "test"
+    known = {**SPLIT_NAMES, **dict.fromkeys(EVALUATION, evaluation)}
+    splits = {top: known[name] for top, name in names.items() if name in known}
+    if len(splits) == len(tops):
+        return splits if len(tops) > 1 or "train" in splits.values() else {}
+    if len(splits) > 1:
+        others = ", ".join(printable(top) for top in sorted(tops - set(splits))[:5])
+        raise ValueError(
+            f"{root.resolve()} holds folders of splits ({', '.join(map(printable, sorted(splits)))}) and beside them "
+            f"{others}; move those into a split, or out of {root.name}"
+        )
+    return {}
+
+
+def _plain(name: str) -> str:
+    return AFFIX.sub("", name.lower())
+
+
+def printable(path: str) -> str:
+    r"""Returns `path` as valid Unicode: a byte that is not UTF-8 is written as \xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def caption_key(path: str) -> str:
+    r"""Returns the spelling under which a file and the path in a captions file meet.
+
+    Unicode is composed (macOS decomposes it), \ is /, and a file's name that is not UTF-8 is read as Latin-1.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        path = os.fsencode(path).decode("latin-1")
+    return unicodedata.normalize("NFC", path).replace("\\", "/").removeprefix("./")
+
+
+def _counted(suffixes: Counter[str]) -> str:
+    common = [f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(5)]
+    return ", ".join([*common, *(["…"] if len(suffixes) > 5 else [])])
+
+
+def _read_file(root: Path, path: str) -> bytes:
+    return (root / path).read_bytes()
+
+
+def _not_a_file(root: Path, path: str) -> bytes:
+    link = (root / path).is_symlink()
+    raise Rejected("unreadable", "a link to a file that is not there" if link else "not a regular file")

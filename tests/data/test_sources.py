@@ -1,0 +1,61 @@
+"""Scenes, folders and torchvision's data sets become entries; anything else says what is allowed."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.data.entries import NAME
+from components.data.sources import DATASETS, read
+
+
+@pytest.mark.parametrize(("name", "said"), [("nowhere", "allowed: a folder"), (".", "holds no image")])
+def test_a_source_that_is_none_says_what_is_allowed(name, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        read(name, 0, 0, tmp_path)
+
+
+def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    class Fake:
+        classes = ("cat", ("dog", "hound"))
+
+        def __init__(self, root, download, train):
+            self.pictures = [(Image.open(io.BytesIO(_png(index))), index % 2) for index in range(4 if train else 2)]
+
+        def __len__(self):
+            return len(self.pictures)
+
+        def __getitem__(self, index):
+            return self.pictures[index]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Fake)
+    entries = read("cifar10", 0, 0, tmp_path).entries
+    assert [(entry.split, entry.label) for entry in entries] == [("train", "cat"), ("train", "dog")] * 2 + [
+        ("test", "cat"),
+        ("test", "dog"),
+    ]
+    assert entries[0].fetch().size == (8, 8)
+    assert entries[0].questions == ((NAME, "cat"),)  # a label is something to ask about
+
+    def offline(**_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(datasets, "CIFAR10", offline)
+    with pytest.raises(ValueError, match=r"cifar10 could not be downloaded.*no route to host.*needs internet once"):
+        read("cifar10", 0, 0, tmp_path)
+
+
+def test_every_named_data_set_is_torchvisions():
+    from torchvision import datasets
+
+    assert all(hasattr(datasets, kind) for kind, _ in DATASETS.values())
+
+
+def _png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
