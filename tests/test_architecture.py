@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,23 @@ def test_imports_point_down():
     lint = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_no_imports_form_a_circle():
+    """Nor do those under TYPE_CHECKING."""
+    paths = list((ROOT / "components").rglob("*.py"))
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    imports: dict[str, set[str]] = {}
+    for module, path in files.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                    names.add(name if name in files else str(node.module))
+        imports[module] = names & set(files) - {module}
+    TopologicalSorter(imports).prepare()  # raises CycleError, with the modules of a circle
 
 
 def test_components_import_with_prefect_dvc_and_for_training_pandera_and_polars_blocked():

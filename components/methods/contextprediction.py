@@ -21,9 +21,9 @@ from components.config import Fraction, FractionRange
 from components.data.augment import View
 from components.data.fields import Draws
 from components.methods.method import Batch, Method, MethodConfig
-from components.models.backbone import Backbone
+from components.models.backbone import Backbone, require_fit
 from components.models.norm import BatchNorm1d
-from components.models.patches import RMS, SIDE, cut, require_fit, resamplers, without_aberration
+from components.models.patches import RMS, SIDE, cut, resamplers, without_aberration
 from components.training.optim import SGD, Constant, Optimizer
 
 PATCHES, EACH = SIDE * SIDE, 6  # draws of a patch: top, left, resampled, how far, channel, noise

@@ -24,9 +24,9 @@ from components.config import Fraction, FractionRange
 from components.data.augment import View
 from components.data.fields import Draws
 from components.methods.method import Batch, Method, MethodConfig
-from components.models.backbone import Backbone
+from components.models.backbone import Backbone, require_fit
 from components.models.norm import BatchNorm1d
-from components.models.patches import SIDE, cut, require_fit, standardized
+from components.models.patches import SIDE, cut, standardized
 from components.training.optim import SGD, Optimizer, Steps
 
 TILES = SIDE * SIDE

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from components.config import parse
 from components.models.interface import Backbone, BackboneConfig, ResNetBackbone, ViTBackbone
+from components.models.patches import SIDE
 from components.models.resnet import ResNet
 from components.models.vit import ViT
 
@@ -20,6 +21,7 @@ __all__ = [
     "build",
     "load",
     "patches_of",
+    "require_fit",
 ]
 
 
@@ -28,6 +30,16 @@ def patches_of(backbone: Backbone, method: str) -> ViT:
     if not isinstance(backbone, ViT):
         raise ValueError(f"{method} needs patches, and {backbone.config.kind} has none; try backbone.kind: vit")
     return backbone
+
+
+def require_fit(backbone: Backbone, name: str, size: int) -> None:
+    """Raises ValueError unless squares of `size` pixels suit the backbone, to train it and to judge it."""
+    step, limit = int(getattr(backbone.config, "patch_size", 1)), backbone.config.image_size
+    if size % step or size > limit:
+        raise ValueError(
+            f"{name} is {size} pixels; allowed: multiples of the backbone's patch_size {step} up to its image_size "
+            f"{limit}; try {max(step, limit // SIDE // step * step)}"
+        )
 
 
 def build(config: ViTBackbone | ResNetBackbone) -> Backbone:

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-if TYPE_CHECKING:
-    from components.models.backbone import Backbone
-
 SIDE = 3  # pieces along each side of a grid
 RMS = 50.0  # of a contrast-normalized patch, in units of pixels 0 … 255 (Doersch's train.py)
-
-
-def require_fit(backbone: Backbone, name: str, size: int) -> None:
-    """Raises ValueError unless squares of `size` pixels suit the backbone, to train it and to judge it."""
-    step, limit = int(getattr(backbone.config, "patch_size", 1)), backbone.config.image_size
-    if size % step or size > limit:
-        raise ValueError(
-            f"{name} is {size} pixels; allowed: multiples of the backbone's patch_size {step} up to its image_size "
-            f"{limit}; try {max(step, limit // SIDE // step * step)}"
-        )
 
 
 def cut(pictures: Tensor, corners: Tensor, size: int) -> Tensor:
