@@ -145,7 +145,7 @@ def bf16_speedup() -> float:
 
     Takes a quarter of a second on two cores. Returns 0 where bf16 turns out to be emulated.
     """
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(mode=False), torch.enable_grad():
         full = torch.randn(128, 128)
         half = full.bfloat16()
         plain, emulated = best_seconds(lambda: full @ full, lambda: half @ half)

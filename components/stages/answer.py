@@ -1,4 +1,4 @@
-"""Stage: a model that sees -> its answers about pictures it has not seen, and whether it looked at them at all."""
+"""Stage: a vision-language model -> its answers about test photos, and how much they depend on the photo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import Field
 
 from components.config import Seed, Strict, read, write
-from components.connector.answering import answers, load_vlm
+from components.connector.answering import generate_answers, load_vlm
 from components.connector.collate import Collator
 from components.connector.objective import Connector
 from components.connector.scoring import blind_answers, bootstrap, derangement, normalized
@@ -34,67 +34,72 @@ class AnswerConfig(Strict):
 
 
 def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Write answers.jsonl, metrics.json and config.json to `out`; the metrics.
+    """Writes answers.jsonl, metrics.json and config.json to `out`. Returns the metrics.
 
-    Without a model (nothing to learn from) or without questions about test pictures metrics.json says so.
+    If connect was skipped, or the test photos have no questions, metrics.json says why there are no answers.
     """
     photos = Photos(data)
-    asked = chosen(photos, config)
-    before = model / "metrics.json"
-    skipped = json.loads(before.read_text(encoding="utf-8")).get("skipped") if before.is_file() else None
-    if not skipped and not len(asked):
-        skipped = "the test pictures have no questions, labels or captions"
+    questions = select_questions(photos, config)
+    connect_metrics = model / "metrics.json"
+    skipped = (
+        json.loads(connect_metrics.read_text(encoding="utf-8")).get("skipped") if connect_metrics.is_file() else None
+    )
+    if not skipped and not len(questions):
+        skipped = "the test photos have no questions, labels or captions"
     if skipped:
-        return _finish(config, out, [], {"skipped": skipped})
+        return _write(config, out, [], {"skipped": skipped})
     vlm, processor = load_vlm(model / "model")
     vlm.to(accelerator().device)
-    said: list[str] = []
-    right, shuffled = np.empty(len(asked)), np.empty(len(asked))
+    answers: list[str] = []
+    right, shuffled = np.empty(len(questions)), np.empty(len(questions))
     objective = Connector(vlm, processor).to(vlm.device)
-    rows = asked["row"].to_numpy()
-    other = derangement(rows, config.seed) if asked["row"].n_unique() > 1 else None
-    for place in _batches(len(asked), config.batch_size):
-        part = asked[place]
-        pictures = [Image.fromarray(photos[row].permute(1, 2, 0).numpy()) for row in part["row"]]
-        said += answers(vlm, processor, pictures, part["question"].to_list(), config.max_new_tokens)
-        right[place] = losses(objective, photos, processor, part, rows[place])
+    rows = questions["row"].to_numpy()
+    other = derangement(rows, config.seed) if questions["row"].n_unique() > 1 else None
+    for place in _batches(len(questions), config.batch_size):
+        part = questions[place]
+        images = [Image.fromarray(photos[row].permute(1, 2, 0).numpy()) for row in part["row"]]
+        answers += generate_answers(vlm, processor, images, part["question"].to_list(), config.max_new_tokens)
+        right[place] = answer_losses(objective, photos, processor, part, rows[place])
         if other is not None:
-            shuffled[place] = losses(objective, photos, processor, part, other[place])
-    lines = asked.with_columns(answer=pl.Series(said, dtype=pl.String)).with_columns(
+            shuffled[place] = answer_losses(objective, photos, processor, part, other[place])
+    lines = questions.with_columns(answer=pl.Series(answers, dtype=pl.String)).with_columns(
         correct=pl.struct("answer", "expected").map_elements(_correct, return_dtype=pl.Boolean)
     )
-    metrics = {**exactness(lines, photos.questions("train"), config.seed), "loss_right": float(right.mean())}
+    metrics = {**score_answers(lines, photos.questions("train"), config.seed), "loss_right": float(right.mean())}
     if other is not None:
         low, high = bootstrap(shuffled - right, rows, config.seed)
         gap = float((shuffled - right).mean())
         metrics |= {"loss_shuffled": float(shuffled.mean()), "gap": {"value": gap, "low": low, "high": high}}
-    return _finish(config, out, lines.sort("row", maintain_order=True).to_dicts(), metrics)
+    return _write(config, out, lines.sort("row", maintain_order=True).to_dicts(), metrics)
 
 
-def chosen(photos: Photos, config: AnswerConfig) -> pl.DataFrame:
-    """row, path, label, question, expected: what is asked about some test pictures, questions of a kind together."""
-    asked = photos.questions("test").rename({"answer": "expected"})
-    rows = np.random.default_rng(config.seed).permutation(asked["row"].unique(maintain_order=True).to_numpy())
-    told = photos.manifest.with_row_index("row").select(pl.col("row").cast(pl.Int64), "path", "label")
-    kept = asked.filter(pl.col("row").is_in(rows[: config.pictures].tolist())).join(told, on="row", how="left")
-    kind = pl.struct(pl.col("expected").str.len_chars() // 16, pl.col("question").str.len_chars())  # little to pad
-    return kept.sort(kind, "question", "row").select("row", "path", "label", "question", "expected")
+def select_questions(photos: Photos, config: AnswerConfig) -> pl.DataFrame:
+    """Returns row, path, label, question and expected answer for some test photos, similar lengths together."""
+    questions = photos.questions("test").rename({"answer": "expected"})
+    rows = np.random.default_rng(config.seed).permutation(questions["row"].unique(maintain_order=True).to_numpy())
+    details = photos.manifest.with_row_index("row").select(pl.col("row").cast(pl.Int64), "path", "label")
+    selected = questions.filter(pl.col("row").is_in(rows[: config.pictures].tolist()))
+    selected = selected.join(details, on="row", how="left")
+    length = pl.struct(pl.col("expected").str.len_chars() // 16, pl.col("question").str.len_chars())  # less padding
+    return selected.sort(length, "question", "row").select("row", "path", "label", "question", "expected")
 
 
 @torch.inference_mode()
-def losses(objective: Connector, photos: Photos, processor: Any, asked: pl.DataFrame, rows: np.ndarray) -> np.ndarray:
-    """Loss of each expected answer when the picture of `rows` is shown, float [len(asked)]."""
-    vlm = objective.whole[0]
-    batch = Collator(processor, 512)(asked["question"], asked["expected"])
+def answer_losses(
+    objective: Connector, photos: Photos, processor: Any, questions: pl.DataFrame, rows: np.ndarray
+) -> np.ndarray:
+    """Returns the loss of each expected answer with the photos at `rows` as input, float64 [len(questions)]."""
+    vlm = objective.vlms[0]
+    batch = Collator(processor, 512)(questions["question"], questions["expected"])
     batch["pixels"] = photos.squares(rows, vlm.config.vision_config.image_size)
-    found = objective.losses({name: value.to(vlm.device) for name, value in batch.items()})
-    return found.double().cpu().numpy()
+    losses = objective.losses({name: value.to(vlm.device) for name, value in batch.items()})
+    return losses.double().cpu().numpy()
 
 
-def exactness(lines: pl.DataFrame, training: pl.DataFrame, seed: int) -> dict[str, Any]:
-    """Exact match over all but captions (none is the one right answer) and by question, beside a guess without eyes.
+def score_answers(lines: pl.DataFrame, training: pl.DataFrame, seed: int) -> dict[str, Any]:
+    """Returns exact match and the blind guess, over all questions except for captions, and by question.
 
-    Intervals are over pictures, for the questions of one are answered right or wrong together.
+    Captions have no single right answer. Intervals are over photos, as answers about one photo are not independent.
     """
     blind = blind_answers(training.select("question", "answer").iter_rows())
     pairs = lines.select("question", "expected").iter_rows()
@@ -102,16 +107,16 @@ def exactness(lines: pl.DataFrame, training: pl.DataFrame, seed: int) -> dict[st
     lines = lines.with_columns(blind=pl.Series(guesses, dtype=pl.Boolean))
     short = lines.filter(pl.col("question") != DESCRIBE)
     by_question = lines.group_by("question").agg(asked=pl.len(), exact_match=pl.mean("correct"), blind=pl.mean("blind"))
-    found: dict[str, Any] = {"pictures": lines["row"].n_unique(), "questions": len(lines)}
+    metrics: dict[str, Any] = {"pictures": lines["row"].n_unique(), "questions": len(lines)}
     if len(short):
-        for name, kind in (("exact_match", "correct"), ("blind", "blind")):
-            right = short[kind].to_numpy().astype(float)
-            pictures = short["row"].to_numpy()
-            low, high = bootstrap(right, pictures, seed)
-            if low == high:  # all are alike, of which drawing makes certainty
-                low, high = wilson(round(right.mean() * found["pictures"]), found["pictures"])
-            found[name] = {"value": float(right.mean()), "low": low, "high": high, "of": len(short)}
-    return {**found, "per_question": {line.pop("question"): line for line in by_question.sort("question").to_dicts()}}
+        for name, column in (("exact_match", "correct"), ("blind", "blind")):
+            right = short[column].to_numpy().astype(float)
+            images = short["row"].to_numpy()
+            low, high = bootstrap(right, images, seed)
+            if low == high:  # all values are equal, so resampling them gives no width
+                low, high = wilson(round(right.mean() * metrics["pictures"]), metrics["pictures"])
+            metrics[name] = {"value": float(right.mean()), "low": low, "high": high, "of": len(short)}
+    return {**metrics, "per_question": {line.pop("question"): line for line in by_question.sort("question").to_dicts()}}
 
 
 def _correct(pair: dict[str, str]) -> bool:
@@ -122,7 +127,7 @@ def _batches(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _finish(config: AnswerConfig, out: Path, lines: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str, Any]:
+def _write(config: AnswerConfig, out: Path, lines: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str, Any]:
     write(config, out / "config.json")
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (out / "answers.jsonl").write_text(text, encoding="utf-8")
@@ -135,10 +140,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder written by connect")
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    args = parser.parse_args()
     keep_memory()
     try:
-        metrics = answer(read("answer", AnswerConfig), given.model, given.data, given.out)
+        metrics = answer(read("answer", AnswerConfig), args.model, args.data, args.out)
     except ValueError as error:
         parser.exit(2, f"answer: {error}\n")
     for name, value in metrics.items():

@@ -1,4 +1,4 @@
-"""Stage: a backbone and a language model -> a model that answers questions about pictures."""
+"""Stage: a backbone and a language model -> a model that answers questions about photos."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 
-UNSCALED = 256  # the batch size for which optim.build takes rates: LLaVA and nanoVLM state theirs as they are
-LAST = 5  # lines of the log that make the final training loss: one batch alone is noise
-INTRODUCED = 2048  # pictures that the projector starts from
-LOOKED_AT = 32  # val questions for the last look at what was learned
+REFERENCE_BATCH = 256  # optim.build scales rates from it; passed as the batch size, it leaves lr as configured
+LOSS_LINES = 5  # last lines of the log whose mean is the final training loss
+WARM_START_PHOTOS = 2048
+VALIDATION_QUESTIONS = 32
 
 
 class ConnectConfig(Strict):
-    """Only the projector is trained, so at ten times LLaVA's rate for that stage (1e-3, https://arxiv.org/abs/2310.03744).
+    """Only the projector is trained, at ten times LLaVA's rate for that stage (1e-3, https://arxiv.org/abs/2310.03744).
 
-    optimizer.lr: as it is, whatever the batch size.
+    optimizer.lr does not depend on the batch size.
     """
 
     method: str  # whose backbone; dvc.yaml reads it
@@ -45,12 +45,12 @@ class ConnectConfig(Strict):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     seed: Seed = 0
-    answer_tokens: int = Field(64, ge=2)  # what is longer is cut
+    answer_tokens: int = Field(64, ge=2)  # longer answers are cut
     optimizer: optim.AdamW = optim.AdamW(lr=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.2))
 
 
 def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Train the projector on the questions of the train split; write the stock model to out/model. The metrics.
+    """Trains the projector on the questions of the train split, writes the stock model to out/model; returns metrics.
 
     A backbone that is no ViT, or photos without questions, give no model: then metrics.json says why.
     """
@@ -60,7 +60,7 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     if reason is None and not len(questions):
         reason = "there are no questions, labels or captions to learn from"
     if reason:
-        return _finish(config, out, {"skipped": reason})
+        return _write(config, out, {"skipped": reason})
     acc = accelerator()
     if config.batch_size % acc.num_processes:
         raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {acc.num_processes} processes")
@@ -71,8 +71,8 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     collator = Collator(processor, config.answer_tokens)
     size = vlm.config.vision_config.image_size
     load = loader(photos, questions, collator, size, config, (acc.process_index, acc.num_processes))
-    warm_start(vlm, introductions(objective, photos, questions, collator, size))
-    optimizer = optim.build(objective, config.optimizer, UNSCALED)
+    warm_start(vlm, warm_start_batches(objective, photos, questions, collator, size))
+    optimizer = optim.build(objective, config.optimizer, REFERENCE_BATCH)
     files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
     state = scratch("connect", config.model_dump(mode="json"), *[digest(file) for file in files])
     run = Run("connect", config.steps, config.batch_size, state / "log.jsonl", state, config.seed)
@@ -80,73 +80,81 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     metrics: dict[str, Any] = {}
     if acc.is_main_process:
         log = run.log.read_text(encoding="utf-8")
-        last = [json.loads(line)["loss"] for line in log.splitlines()[-LAST:]]
-        metrics = {"loss": float(np.mean(last)), **last_look(objective, photos, collator, size)}
+        losses = [json.loads(line)["loss"] for line in log.splitlines()[-LOSS_LINES:]]
+        metrics = {"loss": float(np.mean(losses)), **validation_gap(objective, photos, collator, size)}
         vlm.save_pretrained(out / "model")
         make_readable(out / "model")
         processor.save_pretrained(out / "model")
         (out / "log.jsonl").write_text(log, encoding="utf-8")
-        _finish(config, out, metrics)
+        _write(config, out, metrics)
         clear(state)
     acc.end_training()
     return metrics
 
 
-def introductions(
-    objective: Connector, photos: Photos, asked: Any, collator: Collator, size: int
+def warm_start_batches(
+    objective: Connector, photos: Photos, questions: Any, collator: Collator, size: int
 ) -> Iterator[tuple[Tensor, list[list[int]]]]:
-    """Some training pictures, normalized, and for each of them the tokens of everything that is said about it."""
-    said: dict[int, list[int]] = {}
-    for row, answer in asked.select("row", "answer").iter_rows():
-        if row in said or len(said) < INTRODUCED:
-            said.setdefault(row, []).extend(collator.suffix(answer)[:-1])
-    rows = np.array([row for row, tokens in said.items() if tokens])
+    """Yields normalized pixels of some training photos, and for each of them the tokens of all its answers."""
+    tokens: dict[int, list[int]] = {}
+    for row, answer in questions.select("row", "answer").iter_rows():
+        if row in tokens or len(tokens) < WARM_START_PHOTOS:
+            tokens.setdefault(row, []).extend(collator.suffix(answer)[:-1])
+    rows = np.array([row for row, ids in tokens.items() if ids])
     for part in np.array_split(rows, max(1, len(rows) // 64)):
         pixels = photos.squares(part, size).to(objective.mean.device)
-        yield (pixels - objective.mean) / objective.std, [said[row] for row in part.tolist()]
+        yield (pixels - objective.mean) / objective.std, [tokens[row] for row in part.tolist()]
 
 
 def loader(
-    photos: Photos, asked: Any, collator: Collator, size: int, config: ConnectConfig, place: tuple[int, int]
+    photos: Photos, questions: Any, collator: Collator, size: int, config: ConnectConfig, place: tuple[int, int]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """step -> the batch of this process, a pure function of seed and step. place: (rank, number of processes)."""
-    rows, questions, answers = (asked[name].to_numpy() for name in ("row", "question", "answer"))
-    lengths = collator.lengths(questions.tolist(), answers.tolist())
-    per_epoch, (rank, world) = len(asked) // config.batch_size, place
+    """Returns a function from step to the batch of this process; it depends on seed and step only.
+
+    place: (rank, number of processes).
+    """
+    rows, texts, answers = (questions[name].to_numpy() for name in ("row", "question", "answer"))
+    lengths = collator.lengths(texts.tolist(), answers.tolist())
+    per_epoch, (rank, world) = len(questions) // config.batch_size, place
 
     @cache
     def epoch(number: int) -> np.ndarray:
         return epoch_batches(lengths, config.batch_size, config.seed, number)
 
     def load(step: int) -> dict[str, Tensor]:
-        chosen = epoch(step // per_epoch)[step % per_epoch][rank::world]
-        batch = collator(questions[chosen].tolist(), answers[chosen].tolist())
-        return {**batch, "pixels": photos.squares(rows[chosen], size)}
+        places = epoch(step // per_epoch)[step % per_epoch][rank::world]
+        batch = collator(texts[places].tolist(), answers[places].tolist())
+        return {**batch, "pixels": photos.squares(rows[places], size)}
 
     return load
 
 
 @torch.no_grad()
-def last_look(objective: Connector, photos: Photos, collator: Collator, size: int) -> dict[str, float | None]:
-    """Loss on some val questions with the right picture and with another one; equal for a model that is blind."""
-    asked = photos.questions("val")
-    asked = asked.sample(min(LOOKED_AT, len(asked)), seed=0, shuffle=True)
-    if asked["row"].n_unique() < 2:
+def validation_gap(objective: Connector, photos: Photos, collator: Collator, size: int) -> dict[str, float | None]:
+    """Returns val_loss, on some val questions, and val_gap, by how much it rises with another photo's pixels.
+
+    A model that ignores the image has a gap of zero. Both are None if there are fewer than two photos.
+    """
+    questions = photos.questions("val")
+    questions = questions.sample(min(VALIDATION_QUESTIONS, len(questions)), seed=0, shuffle=True)
+    if questions["row"].n_unique() < 2:
         return {"val_loss": None, "val_gap": None}
-    other = derangement(asked["row"].to_numpy(), seed=0)
+    other = derangement(questions["row"].to_numpy(), seed=0)
     objective.eval()
     sums = np.zeros(2)
-    for part, wrong in zip(asked.iter_slices(16), np.array_split(other, range(16, len(other), 16)), strict=True):
+    for part, other_rows in zip(
+        questions.iter_slices(16), np.array_split(other, range(16, len(other), 16)), strict=True
+    ):
         batch = collator(part["question"], part["answer"])
-        for index, rows in enumerate((part["row"].to_numpy(), wrong)):
-            moved = {**batch, "pixels": photos.squares(rows, size)}
-            moved = {name: value.to(objective.mean.device) for name, value in moved.items()}
-            sums[index] += objective.losses(moved).sum().item()
-    right, shuffled = sums / len(asked)
+        for index, rows in enumerate((part["row"].to_numpy(), other_rows)):
+            inputs = {**batch, "pixels": photos.squares(rows, size)}
+            inputs = {name: value.to(objective.mean.device) for name, value in inputs.items()}
+            sums[index] += objective.losses(inputs).sum().item()
+    right, shuffled = sums / len(questions)
     return {"val_loss": float(right), "val_gap": float(shuffled - right)}
 
 
-def _finish(config: ConnectConfig, out: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+def _write(config: ConnectConfig, out: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     write(config, out / "config.json")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
@@ -157,17 +165,17 @@ def main() -> None:
     parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    args = parser.parse_args()
     keep_memory()
     try:
         config = read("connect", ConnectConfig)
         distributed.relaunch("components.stages.connect")
-        metrics = connect(config, given.backbone, given.data, given.out)
+        metrics = connect(config, args.backbone, args.data, args.out)
     except (ValueError, FloatingPointError, MemoryError) as error:
         parser.exit(2, f"connect: {error}\n")
-    if metrics:  # the first process alone has them
-        shown = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in metrics.items()}
-        print("connect: " + ", ".join(f"{name}: {value}" for name, value in shown.items()))
+    if metrics:  # only the first process has them
+        words = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in metrics.items()}
+        print("connect: " + ", ".join(f"{name}: {value}" for name, value in words.items()))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from components.connector.answering import answers, load_vlm
+from components.connector.answering import generate_answers, load_vlm
 from tests import stock_process
 from tests.connector import stock_answers, tiny
 
@@ -41,7 +41,7 @@ def stock(request: pytest.FixtureRequest, folder: Path) -> tuple[dict[str, list[
 def test_stock_code_gives_the_same_answers_in_batches(folder: Path, stock: Any) -> None:
     """The questions differ in length: padded on the right, a batch gave other answers (and worse ones)."""
     photos = [Image.open(folder / f"{number}.png") for number in range(len(QUESTIONS))]
-    expected = answers(*load_vlm(folder / "model"), photos, QUESTIONS, stock_answers.TOKENS)
+    expected = generate_answers(*load_vlm(folder / "model"), photos, QUESTIONS, stock_answers.TOKENS)
     assert len(set(expected)) == len(QUESTIONS)
     for way, actual in stock[0].items():
         assert actual == expected, way
@@ -60,8 +60,8 @@ def test_every_setting_survives_saving(tmp_path: Path, stock: Any) -> None:
 def test_answers_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     model, processor = tiny.vlm(tmp_path)
     photos = [Image.effect_noise((20, 20 + n), 90).convert("RGB") for n in range(3)]
-    batch = answers(model, processor, photos, QUESTIONS[:3], 6)
-    single = [answers(model, processor, [p], [q], 6)[0] for p, q in zip(photos, QUESTIONS[:3], strict=True)]
+    batch = generate_answers(model, processor, photos, QUESTIONS[:3], 6)
+    single = [generate_answers(model, processor, [p], [q], 6)[0] for p, q in zip(photos, QUESTIONS[:3], strict=True)]
     assert batch == single
 
 

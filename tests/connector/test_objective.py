@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from components.connector.answering import answers
+from components.connector.answering import generate_answers
 from components.connector.collate import IGNORE, Collator
 from components.connector.objective import Connector
 from components.machine import PRECISION
@@ -86,7 +86,7 @@ def test_sixteen_pairs_are_learned_by_heart_and_said_again(tmp_path: Path) -> No
     loss = train(objective, learning, batch, steps=150, lr=3e-3)[-1]
     assert loss < 0.02
     pictures = [Image.fromarray(square.permute(1, 2, 0).numpy()) for square in batch["pixels"]]
-    assert answers(model, processor, pictures, [tiny.SIDE] * 16, 4) == words
+    assert generate_answers(model, processor, pictures, [tiny.SIDE] * 16, 4) == words
     shuffled = objective.losses({**batch, "pixels": batch["pixels"].roll(1, 0)}).mean()
     assert shuffled > loss + 1  # and it looks at the pictures
 
@@ -109,7 +109,7 @@ def test_in_bf16_what_is_frozen_is_held_in_bf16_and_saved_as_it_was(
     model, processor = tiny.vlm(tmp_path, tied=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     objective = Connector(model, processor)
-    held = objective.whole[1]
+    held = objective.vlms[1]
     names = {name for name, weight in held.named_parameters() if weight.dtype == torch.bfloat16}
     assert "model.language_model.layers.0.mlp.up_proj.weight" in names
     assert "lm_head.weight" in names

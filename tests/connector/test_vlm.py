@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 from transformers.models.paligemma.processing_paligemma import EXTRA_TOKENS
 
-from components.connector.answering import answers, load_vlm
+from components.connector.answering import generate_answers, load_vlm
 from components.connector.collate import Collator
 from components.connector.llm import TYPES
 from components.connector.objective import Connector
@@ -164,7 +164,7 @@ def test_T6_the_processors_labels_are_nobodys_loss(llama: tuple[Any, Any]) -> No
     picture = Image.new("RGB", (16, 16))
     stock = processor(images=[[picture]], text=["<image>" + tiny.SIDE], return_tensors="pt")
     assert (stock["labels"] == -100).all()
-    assert len(answers(model, processor, [picture], [tiny.SIDE], 4)) == 1
+    assert len(generate_answers(model, processor, [picture], [tiny.SIDE], 4)) == 1
     batch = {**Collator(processor, 8)([tiny.SIDE], ["no"]), "pixels": torch.zeros(1, 3, 16, 16, dtype=torch.uint8)}
     assert Connector(model, processor)(batch)["loss"].isfinite()
 
@@ -199,7 +199,7 @@ def test_T8_only_the_projector_learns(pair: tuple[Any, Any]) -> None:
     objective = Connector(model, processor)
     assert {name for name, _ in objective.named_parameters()} == {"projector.linear.weight", "projector.linear.bias"}
     assert set(objective.state_dict()) == {"projector.linear.weight", "projector.linear.bias"}
-    assert not objective.train().whole[0].training  # dropout of what is frozen stays off
+    assert not objective.train().vlms[0].training  # dropout of what is frozen stays off
 
 
 def test_T9_the_projector_starts_small_but_not_at_zero(tmp_path: Path) -> None:
@@ -236,7 +236,9 @@ def test_saved_and_loaded_it_says_the_same(pair: tuple[Any, Any], tmp_path: Path
     batch = inputs(processor, *PAIRS)
     assert torch.equal(logits(again, batch), logits(model, batch))
     picture = Image.new("RGB", (40, 20), "green")
-    assert answers(again, reader, [picture], [tiny.SIDE], 6) == answers(model, processor, [picture], [tiny.SIDE], 6)
+    assert generate_answers(again, reader, [picture], [tiny.SIDE], 6) == generate_answers(
+        model, processor, [picture], [tiny.SIDE], 6
+    )
     assert "/" not in json.loads((tmp_path / "config.json").read_text())["vision_config"].get("_name_or_path", "")
     assert not list(tmp_path.glob("*.bin"))
 
@@ -262,7 +264,7 @@ def test_the_tower_sees_what_the_backbone_saw(tmp_path: Path) -> None:
 def test_a_photo_of_any_size_and_mode_can_be_asked_about(llama: tuple[Any, Any]) -> None:
     model, processor = llama
     photos = [Image.new("RGB", (640, 480), "red"), Image.new("L", (20, 300)), Image.new("RGBA", (33, 17))]
-    assert len(answers(model, processor, photos, [tiny.SIDE, tiny.COLOR, "?"], 4)) == 3
+    assert len(generate_answers(model, processor, photos, [tiny.SIDE, tiny.COLOR, "?"], 4)) == 3
 
 
 def test_a_resnet_cannot_be_the_tower(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from components.connector.answering import load_vlm
 from components.data.entries import DESCRIBE
 from components.data.photos import Photos
 from components.evaluation.statistics import wilson
-from components.stages.answer import AnswerConfig, answer, chosen, exactness
+from components.stages.answer import AnswerConfig, answer, score_answers, select_questions
 from components.stages.connect import ConnectConfig, connect
 from components.training import optim
 from tests.connector import tiny
@@ -95,7 +95,7 @@ def test_a_blind_model_has_no_gap_and_is_no_better_than_a_guess(world: Path, tmp
 def test_the_pictures_are_the_same_each_time_and_others_with_another_seed(world: Path) -> None:
     photos = Photos(world / "prepare")
     first, again, other = (
-        set(chosen(photos, AnswerConfig(pictures=4, seed=seed))["row"].to_list()) for seed in (0, 0, 1)
+        set(select_questions(photos, AnswerConfig(pictures=4, seed=seed))["row"].to_list()) for seed in (0, 0, 1)
     )
     assert first == again != other
     assert len(first) == 4
@@ -105,7 +105,7 @@ def test_the_blind_guess_is_scored_on_the_same_questions() -> None:
     lines = pl.DataFrame({"row": [0, 1, 2], "question": ["color?"] * 3, "expected": ["a red", "Red", "blue"]})
     lines = lines.with_columns(answer=pl.lit("blue"), correct=pl.Series([False, False, True]))
     training = pl.DataFrame({"row": [9, 9], "question": ["color?", "color?"], "answer": ["red", "red"]})
-    found = exactness(lines, training, seed=0)
+    found = score_answers(lines, training, seed=0)
     assert found["blind"]["value"] == pytest.approx(2 / 3)
     assert found["exact_match"]["value"] == pytest.approx(1 / 3)
     assert (found["exact_match"]["low"], found["exact_match"]["high"]) == (0.0, 1.0)  # of three pictures
@@ -114,7 +114,7 @@ def test_the_blind_guess_is_scored_on_the_same_questions() -> None:
 
 def test_answers_that_are_all_wrong_leave_room_for_doubt() -> None:
     rows = [{"row": row, "question": "color?", "expected": "red", "correct": False} for row in (0, 0, 1, 2)]
-    found = exactness(pl.DataFrame(rows), pl.DataFrame({"question": ["color?"], "answer": ["blue"]}), seed=0)
+    found = score_answers(pl.DataFrame(rows), pl.DataFrame({"question": ["color?"], "answer": ["blue"]}), seed=0)
     assert found["exact_match"]["low"] == 0
     assert found["exact_match"]["high"] == wilson(0, 3)[1] > 0.5
 
