@@ -143,6 +143,6 @@ def crop_boxes(shapes: Tensor, view: View, draws: Tensor) -> Tensor:
     any_fits = fits.any(1, keepdim=True)
     h = torch.where(any_fits, h.gather(1, first), whole_h)
     w = torch.where(any_fits, w.gather(1, first), whole_w)
-    top = torch.where(any_fits, (top_draw * (height - h + 1)).floor(), ((height - h) / 2).round())
-    left = torch.where(any_fits, (left_draw * (width - w + 1)).floor(), ((width - w) / 2).round())
+    top = torch.where(any_fits, (top_draw * (height - h + 1)).floor(), ((height - h) / 2).floor())
+    left = torch.where(any_fits, (left_draw * (width - w + 1)).floor(), ((width - w) / 2).floor())
     return torch.cat([top, left, h, w], 1).long()

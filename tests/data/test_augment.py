@@ -89,9 +89,12 @@ def ks_distance(a, b):
     return max(abs(float((a <= x).double().mean() - (b <= x).double().mean())) for x in places)
 
 
-def test_a_crop_that_never_fits_is_the_largest_in_the_middle():
-    box = crop_boxes(torch.tensor([[10, 100]]), View(8, crop=(1.0, 1.0)), torch.full((1, 22), 0.5, dtype=torch.float64))
-    assert box.tolist() == [[0, 44, 10, 13]]  # as torchvision: height 10, width round(10 · 4/3), centered
+@pytest.mark.parametrize("shape", [(10, 100), (100, 10), (10, 101), (101, 10)])
+def test_a_crop_that_never_fits_is_torchvisions_largest_centered_box(shape):
+    draws = torch.full((1, CROP_DRAWS), 0.5, dtype=torch.float64)
+    box = crop_boxes(torch.tensor([shape]), View(8, crop=(1.0, 1.0)), draws)
+    expected = v2.RandomResizedCrop(8, scale=(1.0, 1.0)).make_params([torch.zeros(3, *shape)])
+    assert box[0].tolist() == [expected[name] for name in ("top", "left", "height", "width")]
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.13, 0.0, 0.1, 0.4])
