@@ -30,7 +30,7 @@ TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-FILE_STEPS = ("_open", "_decode", "to_rgb")  # functions in which Pillow raises FILE_ERRORS for damaged files
+FILE_STEPS = ("_open", "_decode", "to_rgb")  # functions in which Pillow raises errors for damaged files
 FILE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 PILLOW, OURS = Path(PIL.__file__).parent, Path(__file__).parents[1]
 
@@ -92,7 +92,8 @@ def pillow_limit(max_pixels: int) -> Iterator[None]:
 def reject_errors(read: Callable[[], T]) -> T | Rejected:
     """Returns what `read` returns, or the rejection of that photo: no exception of one photo stops the others.
 
-    FILE_ERRORS that Pillow raises in FILE_STEPS mean a damaged file. All else may be a bug: its kind is "unexpected".
+    FILE_ERRORS that Pillow raises in FILE_STEPS mean a damaged file, and so does any error in Pillow's reader of a
+    format, which gets nothing but the file. All else may be a bug: its kind is "unexpected".
     """
     try:
         return read()
@@ -105,7 +106,8 @@ def reject_errors(read: Callable[[], T]) -> T | Rejected:
         file, name, line = frames[-1]
         step = next(name for file, name, _ in reversed(frames) if OURS in file.parents)
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        if isinstance(error, FILE_ERRORS) and PILLOW in file.parents and step in FILE_STEPS:
+        in_reader = any(file.name.endswith("ImagePlugin.py") for file, _, _ in frames)
+        if step in FILE_STEPS and PILLOW in file.parents and (in_reader or isinstance(error, FILE_ERRORS)):
             return Rejected("broken", f"cannot be decoded: {message}")
         return Rejected("unexpected", f"{message} (in {file.name}, line {line}, {name})")
 

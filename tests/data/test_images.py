@@ -30,6 +30,10 @@ def decode(content: bytes, size: int = 64, rules: Rules = RULES) -> DecodedImage
     return reject_errors(lambda: read(content, size, rules))
 
 
+def _without_width(tiff: bytes) -> bytes:
+    return re.sub(rb"\x00\x01([\x03\x04]\x00\x01\x00\x00\x00)", b"\x00\x99\\1", tiff, count=1)
+
+
 @pytest.fixture(scope="module")
 def corners() -> Image.Image:
     """96 × 64, each quarter in a color of its own."""
@@ -122,6 +126,8 @@ def test_odd_modes_become_rgb(corners):
             "bomb",
             "22500 pixels.* limit of 10000 pixels, prepare.max_pixels",
         ),
+        (_without_width(encode(Image.new("L", (9, 9)), "TIFF")), "broken", "TypeError: Missing dimensions"),
+        (encode(Image.new("RGB", (9, 9)), "AVIF").replace(b"iloc", b"xloc"), "broken", "RuntimeError: Failed to "),
         (encode(Image.new("RGB", (9, 3)), "PNG"), "small", "9 x 3 pixels, below prepare.min_side 4"),
         (encode(Image.new("RGB", (99, 5)), "PNG"), "aspect", "99 x 5 pixels, above prepare.max_aspect 10"),
         (encode(Image.new("F", (9, 9)), "TIFF"), "range", "float pixels: no known range"),
