@@ -42,8 +42,9 @@ from components.evaluation.features import center, features
 from components.machine import keep_memory
 from components.methods import METHODS
 from components.models.backbone import load
+from components.source_files import digest
 from components.stages.pretrain import configure, configure_for, pretrain, setup
-from components.stages.scratch import SCRATCH, digest
+from components.stages.scratch import SCRATCH
 from components.training.loop import Stopped, accelerator
 
 VIT_S = {"kind": "vit", "image_size": 224, "patch_size": 16, "width": 384, "depth": 12, "heads": 6}

@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from components.methods import METHODS
-from components.stages.scratch import digest
+from components.source_files import digest
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- measured -->"

@@ -15,7 +15,7 @@ from flows.report import publish
 def targets(methods: list[str]) -> list[str]:
     """The stages in an order in which each finds what it needs. A method is measured as soon as it is trained."""
     trained = [f"{word}@{method}" for method in methods for word in ("pretrain", "evaluate")]
-    return ["prepare", *trained, "adapt", "connect", "answer", "report"]
+    return ["fingerprint", "prepare", *trained, "adapt", "connect", "answer", "report"]
 
 
 @flow

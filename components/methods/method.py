@@ -62,7 +62,12 @@ class Method(Objective, ABC):
 
 
 class Recipe(NamedTuple):
-    """A method, and the settings that one paper or one script gave it."""
+    """A method with the default settings of one paper or script."""
 
     method: Any  # type[Method], called as method(backbone, config)
     config: type[MethodConfig]
+
+    @property
+    def modules(self) -> set[str]:
+        """The names of the modules that define the two."""
+        return {self.method.__module__, self.config.__module__}

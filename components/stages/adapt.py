@@ -20,7 +20,8 @@ from components.evaluation.scoring import cannot_score
 from components.evaluation.statistics import proportion_with_ci
 from components.machine import keep_memory
 from components.models.backbone import load
-from components.stages.scratch import clear, digest, scratch
+from components.source_files import digest
+from components.stages.scratch import clear, scratch
 from components.training import optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run

@@ -23,7 +23,8 @@ from components.connector.vlm import assemble, tower_problem
 from components.connector.warm_start import warm_start
 from components.data.photos import Photos
 from components.machine import keep_memory, make_readable
-from components.stages.scratch import clear, digest, scratch
+from components.source_files import digest
+from components.stages.scratch import clear, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run

@@ -20,7 +20,8 @@ from components.evaluation.health import effective_rank, feature_std
 from components.evaluation.scoring import baselines, cannot_score, score, score_blocks, selection_score
 from components.machine import keep_memory
 from components.models.backbone import ResNetBackbone, ViTBackbone, load
-from components.stages.scratch import digest, scratch
+from components.source_files import digest
+from components.stages.scratch import scratch
 
 
 class EvaluateConfig(Strict):

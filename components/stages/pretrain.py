@@ -31,7 +31,8 @@ from components.data.photos import Photos
 from components.machine import compile_blocks, keep_memory
 from components.methods import METHODS, Method, MethodConfig, auto
 from components.models.backbone import BackboneConfig, ViTBackbone, build
-from components.stages.scratch import clear, digest, scratch
+from components.source_files import digest
+from components.stages.scratch import clear, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
@@ -196,7 +197,8 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     acc = accelerator()
     ready = setup(config, data, acc)
     config, optimizer = ready.config, ready.config.settings.optimizer
-    state = scratch("pretrain", config.model_dump(mode="json"), digest(data / "manifest.parquet"))
+    ingredients = (config.model_dump(mode="json"), digest(data / "manifest.parquet"))
+    state = scratch("pretrain", *ingredients, modules=METHODS[config.method].modules)
     length = {"steps": config.epochs * ready.per_epoch, "per_epoch": ready.per_epoch, "batch_size": config.batch_size}
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
     fit(ready.method, ready.load, ready.optimizer, optimizer, run, acc)

@@ -8,26 +8,26 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+from components.source_files import digests
+
 SCRATCH = "SELFSIGHT_SCRATCH"
-CODE = Path(__file__).parents[1]
 
 
-def scratch(stage: str, *ingredients: object) -> Path:
-    """A folder for `stage`, the same exactly when the code and the ingredients (JSON-serializable) are the same."""
-    files = sorted(CODE.rglob("*.py"))  # half a run by the old loss and half by the new one would be neither
-    told = json.dumps([ingredients, [digest(file) for file in files]], sort_keys=True, default=str)
-    fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
+def scratch(stage: str, *ingredients: object, modules: Iterable[str] = ()) -> Path:
+    """Returns a folder for `stage`: the same one exactly if its code and the ingredients are the same.
+
+    ingredients: JSON-serializable; modules: further modules that the stage runs, such as its method's.
+    """
+    # half a run by the old loss and half by the new one would be neither
+    code = digests(f"components.stages.{stage}", *modules)
+    key = json.dumps([ingredients, code], sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = Path(os.environ.get(SCRATCH, ".scratch")).resolve() / stage / fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def clear(folder: Path) -> None:

@@ -209,8 +209,9 @@ def test_confusion_counts_rows_true_and_columns_said():
 
 
 def test_scratch_is_the_same_for_the_same_run_alone():
-    first = scratch("stage", {"a": 1}, "x")
-    assert first == scratch("stage", {"a": 1}, "x") != scratch("stage", {"a": 2}, "x")
+    first = scratch("adapt", {"a": 1}, "x")
+    assert first == scratch("adapt", {"a": 1}, "x") != scratch("adapt", {"a": 2}, "x")
+    assert first != scratch("adapt", {"a": 1}, "x", modules=METHODS["moco"].modules)
     clear(first)
     assert not first.exists()
 
