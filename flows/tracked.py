@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from components.config import PARAMS, methods, section
+from components.config import PARAMS, methods
 from components.methods import METHODS
 
 NAMES = tuple(METHODS)
@@ -25,12 +25,10 @@ def tracked(path: Path = PARAMS) -> list[str]:
 def track(method: str, log: Callable[[str], object] = print, path: Path = PARAMS) -> None:
     """Have stages for `method`: name it in params.yaml if it is not there yet, change no other byte, and say so.
 
-    Raises ValueError for a name that is not in METHODS, and for one without a section, which DVC would look for.
+    Raises ValueError for a name that is not in METHODS.
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
-    if method not in section("pretrain", path):
-        raise ValueError(f"{path}, section pretrain: it has no {method}; `{method}: {{}}` will do")
     before, text = methods(path), path.read_text(encoding="utf-8")
     if method in before:
         return

@@ -1,5 +1,6 @@
 """The layers, names and dependencies of the project are as the design says."""
 
+import ast
 import re
 import subprocess
 import sys

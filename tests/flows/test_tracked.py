@@ -55,12 +55,11 @@ def test_the_list_at_the_end_of_the_file(tmp_path: Path) -> None:
     assert path.read_text() == f"pretrain: {{{NEW}: }}\nmethods:\n  - a\n  - {NEW}"
 
 
-def test_a_method_without_a_section_is_not_named(tmp_path: Path) -> None:
+def test_a_method_needs_no_section(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("methods: [a]\npretrain: {a: {}}")
-    with pytest.raises(ValueError, match=f"it has no {NEW}; `{NEW}: {{}}` will do"):
-        track(NEW, path=path)
-    assert path.read_text() == "methods: [a]\npretrain: {a: {}}"
+    track(NEW, path=path)
+    assert path.read_text() == f"methods: [a, {NEW}]\npretrain: {{a: {{}}}}"
 
 
 def test_a_broken_file_is_said_in_words(tmp_path: Path) -> None:
