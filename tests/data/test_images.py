@@ -30,8 +30,12 @@ def decode(content: bytes, size: int = 64, rules: Rules = RULES) -> DecodedImage
     return reject_errors(lambda: read(content, size, rules))
 
 
-def _without_width(tiff: bytes) -> bytes:
-    return re.sub(rb"\x00\x01([\x03\x04]\x00\x01\x00\x00\x00)", b"\x00\x99\\1", tiff, count=1)
+def second_page_without_width() -> bytes:
+    """A TIFF of two pages; in the second the tag for the width has another number."""
+    page = Image.new("L", (9, 9))
+    content = encode(page, "TIFF", save_all=True, append_images=[page])
+    *_, width = re.finditer(rb"\x00\x01[\x03\x04]\x00\x01\x00\x00\x00", content)
+    return content[: width.start()] + b"\x00\x99" + content[width.start() + 2 :]
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +130,7 @@ def test_odd_modes_become_rgb(corners):
             "bomb",
             "22500 pixels.* limit of 10000 pixels, prepare.max_pixels",
         ),
-        (_without_width(encode(Image.new("L", (9, 9)), "TIFF")), "broken", "TypeError: Missing dimensions"),
+        (second_page_without_width(), "broken", "TypeError: Missing dimensions"),
         (encode(Image.new("RGB", (9, 9)), "AVIF").replace(b"iloc", b"xloc"), "broken", "RuntimeError: Failed to "),
         (encode(Image.new("RGB", (9, 3)), "PNG"), "small", "9 x 3 pixels, below prepare.min_side 4"),
         (encode(Image.new("RGB", (99, 5)), "PNG"), "aspect", "99 x 5 pixels, above prepare.max_aspect 10"),
