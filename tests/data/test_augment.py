@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from components.data import batched, fused
+from components.data import batched, fused, view_kernels
 from components.data.augment import COLUMNS, CROP_DRAWS, DRAWS_PER_VIEW, ORDERS, Jitter, View, crop_boxes, sample_params
 from components.data.batched import color, shift_hue
 from components.data.fields import Draws, Labels, make_batch
@@ -247,20 +247,20 @@ def test_both_renderers_make_the_same_views(view, alike, tmp_path):
 
 
 def test_what_is_compiled_beforehand_is_what_is_called(tmp_path):
-    fused.ready()
-    before = list(fused._views.signatures)
+    fused.compile_kernels()
+    before = list(view_kernels.render_photos.signatures)
     photos, rows = packed(tmp_path, [draw(0, index).pixels for index in range(4)]), np.arange(4)
     draws = hash_uniform(0, 0, rows, 0, DRAWS_PER_VIEW)
     params = sample_params(EVERYTHING, torch.from_numpy(photos.shapes[rows]), draws)
     fused.render(photos.pixels(rows), params)
-    assert list(fused._views.signatures) == before
+    assert list(view_kernels.render_photos.signatures) == before
 
 
 def test_the_processor_gives_the_same_views_on_any_number_of_threads(tmp_path, monkeypatch):
     photos, rows = packed(tmp_path, [draw(0, index).pixels for index in range(40)]), np.arange(40)
     draws = hash_uniform(0, 0, rows, 0, DRAWS_PER_VIEW)
     params = sample_params(EVERYTHING, torch.from_numpy(photos.shapes[rows]), draws)
-    monkeypatch.setattr(fused, "SHARE", 8)
+    monkeypatch.setattr(fused, "PHOTOS_PER_THREAD", 8)
     made = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -273,10 +273,10 @@ def test_where_nothing_can_be_kept_on_disk_views_are_compiled_all_the_same():
         "from numba.core import caching\n"
         "def refuse(self): raise OSError('read-only')\n"
         "for locator in caching.CacheImpl._locator_classes: locator.ensure_cache_path = refuse\n"
-        "from components.data import fused\n"
+        "from components.data import view_kernels\n"
         "import numpy as np\n"
         "out = np.zeros((3, 2, 2), np.uint8)\n"
-        "fused._write(np.full((3, 2, 2), 7, np.float32), False, out)\n"
+        "view_kernels._write(np.full((3, 2, 2), 7, np.float32), False, out)\n"
         "print(out.sum())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
