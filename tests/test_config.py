@@ -70,7 +70,7 @@ def test_a_backbones_unknown_setting_and_impossible_shape():
         ("simclr", {"crop": [1.0, 0.3]}, "the smaller number comes first"),
         ("dino", {"teacher_temperature": [0, 0.04]}, "greater than 0"),
         ("dino", {"blur": [1, 2, 0]}, "less than or equal to 1"),
-        ("byol", {"looks": {"solarize": [0, 2]}}, "less than or equal to 1"),
+        ("byol", {"views": {"solarize": [0, 2]}}, "less than or equal to 1"),
         ("ibot", {"mask_ratio": [0.5, 5]}, "less than or equal to 1"),
         ("ijepa", {"target_ratio": [0, 1.5]}, "greater than 0"),
         ("moco", {"queue": True}, "queue: cannot be true"),

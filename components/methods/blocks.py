@@ -1,6 +1,6 @@
-"""Masks of connected blocks, so that what is hidden cannot be copied from the patch beside it.
+"""Block masks: connected blocks of patches are masked, so that a masked patch cannot be copied from its neighbor.
 
-Bao et al., BEiT, ICLR 2022, algorithm 1 (https://arxiv.org/abs/2106.08254), as iBOT draws them (ibot/loader.py).
+Bao et al., BEiT, ICLR 2022, algorithm 1 (https://arxiv.org/abs/2106.08254), with iBOT's numbers (ibot/loader.py).
 """
 
 from __future__ import annotations
@@ -10,32 +10,33 @@ import math
 import torch
 from torch import Tensor
 
-TRIES = 24  # blocks proposed a picture; the reference goes on until ten in a row did not fit
-DRAWS_PER_MASK = 2 + 4 * TRIES  # numbers a mask takes
-ASPECT = 0.3  # sides of a block from 0.3 to 1 / 0.3
+TRIES = 24  # blocks proposed for each mask; the reference stops when ten in a row do not fit
+DRAWS_PER_MASK = 2 + 4 * TRIES  # whether and how much, then area, aspect ratio, top and left of each block
+ASPECT = 0.3  # height / width is between 0.3 and 1 / 0.3
 
 
 def block_masks(draws: Tensor, side: int, probability: float, ratio: tuple[float, float]) -> Tensor:
-    """What is hidden of a grid of side² patches: bool [B, side²], from draws [B, NEEDED] in [0, 1).
+    """Returns which patches of a grid of side² are masked: bool [B, side²], from draws [B, DRAWS_PER_MASK] in [0, 1).
 
-    With `probability` a picture is masked at all, then up to a share of its patches that is uniform in `ratio`: blocks
-    of random area and aspect are laid down as long as they add something and do not exceed it.
+    A photo is masked with `probability`. The masked fraction of its patches is at most a number drawn uniformly from
+    `ratio`: blocks of random area and aspect ratio are added as long as they mask a new patch and do not exceed it.
     """
-    chosen, share = draws[:, 0] < probability, ratio[0] + (ratio[1] - ratio[0]) * draws[:, 1]
-    left = torch.where(chosen, share * side**2, 0.0)  # [B], patches still to hide
-    hidden = torch.zeros(len(draws), side, side, dtype=torch.bool, device=draws.device)
-    place = torch.arange(side, device=draws.device)
+    apply_draw, ratio_draw, block_draws = draws.split([1, 1, 4 * TRIES], dim=1)
+    fraction = ratio[0] + (ratio[1] - ratio[0]) * ratio_draw[:, 0]
+    remaining = torch.where(apply_draw[:, 0] < probability, fraction * side**2, 0.0)  # [B], patches still to be masked
+    masked = torch.zeros(len(draws), side, side, dtype=torch.bool, device=draws.device)
+    index = torch.arange(side, device=draws.device)
     smallest = float((side // 3) ** 2)
-    for area, aspect, down, right in draws[:, 2:].unflatten(1, (TRIES, 4)).permute(1, 2, 0):
-        wanted = smallest + (left - smallest) * area
-        shape = torch.exp((2 * aspect - 1) * math.log(1 / ASPECT))
-        height, width = (wanted.clamp_min(0) * shape).sqrt().round(), (wanted.clamp_min(0) / shape).sqrt().round()
-        top, start = (down * (side - height + 1)).floor(), (right * (side - width + 1)).floor()
-        rows = (place >= top[:, None]) & (place < (top + height)[:, None])  # [B, side]
-        columns = (place >= start[:, None]) & (place < (start + width)[:, None])
-        block = rows[:, :, None] & columns[:, None, :] & ~hidden  # what it adds
-        adds = block.sum((1, 2))
-        fits = (height < side) & (width < side) & (adds > 0) & (adds <= left)
-        hidden |= block & fits[:, None, None]
-        left = left - torch.where(fits, adds, 0)
-    return hidden.flatten(1)
+    for area_draw, aspect_draw, top_draw, left_draw in block_draws.unflatten(1, (TRIES, 4)).permute(1, 2, 0):
+        area = (smallest + (remaining - smallest) * area_draw).clamp_min(0)
+        aspect = torch.exp((2 * aspect_draw - 1) * math.log(1 / ASPECT))
+        height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        top, left = (top_draw * (side - height + 1)).floor(), (left_draw * (side - width + 1)).floor()
+        rows = (index >= top[:, None]) & (index < (top + height)[:, None])  # [B, side]
+        columns = (index >= left[:, None]) & (index < (left + width)[:, None])
+        added = rows[:, :, None] & columns[:, None, :] & ~masked
+        num_added = added.sum((1, 2))
+        fits = (height < side) & (width < side) & (num_added > 0) & (num_added <= remaining)
+        masked |= added & fits[:, None, None]
+        remaining = remaining - torch.where(fits, num_added, 0)
+    return masked.flatten(1)

@@ -1,4 +1,4 @@
-"""DINO: from any crop of a picture, say what a slow copy of yourself says of the whole.
+"""DINO: predict, from any crop of a photo, the output of a slowly moving teacher for its large crops.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021. https://arxiv.org/abs/2104.14294
 """
@@ -14,7 +14,7 @@ from components.data.augment import View
 from components.methods.distillation import Distillation, Targets, crops, temperature
 from components.methods.losses import across_views, entropies
 from components.methods.method import Batch, Method
-from components.methods.multicrop import by_size, whole_patches
+from components.methods.multicrop import check_local_size, forward_by_size
 from components.models.backbone import Backbone, ResNet
 from components.models.heads import PrototypeHead
 from components.models.memory import EMA
@@ -22,7 +22,7 @@ from components.training.optim import cosine
 
 
 class DINOConfig(Distillation):
-    """Defaults: as they stand in Distillation, which are DINO's."""
+    """Defaults: those of Distillation, which are DINO's."""
 
     batch_norm: bool = False  # in the head: main_dino.py, --use_bn_in_head
 
@@ -35,26 +35,27 @@ class DINO(Method):
     def __init__(self, backbone: Backbone, config: DINOConfig) -> None:
         super().__init__(config)
         if config.local_crops:
-            whole_patches(backbone, config.local_size)
+            check_local_size(backbone, config.local_size)
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes, norm=config.batch_norm)
         self.student: Any = nn.Sequential(backbone, head)
         self.teacher = EMA(self.student)
         self.targets = Targets(config, config.prototypes)
         if isinstance(backbone, ResNet):
-            self.needs_full_batch = "batch norm in the backbone reads the whole batch"
+            self.needs_full_batch = "batch norm in the backbone uses the statistics of the whole batch"
         elif config.batch_norm:
-            self.needs_full_batch = "batch norm in the head reads the whole batch"
+            self.needs_full_batch = "batch norm in the head uses the statistics of the whole batch"
         elif config.targets == "sinkhorn":
-            self.needs_full_batch = "Sinkhorn shares the whole batch among the prototypes"
+            self.needs_full_batch = "Sinkhorn assigns the whole batch evenly to the prototypes"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         backbone, head = self.student
-        logits = head(by_size(backbone, batch)).unflatten(0, (len(batch), -1))  # [V, B, K]
-        said = self.teacher(torch.cat(list(batch[:2])))  # [2·B, K]: the teacher sees the global crops only
-        targets = self.targets(said, temperature(self.config, self.progress))
+        logits = head(forward_by_size(backbone, batch)).unflatten(0, (len(batch), -1))  # [V, B, K]
+        teacher_logits = self.teacher(torch.cat(list(batch[:2])))  # [2·B, K], of the global crops only
+        targets = self.targets(teacher_logits, temperature(self.config, self.progress))
         loss = across_views(targets.unflatten(0, (2, -1)), logits, self.config.student_temperature)
-        entropy, used = entropies(targets)
-        return {"loss": loss, "entropy": entropy, "used": used, "center": self.targets.center.mean.norm()}
+        entropy, usage = entropies(targets)
+        center_norm = self.targets.center.mean.norm()
+        return {"loss": loss, "entropy": entropy, "prototype_usage": usage, "center_norm": center_norm}
 
     def after_backward(self) -> None:
         if self.progress < self.config.freeze_last:
@@ -65,5 +66,5 @@ class DINO(Method):
         self.teacher.update(self.student, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
-        """The teacher, which is better than its student all along (section 5.2)."""
+        """Returns the teacher, which is better than its student throughout training (section 5.2)."""
         return self.teacher.module[0]

@@ -1,4 +1,4 @@
-"""DINOv2: iBOT's two tasks with a head each, Sinkhorn's targets, and features pushed apart.
+"""DINOv2: iBOT's two tasks with a head each, targets by Sinkhorn, and a loss (KoLeo) that spreads the features.
 
 Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, TMLR 2024. https://arxiv.org/abs/2304.07193
 KoLeo: Sablayrolles et al., Spreading Vectors for Similarity Search, ICLR 2019. https://arxiv.org/abs/1806.03198
@@ -20,9 +20,15 @@ from components.data.fields import Draws
 from components.methods.auto import Prototypes
 from components.methods.blocks import DRAWS_PER_MASK, block_masks
 from components.methods.distillation import Distillation, Targets, crops, temperature
-from components.methods.losses import across_views, entropies, on_hidden, precise, unit
+from components.methods.losses import (
+    across_views,
+    entropies,
+    l2_normalize,
+    masked_patch_cross_entropy,
+    without_autocast,
+)
 from components.methods.method import Batch, Method
-from components.methods.multicrop import by_size, whole_patches
+from components.methods.multicrop import check_local_size, forward_by_size
 from components.models.backbone import Backbone, ViT
 from components.models.heads import PrototypeHead
 from components.models.memory import EMA
@@ -30,12 +36,12 @@ from components.training.optim import AdamW, Cosine, Optimizer, cosine
 
 
 class DINOv2Config(Distillation):
-    """Defaults: configs/train/vitl14.yaml (ImageNet-22k), 500 "epochs" of 1,250 steps; the rate is for sqrt scaling."""
+    """Defaults: configs/train/vitl14.yaml (ImageNet-22k), 500 "epochs" of 1,250 steps; sqrt scaling of the rate."""
 
     bottleneck: int = Field(384, ge=1)  # of the class token's head
     patch_bottleneck: int = Field(256, ge=1)
     prototypes: Prototypes = Field(131072, ge=2)
-    separate_heads: bool = True  # section 4, untying head weights; False: one head for both, as iBOT
+    separate_heads: bool = True  # section 4, untying head weights; False: one head for both tasks, as in iBOT
     targets: Literal["centering", "sinkhorn"] = "sinkhorn"
     temperature_warmup: Fraction = 30 / 500  # 30 epochs
     momentum: Fraction = 0.994
@@ -56,24 +62,24 @@ class DINOv2Config(Distillation):
     )
 
 
-@precise
+@without_autocast
 def koleo(features: Tensor) -> Tensor:
-    """-log of the distance to the nearest other picture, over all ranks, the mean over mine: [B, D] -> [].
+    """Returns the mean over [B, D] features of -log of the distance to the nearest other feature of all ranks: [].
 
-    Only which one is nearest is without gradient. The features are of unit length (section 4, KoLeo).
+    Features are normalized to length 1 (section 4, KoLeo). The search has no gradient, the distance has.
     """
-    mine = unit(features)
-    everyone = ranks.gather(mine)
+    local = l2_normalize(features)
+    gathered = ranks.gather(local)
     with torch.no_grad():
-        alike = mine @ everyone.T
-        alike.diagonal(ranks.rank() * len(mine)).fill_(-2.0)  # not itself
-        nearest = alike.argmax(1)
-    # eps as in dinov2/loss/koleo_loss.py: two equal features would be infinitely bad
-    return -torch.log(nn.functional.pairwise_distance(mine, everyone[nearest], eps=1e-8) + 1e-8).mean()
+        cosines = local @ gathered.T
+        cosines.diagonal(ranks.rank() * len(local)).fill_(-2.0)  # not itself
+        nearest = cosines.argmax(1)
+    # eps as in dinov2/loss/koleo_loss.py: the loss of two equal features would be infinite
+    return -torch.log(nn.functional.pairwise_distance(local, gathered[nearest], eps=1e-8) + 1e-8).mean()
 
 
 class DINOv2(Method):
-    needs_full_batch = "each feature is pushed from the nearest of the batch"
+    needs_full_batch = "KoLeo searches the nearest feature in the whole batch"
 
     @staticmethod
     def views(config: DINOv2Config, image_size: int) -> list[View | Draws]:
@@ -83,14 +89,14 @@ class DINOv2(Method):
     @staticmethod
     def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
         if config.koleo_weight and batch_size < 2:
-            raise ValueError(f"batch_size {batch_size} leaves no other picture to be pushed from; try 256")
+            raise ValueError(f"batch_size {batch_size} leaves no other photo for KoLeo; try 256")
 
     def __init__(self, backbone: Backbone, config: DINOv2Config) -> None:
         super().__init__(config)
         if not isinstance(backbone, ViT):
-            raise ValueError("dinov2 hides patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
+            raise ValueError("dinov2 masks patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
         if config.local_crops:
-            whole_patches(backbone, config.local_size)
+            check_local_size(backbone, config.local_size)
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
         self.student: Any = nn.ModuleList([backbone, head])
         if config.separate_heads:
@@ -104,28 +110,35 @@ class DINOv2(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         (backbone, head, *_), config = self.student, self.config
         views, draws = batch[:-2], torch.cat(list(batch[-2:]))
-        whole = torch.cat(list(views[:2]))  # [2·B, 3, S, S]
+        global_views = torch.cat(list(views[:2]))  # [2·B, 3, S, S]
         side = backbone.config.image_size // backbone.config.patch_size
-        hidden = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
-        places = hidden.flatten().nonzero()[:, 0]  # [M]; the one time in a step that a GPU is waited for, so early
-        seen = backbone.encode(backbone.embed(whole, hidden, self.mask_token))  # [2·B, 1 + N, D]
-        glances = [by_size(backbone.class_token, views[2:])] if len(views) > 2 else []
-        logits = head(torch.cat([seen[:, 0], *glances])).unflatten(0, (len(views), -1))  # [V, B, K]
-        patch_logits = self.student[-1](seen[:, 1:].flatten(0, 1)[places])  # [M, K]
-        with torch.no_grad():  # the teacher sees everything
-            slow_backbone, slow_head, *_ = self.teacher.module
-            said = slow_backbone.sequence(whole)  # [2·B, 1 + N, D]
-            class_said = slow_head(said[:, 0])
-            patches_said = self.teacher.module[-1](said[:, 1:].flatten(0, 1)[places])
-        now = temperature(config, self.progress)
-        targets, patch_targets = self.targets(class_said, now), self.patch_targets(patches_said, now)
-        views_loss = across_views(targets.unflatten(0, (2, -1)), logits, config.student_temperature)
-        patch_loss = on_hidden(patch_targets, patch_logits, hidden, places, config.student_temperature)
-        spread = sum((koleo(crop) for crop in seen[:, 0].chunk(2)), start=views_loss.new_zeros(()))
-        entropy, used = entropies(targets)
-        logged = {"views": views_loss, "patches": patch_loss, "koleo": spread, "entropy": entropy, "used": used}
-        loss = views_loss + config.patch_weight * patch_loss + config.koleo_weight * spread
-        return {"loss": loss, **logged}
+        masked = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
+        positions = masked.flatten().nonzero()[
+            :, 0
+        ]  # [M]; early, for it is the one time in a step that waits for the GPU
+        tokens = backbone.encode(backbone.embed(global_views, masked, self.mask_token))  # [2·B, 1 + N, D]
+        local_features = [forward_by_size(backbone.class_token, views[2:])] if len(views) > 2 else []
+        logits = head(torch.cat([tokens[:, 0], *local_features])).unflatten(0, (len(views), -1))  # [V, B, K]
+        patch_logits = self.student[-1](tokens[:, 1:].flatten(0, 1)[positions])  # [M, K]
+        targets, patch_targets = self.teacher_targets(global_views, positions)
+        t = config.student_temperature
+        class_loss = across_views(targets.unflatten(0, (2, -1)), logits, t)
+        patch_loss = masked_patch_cross_entropy(patch_targets, patch_logits, masked, positions, t)
+        koleo_loss = sum((koleo(crop) for crop in tokens[:, 0].chunk(2)), start=class_loss.new_zeros(()))
+        loss = class_loss + config.patch_weight * patch_loss + config.koleo_weight * koleo_loss
+        entropy, usage = entropies(targets)
+        logged = {"class_loss": class_loss, "patch_loss": patch_loss, "koleo": koleo_loss}
+        return {"loss": loss, **logged, "entropy": entropy, "prototype_usage": usage}
+
+    @torch.no_grad()
+    def teacher_targets(self, global_views: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns targets of the class tokens [2·B, K] and the masked patches [M, K]. The teacher sees all patches."""
+        teacher_backbone, class_head, *_ = self.teacher.module
+        tokens = teacher_backbone.sequence(global_views)  # [2·B, 1 + N, D]
+        class_logits = class_head(tokens[:, 0])
+        patch_logits = self.teacher.module[-1](tokens[:, 1:].flatten(0, 1)[positions])
+        t = temperature(self.config, self.progress)
+        return self.targets(class_logits, t), self.patch_targets(patch_logits, t)
 
     def after_backward(self) -> None:
         if self.progress < self.config.freeze_last:
@@ -138,5 +151,5 @@ class DINOv2(Method):
         self.teacher.update(self.student, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
-        """The teacher."""
+        """Returns the teacher."""
         return self.teacher.module[0]

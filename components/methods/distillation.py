@@ -1,4 +1,4 @@
-"""What DINO, iBOT and DINOv2 share: many crops of a picture, and a slow teacher's answers as targets.
+"""The parts that DINO, iBOT and DINOv2 share: crops, the teacher's temperature, and targets from its logits.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021. https://arxiv.org/abs/2104.14294
 """
@@ -31,10 +31,10 @@ class Distillation(MethodConfig):
     student_temperature: float = Field(0.1, gt=0)
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)  # at the start, and after the warm-up
     temperature_warmup: Fraction = 0.1  # 30 of 300 epochs
-    targets: Literal["centering", "sinkhorn"] = "centering"  # Sinkhorn: DINOv2's choice
+    targets: Literal["centering", "sinkhorn"] = "centering"  # DINOv2 uses Sinkhorn
     center_momentum: Fraction = 0.9
-    momentum: Fraction = 0.996  # of the teacher; goes to 1 by a cosine
-    freeze_last: Fraction = 1 / 300  # share of the run without a step of the prototypes: one epoch
+    momentum: Fraction = 0.996  # of the teacher; rises to 1 by a cosine
+    freeze_last: Fraction = 1 / 300  # of the run, in which the prototypes are not trained: one epoch
     global_crop: FractionRange = (0.4, 1.0)
     local_crop: FractionRange = (0.05, 0.4)
     local_crops: int = Field(8, ge=0)
@@ -53,40 +53,42 @@ class Distillation(MethodConfig):
 
 
 def crops(config: Distillation, image_size: int) -> list[View]:
-    """Two global crops, then the local ones."""
+    """Returns two global crops, then the local ones."""
     s = config.color_strength
     jitter = Jitter(0.4 * s, 0.4 * s, 0.2 * s, 0.1 * s, p=0.8)
-    first, second, rest = config.blur
-    glance = View(local_side(config.local_size, image_size), crop=config.local_crop, jitter=jitter, gray=0.2, blur=rest)
+    first, second, local = config.blur
+    side = local_side(config.local_size, image_size)
+    local_view = View(side, crop=config.local_crop, jitter=jitter, gray=0.2, blur=local)
     return [
         View(image_size, crop=config.global_crop, jitter=jitter, gray=0.2, blur=first),
         View(image_size, crop=config.global_crop, jitter=jitter, gray=0.2, blur=second, solarize=config.solarize),
-        *[glance] * config.local_crops,
+        *[local_view] * config.local_crops,
     ]
 
 
 def temperature(config: Distillation, progress: float) -> float:
-    """Of the teacher: linear over the warm-up, then constant."""
+    """Returns the teacher's temperature at `progress` 0 … 1: linear over the warm-up, then constant."""
     start, end = config.teacher_temperature
-    return (
-        end if progress >= config.temperature_warmup else start + (end - start) * progress / config.temperature_warmup
-    )
+    if progress >= config.temperature_warmup:
+        return end
+    return start + (end - start) * progress / config.temperature_warmup
 
 
 class Targets(nn.Module):
-    """A teacher's logits -> what the student is to say, by moving center or by Sinkhorn; either keeps one prototype
-    from winning every picture, while the temperature keeps them from all being equally likely (section 3.1).
+    """Turns the teacher's logits into target probabilities, by a moving center or by Sinkhorn.
+
+    Either prevents that one prototype wins every photo; a low temperature prevents uniform targets (section 3.1).
     """
 
     def __init__(self, config: Distillation, prototypes: int) -> None:
         super().__init__()
-        self.even = config.targets == "sinkhorn"
+        self.uses_sinkhorn = config.targets == "sinkhorn"
         self.center = Center(prototypes, config.center_momentum)
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """[B, K] -> probabilities [B, K]; these logits count in the center of the next steps, not of this one."""
+        """[B, K] -> probabilities [B, K]. These logits move the center after the step, not before."""
         self.center.record(logits)
-        if self.even:
+        if self.uses_sinkhorn:
             return sinkhorn(logits, temperature)
         return softmax((logits.to(self.center.mean.dtype) - self.center.mean) / temperature, dim=-1)

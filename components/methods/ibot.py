@@ -1,4 +1,4 @@
-"""iBOT: DINO, and say of every hidden patch what a slow copy of yourself says that sees it.
+"""iBOT: DINO, and the same for masked patches, whose targets come from a teacher that sees them.
 
 Zhou et al., Image BERT Pre-Training with Online Tokenizer, ICLR 2022. https://arxiv.org/abs/2111.07832
 """
@@ -17,9 +17,9 @@ from components.data.fields import Draws
 from components.methods.auto import Prototypes
 from components.methods.blocks import DRAWS_PER_MASK, block_masks
 from components.methods.distillation import Distillation, Targets, crops, temperature
-from components.methods.losses import across_views, entropies, on_hidden
+from components.methods.losses import across_views, entropies, masked_patch_cross_entropy
 from components.methods.method import Batch, Method
-from components.methods.multicrop import by_size, whole_patches
+from components.methods.multicrop import check_local_size, forward_by_size
 from components.models.backbone import Backbone, ViT
 from components.models.heads import PrototypeHead
 from components.models.memory import EMA
@@ -27,7 +27,7 @@ from components.training.optim import AdamW, Cosine, Optimizer, cosine
 
 
 class IBOTConfig(Distillation):
-    """Defaults: the README's command for ViT-S/16, 800 epochs of batches of 1,024; the script's own are others."""
+    """Defaults: the README's command for ViT-S/16, 800 epochs of batches of 1,024; the script's own defaults differ."""
 
     prototypes: Prototypes = Field(8192, ge=2)
     temperature_warmup: Fraction = 30 / 800  # 30 epochs
@@ -56,40 +56,47 @@ class IBOT(Method):
     def __init__(self, backbone: Backbone, config: IBOTConfig) -> None:
         super().__init__(config)
         if not isinstance(backbone, ViT):
-            raise ValueError("ibot hides patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
+            raise ValueError("ibot masks patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
         if config.local_crops:
-            whole_patches(backbone, config.local_size)
-        head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)  # of class and patches
+            check_local_size(backbone, config.local_size)
+        head = PrototypeHead(
+            backbone.dim, config.hidden, config.bottleneck, config.prototypes
+        )  # of class token and patches
         self.student: Any = nn.Sequential(backbone, head)
         self.teacher = EMA(self.student)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.dim))  # three axes: weight decay skips vectors
         self.targets = Targets(config, config.prototypes)
         self.patch_targets = Targets(config, config.prototypes)  # with a center of their own
         if config.targets == "sinkhorn":
-            self.needs_full_batch = "Sinkhorn shares the whole batch among the prototypes"
+            self.needs_full_batch = "Sinkhorn assigns the whole batch evenly to the prototypes"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         (backbone, head), config = self.student, self.config
         views, draws = batch[:-2], torch.cat(list(batch[-2:]))
-        whole = torch.cat(list(views[:2]))  # [2·B, 3, S, S]
+        global_views = torch.cat(list(views[:2]))  # [2·B, 3, S, S]
         side = backbone.config.image_size // backbone.config.patch_size
-        hidden = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
-        places = hidden.flatten().nonzero()[:, 0]  # [M]; the one time in a step that a GPU is waited for, so early
-        seen = backbone.encode(backbone.embed(whole, hidden, self.mask_token))  # [2·B, 1 + N, D]
-        glances = [by_size(backbone.class_token, views[2:])] if len(views) > 2 else []
-        logits = head(torch.cat([seen[:, 0], *glances])).unflatten(0, (len(views), -1))  # [V, B, K]
-        patch_logits = head(seen[:, 1:].flatten(0, 1)[places])  # [M, K]
-        with torch.no_grad():  # the teacher sees everything
-            slow_backbone, slow_head = self.teacher.module
-            said = slow_head(slow_backbone.sequence(whole))  # [2·B, 1 + N, K]
-        now = temperature(config, self.progress)
-        targets = self.targets(said[:, 0], now)
-        patch_targets = self.patch_targets(said[:, 1:].flatten(0, 1), now)[places]  # [M, K]
-        views_loss = across_views(targets.unflatten(0, (2, -1)), logits, config.student_temperature)
-        patch_loss = on_hidden(patch_targets, patch_logits, hidden, places, config.student_temperature)
-        entropy, used = entropies(targets)
-        logged = {"views": views_loss, "patches": patch_loss, "entropy": entropy, "used": used}
-        return {"loss": views_loss + config.patch_weight * patch_loss, **logged}
+        masked = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
+        positions = masked.flatten().nonzero()[
+            :, 0
+        ]  # [M]; early, for it is the one time in a step that waits for the GPU
+        tokens = backbone.encode(backbone.embed(global_views, masked, self.mask_token))  # [2·B, 1 + N, D]
+        local_features = [forward_by_size(backbone.class_token, views[2:])] if len(views) > 2 else []
+        logits = head(torch.cat([tokens[:, 0], *local_features])).unflatten(0, (len(views), -1))  # [V, B, K]
+        patch_logits = head(tokens[:, 1:].flatten(0, 1)[positions])  # [M, K]
+        with torch.no_grad():  # the teacher sees all patches
+            teacher_backbone, teacher_head = self.teacher.module
+            teacher_logits = teacher_head(teacher_backbone.sequence(global_views))  # [2·B, 1 + N, K]
+        teacher_temperature = temperature(config, self.progress)
+        targets = self.targets(teacher_logits[:, 0], teacher_temperature)
+        patch_targets = self.patch_targets(teacher_logits[:, 1:].flatten(0, 1), teacher_temperature)[
+            positions
+        ]  # [M, K]
+        t = config.student_temperature
+        class_loss = across_views(targets.unflatten(0, (2, -1)), logits, t)
+        patch_loss = masked_patch_cross_entropy(patch_targets, patch_logits, masked, positions, t)
+        entropy, usage = entropies(targets)
+        logged = {"class_loss": class_loss, "patch_loss": patch_loss, "entropy": entropy, "prototype_usage": usage}
+        return {"loss": class_loss + config.patch_weight * patch_loss, **logged}
 
     def after_backward(self) -> None:
         if self.progress < self.config.freeze_last:
@@ -101,5 +108,5 @@ class IBOT(Method):
         self.teacher.update(self.student, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
-        """The teacher."""
+        """Returns the teacher."""
         return self.teacher.module[0]

@@ -1,11 +1,11 @@
-"""I-JEPA: from what is left of a picture, predict the features of four blocks of it, not their pixels.
+"""I-JEPA: predict the features of four blocks of a photo from the patches outside of them.
 
 Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture, CVPR 2023.
 https://arxiv.org/abs/2301.08243
 
-Blocks differ in size from picture to picture, tensors do not: what a picture has less of is there, but nobody looks at
-it. (The reference code draws one size a batch and cuts all contexts to the shortest: a picture's loss then depends
-on the others of its batch, and what is low in the picture is dropped first.)
+Block sizes differ from photo to photo while tensors keep one shape: surplus tokens are masked in the attention and in
+the loss. (The reference code draws one block size per batch and cuts all contexts to the shortest: a photo's loss then
+depends on the others of its batch, and the lower part of the photo is dropped first.)
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from components.models.heads import Blocks, plain_start, sincos
 from components.models.memory import EMA
 from components.training.optim import AdamW, Cosine, Optimizer
 
-STEPS = 32  # of scale and of aspect ratio: as fine as blocks of whole patches can tell apart
+STEPS = 32  # of scale and of aspect ratio; finer steps round to the same whole patches
 
 
 class IJEPAConfig(MethodConfig):
     """Defaults: section 3 and appendix A; configs/in1k_vith14_ep300.yaml."""
 
     targets: int = Field(4, ge=1)
-    target_scale: FractionRange = (0.15, 0.2)  # of the picture's area
+    target_scale: FractionRange = (0.15, 0.2)  # of the photo's area
     target_ratio: PositiveRange = (0.75, 1.5)  # height to width
-    context_scale: FractionRange = (0.85, 1.0)  # square; the targets are cut out of it
+    context_scale: FractionRange = (0.85, 1.0)  # square; without the targets' patches
     predictor_dim: int = Field(384, ge=4)
     predictor_depth: int = Field(12, ge=1)
     momentum: Fraction = 0.996  # to 1, linearly
-    crop: FractionRange = (0.3, 1.0)  # and nothing else, not even flip
+    crop: FractionRange = (0.3, 1.0)  # no other augmentation, not even flip
     optimizer: Optimizer = AdamW(
         lr=1.25e-4, weight_decay=0.04, final_weight_decay=0.4, schedule=Cosine(warmup=40 / 300, end=1e-3)
     )  # 1e-3 for 2,048; 40 of 300 epochs; down to 1e-6
@@ -58,11 +58,11 @@ class IJEPA(Method):
     def __init__(self, backbone: Backbone, config: IJEPAConfig) -> None:
         super().__init__(config)
         self.backbone = vit = patches_of(backbone, "ijepa")
-        vit.pool = "mean"  # no loss reads the class token
+        vit.pool = "mean"  # no loss trains the class token
         vit.fix_positions()
         sizes = block_sizes(vit.side, config.target_scale, config.target_ratio)
         context_sizes = block_sizes(vit.side, config.context_scale, (1.0, 1.0))
-        self.longest = int(sizes.prod(1).max())  # patches of a target
+        self.max_target_patches = int(sizes.prod(1).max())
         if sizes.prod(1).min() < 2:
             raise ValueError(
                 f"a grid of {vit.side} x {vit.side} patches is too small: a target of {config.target_scale} of it "
@@ -73,51 +73,52 @@ class IJEPA(Method):
         self.register_buffer("context_sizes", context_sizes, persistent=False)
         width = config.predictor_dim
         self.target = EMA(vit)
-        self.narrow = nn.Linear(vit.dim, width)
+        self.to_predictor = nn.Linear(vit.dim, width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)  # three axes: weight decay skips vectors
         self.predictor = Blocks(width, config.predictor_depth, vit.config.heads)
-        self.widen = nn.Linear(width, vit.dim)
-        self.narrow.apply(plain_start)
-        self.widen.apply(plain_start)
+        self.from_predictor = nn.Linear(width, vit.dim)
+        self.to_predictor.apply(plain_start)
+        self.from_predictor.apply(plain_start)
         self.register_buffer("positions", sincos(vit.side, width), persistent=False)  # [N, W]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         pixels, draws = batch
         context, targets = self.blocks(draws)  # [B, N], [B, M, N]
-        places = targets.byte().argsort(dim=2, descending=True, stable=True)[:, :, : self.longest]  # [B, M, T]
-        counted = targets.gather(2, places)
-        error = smooth_l1_loss(
-            self.predict(pixels, context, places, counted), self.goal(pixels, places), reduction="none"
-        )
-        each = (error.mean(-1) * counted).sum(2) / counted.sum(2)  # [B, M]
-        return {"loss": each.mean(), "context": context.float().mean()}
+        order = targets.byte().argsort(dim=2, descending=True, stable=True)  # the patches of each target first
+        positions = order[:, :, : self.max_target_patches]  # [B, M, T]
+        valid = targets.gather(2, positions)  # False where a target has fewer than T patches
+        predicted = self.predict(pixels, context, positions, valid)
+        error = smooth_l1_loss(predicted, self.target_features(pixels, positions), reduction="none")
+        target_losses = (error.mean(-1) * valid).sum(2) / valid.sum(2)  # [B, M]
+        return {"loss": target_losses.mean(), "context_ratio": context.float().mean()}
 
     def blocks(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3 (M + 1)] -> what is context [B, N], and what each target [B, M, N].
+        """Returns masks of the context [B, N] and of the targets [B, M, N], from draws [B, 3 (M + 1)].
 
-        On the smallest grids the targets may, once in thousands of pictures, leave no context but the class token.
+        On the smallest grids, once in thousands of photos, the targets leave no context but the class token.
         """
-        side, (first, rest) = self.backbone.side, draws.unflatten(1, (-1, 3)).split([1, self.config.targets], dim=1)
-        targets = block(rest, self.sizes, side)
-        return block(first, self.context_sizes, side)[:, 0] & ~targets.any(1), targets
+        side = self.backbone.side
+        context_draws, target_draws = draws.unflatten(1, (-1, 3)).split([1, self.config.targets], dim=1)
+        targets = block_mask(target_draws, self.sizes, side)
+        return block_mask(context_draws, self.context_sizes, side)[:, 0] & ~targets.any(1), targets
 
     @torch.no_grad()
-    def goal(self, pixels: Tensor, places: Tensor) -> Tensor:
-        """The slow copy's features at places [B, M, T], each of mean 0 and deviation 1: [B, M, T, D]."""
-        x = self.target.module.tokens(pixels)  # of the whole picture [B, N, D]
-        return take(layer_norm(x, x.shape[-1:]), places)
+    def target_features(self, pixels: Tensor, positions: Tensor) -> Tensor:
+        """Returns the slow copy's features at positions [B, M, T], layer-normalized: [B, M, T, D]."""
+        x = self.target.module.tokens(pixels)  # of the whole photo [B, N, D]
+        return gather_tokens(layer_norm(x, x.shape[-1:]), positions)
 
-    def predict(self, pixels: Tensor, context: Tensor, places: Tensor, counted: Tensor) -> Tensor:
-        """Features at places [B, M, T], of the context [B, N] alone, each block by itself: [B, M, T, D]."""
-        seen = torch.cat([torch.ones_like(context[:, :1]), context], dim=1)  # and the class token
-        x = self.backbone.encode(self.backbone.embed(pixels), seen)[:, 1:]  # [B, N, D]
-        x = self.narrow(x) + self.positions
-        asked = self.mask_token + self.positions[places]  # [B, M, T, W]
-        blocks = places.shape[1]
-        both = torch.cat([x[:, None].expand(-1, blocks, -1, -1), asked.to(x.dtype)], dim=2)  # [B, M, N + T, W]
-        seen = torch.cat([context[:, None].expand(-1, blocks, -1), counted], dim=2)
-        found = self.predictor(both.flatten(0, 1), seen.flatten(0, 1))[:, x.shape[1] :]
-        return self.widen(found).unflatten(0, (-1, blocks))
+    def predict(self, pixels: Tensor, context: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        """Returns features predicted at positions [B, M, T] from the context [B, N], block by block: [B, M, T, D]."""
+        attended = torch.cat([torch.ones_like(context[:, :1]), context], dim=1)  # and the class token
+        x = self.backbone.encode(self.backbone.embed(pixels), attended)[:, 1:]  # [B, N, D]
+        x = self.to_predictor(x) + self.positions
+        mask_tokens = self.mask_token + self.positions[positions]  # [B, M, T, W]
+        blocks = positions.shape[1]
+        tokens = torch.cat([x[:, None].expand(-1, blocks, -1, -1), mask_tokens.to(x.dtype)], dim=2)  # [B, M, N + T, W]
+        attended = torch.cat([context[:, None].expand(-1, blocks, -1), valid], dim=2)
+        predicted = self.predictor(tokens.flatten(0, 1), attended.flatten(0, 1))[:, x.shape[1] :]
+        return self.from_predictor(predicted).unflatten(0, (-1, blocks))
 
     def after_step(self) -> None:
         momentum = self.config.momentum + (1 - self.config.momentum) * self.progress
@@ -128,24 +129,25 @@ class IJEPA(Method):
 
 
 def block_sizes(side: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
-    """Height and width in patches of blocks whose area and aspect ratio are evenly spread: int64 [STEPS², 2]."""
-    even = [(i + 0.5) / STEPS for i in range(STEPS)]
-    areas = [side**2 * (scale[0] + (scale[1] - scale[0]) * at) for at in even]
-    ratios = [ratio[0] + (ratio[1] - ratio[0]) * at for at in even]
+    """Returns height and width in patches of blocks with evenly spaced areas and aspect ratios: int64 [STEPS², 2]."""
+    steps = [(i + 0.5) / STEPS for i in range(STEPS)]
+    areas = [side**2 * (scale[0] + (scale[1] - scale[0]) * step) for step in steps]
+    ratios = [ratio[0] + (ratio[1] - ratio[0]) * step for step in steps]
     pairs = [(math.sqrt(area * r), math.sqrt(area / r)) for area in areas for r in ratios]
     return torch.tensor(pairs).round().long().clamp(1, side)
 
 
-def block(draws: Tensor, sizes: Tensor, side: int) -> Tensor:
-    """Which patches are in the block of each draws [B, M, 3] (size, top, left): bool [B, M, N]."""
-    size = sizes[(draws[..., 0] * len(sizes)).long()]  # [B, M, 2]
-    start = (draws[..., 1:] * (side + 1 - size)).long()
-    place = torch.arange(side, device=draws.device)
-    inside = (place >= start[..., None]) & (place < (start + size)[..., None])  # [B, M, 2, side]
+def block_mask(draws: Tensor, sizes: Tensor, side: int) -> Tensor:
+    """Returns which of the side² patches are in each block: bool [B, M, N], from draws [B, M, 3] (size, top, left)."""
+    size_draw, corner_draws = draws.split([1, 2], dim=-1)
+    size = sizes[(size_draw[..., 0] * len(sizes)).long()]  # [B, M, 2]
+    corner = (corner_draws * (side + 1 - size)).long()
+    index = torch.arange(side, device=draws.device)
+    inside = (index >= corner[..., None]) & (index < (corner + size)[..., None])  # [B, M, 2, side]
     return (inside[..., 0, :, None] & inside[..., 1, None, :]).flatten(2)
 
 
-def take(x: Tensor, places: Tensor) -> Tensor:
-    """x [B, N, D] at places [B, M, T]: [B, M, T, D]."""
+def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:
+    """Returns the tokens of x [B, N, D] at positions [B, M, T]: [B, M, T, D]."""
     rows = torch.arange(len(x), device=x.device)[:, None, None]
-    return x[rows, places]
+    return x[rows, positions]

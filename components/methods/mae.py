@@ -1,9 +1,9 @@
-"""MAE: see a quarter of the patches, paint the rest.
+"""MAE: encode a quarter of the patches and reconstruct the pixels of the others.
 
 He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022. https://arxiv.org/abs/2111.06377
 
-Only the patches that are seen go through the encoder, so that it is fast and never meets a mask token; a light decoder
-paints the others, each in the contrast of its own patch (norm_pix), and only these are counted.
+Only visible patches go through the encoder, which is fast and never sees a mask token. A small decoder predicts the
+pixels of the masked patches, normalized patch by patch (norm_pix); only these enter the loss.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class MAEConfig(MethodConfig):
     """Defaults: section 4 and table 8, for 800 epochs."""
 
     mask_ratio: float = Field(0.75, gt=0, lt=1)  # of the patches (figure 5)
-    norm_pix: bool = True  # each patch's pixels in its own mean and deviation (table 1d)
+    norm_pix: bool = True  # targets are normalized by each patch's mean and deviation (table 1d)
     decoder_dim: int = Field(512, ge=4)  # table 1b
     decoder_depth: int = Field(8, ge=1)  # table 1a
     decoder_heads: int = Field(16, ge=1)  # models_mae.py
-    crop: FractionRange = (0.2, 1.0)  # main_pretrain.py; and flip, nothing else (table 1e)
+    crop: FractionRange = (0.2, 1.0)  # main_pretrain.py; no augmentation but this and flip (table 1e)
     optimizer: Optimizer = AdamW(
         lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=Cosine(warmup=0.05)
     )  # warm-up: 40 of 800 epochs
@@ -48,48 +48,48 @@ class MAE(Method):
     def __init__(self, backbone: Backbone, config: MAEConfig) -> None:
         super().__init__(config)
         self.backbone = vit = patches_of(backbone, "mae")
-        vit.pool = "mean"  # nothing but the decoder reads the class token
+        vit.pool = "mean"  # no loss trains the class token, except through the decoder
         vit.fix_positions()
         patches = vit.side**2
-        self.seen = int(patches * (1 - config.mask_ratio))
-        if not 0 < self.seen < patches:
+        self.num_visible = int(patches * (1 - config.mask_ratio))
+        if not 0 < self.num_visible < patches:
             raise ValueError(
-                f"mask_ratio {config.mask_ratio} of {patches} patches leaves {self.seen} to see; allowed: 1 to "
+                f"mask_ratio {config.mask_ratio} of {patches} patches leaves {self.num_visible} visible; allowed: 1 to "
                 f"{patches - 1}; try mask_ratio 0.5 or a smaller backbone.patch_size"
             )
         width = config.decoder_dim
-        self.narrow = nn.Linear(vit.dim, width)
+        self.to_decoder = nn.Linear(vit.dim, width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)  # three axes: weight decay skips vectors
         self.decoder = Blocks(width, config.decoder_depth, config.decoder_heads)
-        self.paint = nn.Linear(width, 3 * vit.config.patch_size**2)
-        self.narrow.apply(plain_start)
-        self.paint.apply(plain_start)
+        self.to_pixels = nn.Linear(width, 3 * vit.config.patch_size**2)
+        self.to_decoder.apply(plain_start)
+        self.to_pixels.apply(plain_start)
         positions = torch.cat([torch.zeros(1, width), sincos(vit.side, width)])  # [1 + N, W]
         self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         pixels, draws = batch
         order = expand_draws(draws, len(self.positions) - 1).argsort(1)  # [B, N]
-        seen, hidden = order[:, : self.seen], order[:, self.seen :]
-        painted = self.decode(self.encode(pixels, seen), seen)  # [B, N, 3P²]
-        error = (painted - self.target(pixels)).square().mean(-1)  # [B, N]
-        return {"loss": error.gather(1, hidden).mean()}  # of as many patches in each picture
+        visible, masked = order[:, : self.num_visible], order[:, self.num_visible :]
+        predicted = self.decode(self.encode(pixels, visible), visible)  # [B, N, 3P²]
+        error = (predicted - self.target(pixels)).square().mean(-1)  # [B, N]
+        return {"loss": error.gather(1, masked).mean()}  # equally many patches of each photo
 
-    def encode(self, pixels: Tensor, seen: Tensor) -> Tensor:
-        """The class token and the patches numbered `seen` [B, K], of pixels [B, 3, S, S]: [B, 1 + K, D]."""
+    def encode(self, pixels: Tensor, visible: Tensor) -> Tensor:
+        """Returns the encoded class token and patches `visible` [B, K] of pixels [B, 3, S, S]: [B, 1 + K, D]."""
         x = self.backbone.embed(pixels)  # [B, 1 + N, D]
-        places = with_class(seen)[:, :, None].expand(-1, -1, x.shape[-1])
-        return self.backbone.encode(x.gather(1, places))
+        index = with_class_token(visible)[:, :, None].expand(-1, -1, x.shape[-1])
+        return self.backbone.encode(x.gather(1, index))
 
-    def decode(self, encoded: Tensor, seen: Tensor) -> Tensor:
-        """All patches painted, from the encoded few: [B, 1 + K, D] -> [B, N, 3P²]."""
-        x = self.narrow(encoded)  # [B, 1 + K, W]
-        places = with_class(seen)[:, :, None].expand_as(x)
-        whole = self.mask_token.to(x.dtype).expand(len(x), len(self.positions), -1).scatter(1, places, x)
-        return self.paint(self.decoder(whole + self.positions))[:, 1:]
+    def decode(self, encoded: Tensor, visible: Tensor) -> Tensor:
+        """Returns the predicted pixels of all patches: encoded tokens [B, 1 + K, D] -> [B, N, 3P²]."""
+        x = self.to_decoder(encoded)  # [B, 1 + K, W]
+        index = with_class_token(visible)[:, :, None].expand_as(x)
+        tokens = self.mask_token.to(x.dtype).expand(len(x), len(self.positions), -1).scatter(1, index, x)
+        return self.to_pixels(self.decoder(tokens + self.positions))[:, 1:]
 
     def target(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, N, 3P²], each patch in its own contrast, row by row, the color fastest."""
+        """Returns the pixels of each patch, by rows with the color last: [B, 3, S, S] -> [B, N, 3P²]."""
         n, p = self.backbone.side, self.backbone.config.patch_size
         x = self.backbone.normalize(pixels).unflatten(3, (n, p)).unflatten(2, (n, p))  # [B, 3, n, P, n, P]
         x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
@@ -101,6 +101,6 @@ class MAE(Method):
         return self.backbone
 
 
-def with_class(patches: Tensor) -> Tensor:
-    """Numbers of patches [B, K] -> places in a sequence that begins with the class token, it first: [B, 1 + K]."""
+def with_class_token(patches: Tensor) -> Tensor:
+    """Patch numbers [B, K] -> indices in the token sequence, whose first token is the class token: [B, 1 + K]."""
     return torch.cat([torch.zeros_like(patches[:, :1]), patches + 1], dim=1)

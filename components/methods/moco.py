@@ -1,13 +1,14 @@
-"""MoCo: tell your picture from a long queue of others, encoded by a slowly moving copy of yourself.
+"""MoCo: find the other view of a photo among a long queue of others, encoded by a slowly moving copy of the network.
 
 v1: He et al., Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020.
 https://arxiv.org/abs/1911.05722
 v2: Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020. https://arxiv.org/abs/2003.04297
 
-The order of a step is that of the reference code (moco/builder.py): query, slow copy moves, key, logits against the old
-queue, and only then the keys join the queue, or each would be its own negative. With batch norm in the backbone a batch
-is a cheat sheet (section 3.3): queries and keys are normalized in groups, as on the reference's eight devices, and keys
-in other groups than queries, shuffled over all ranks. The order comes from the data's draws, so all ranks agree on it.
+The order of a step is that of the reference code (moco/builder.py): queries, update of the slow copy, keys, logits
+against the old queue; then the keys join the queue, for before that each would be its own negative.
+BatchNorm leaks information between samples (section 3.3). Queries and keys are therefore normalized in groups, as on
+the reference's eight devices, and keys in other groups than queries: they are shuffled over all ranks, in an order that
+comes from the batch's draws and is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
 from components.data.fields import Draws
 from components.methods.auto import QueueLength
-from components.methods.looks import moco_v2
-from components.methods.losses import info_nce, unit
+from components.methods.losses import info_nce, l2_normalize
 from components.methods.method import Batch, Method, MethodConfig
+from components.methods.view_pairs import moco_v2_view
 from components.models.backbone import Backbone, ResNet
 from components.models.heads import mlp
 from components.models.memory import EMA, Queue
@@ -34,23 +35,23 @@ from components.training.optim import SGD, Cosine, Optimizer, Steps
 
 
 class MoCoConfig(MethodConfig):
-    """Defaults: v2, section 3 and the reference's flags for it."""
+    """Defaults: v2, section 3, and the reference script's flags for it."""
 
     head: Literal["linear", "mlp"] = "mlp"  # v1 and v2
     dim: int = Field(128, ge=1)  # v1, section 3.3
     queue: QueueLength = Field(65536, ge=1)  # v1, section 4.1
     momentum: Fraction = 0.999  # v1, section 4.1
     temperature: float = Field(0.2, gt=0)  # v2, table 2; v1: 0.07
-    symmetric: bool = False  # also with the views exchanged, and both losses added (the reference's CIFAR-10 notebook)
+    symmetric: bool = False  # adds the loss with the views exchanged (the reference's CIFAR-10 notebook)
     augmentation: Literal["v1", "v2"] = "v2"
     crop: FractionRange = (0.2, 1.0)  # the reference's loader
     blur: Fraction = 0.5  # of augmentation v2
-    batch_norm_groups: int = Field(8, ge=1)  # of the batch, where the backbone has batch norm: v1's eight devices
+    batch_norm_groups: int = Field(8, ge=1)  # of a batch, if the backbone has batch norm; v1: eight devices
     optimizer: Optimizer = SGD(lr=0.03, weight_decay=1e-4, decay_all=True, schedule=Cosine())
 
 
 class MoCoScriptConfig(MoCoConfig):
-    """The reference training script as it runs without a flag (main_moco.py): v1's head, temperature and views."""
+    """Defaults: the reference training script without flags (main_moco.py), with v1's head, temperature and views."""
 
     head: Literal["linear", "mlp"] = "linear"
     temperature: float = Field(0.07, gt=0)
@@ -63,10 +64,10 @@ class MoCoScriptConfig(MoCoConfig):
 class MoCo(Method):
     @staticmethod
     def views(config: MoCoConfig, image_size: int) -> tuple[View, View, Draws]:
-        view = moco_v2(image_size, config.crop, config.blur)
-        if config.augmentation == "v1":  # gray, then jitter, always
+        view = moco_v2_view(image_size, config.crop, config.blur)
+        if config.augmentation == "v1":  # grayscale before the jitter, which is always applied
             view = View(image_size, crop=config.crop, jitter=Jitter(0.4, 0.4, 0.4, 0.4, 1.0), gray=0.2, gray_first=True)
-        return view, view, Draws(1)  # a picture's place in the shuffle
+        return view, view, Draws(1)  # a photo's position in the shuffled batch
 
     @staticmethod
     def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
@@ -78,7 +79,7 @@ class MoCo(Method):
             )
         if config.queue > pictures:
             raise ValueError(
-                f"queue {config.queue} is longer than the data ({pictures} pictures), so that every picture would be "
+                f"queue {config.queue} is longer than the data ({pictures} photos), so that every photo would be "
                 f"its own negative; allowed: {keys} to {pictures}; try {max(keys, pictures // 4)}"
             )
 
@@ -89,52 +90,58 @@ class MoCo(Method):
         self.query: Any = nn.Sequential(backbone, head)
         self.key = EMA(self.query)
         self.queue = Queue(config.queue, config.dim)
-        self.fresh: list[Tensor] = []  # keys of this step, for the queue
-        self.mixes = isinstance(backbone, ResNet)
-        if self.mixes:
-            self.needs_full_batch = "batch norm in the backbone reads the whole batch"
+        self.pending_keys: list[Tensor] = []  # of this step, to be pushed into the queue
+        self.has_batch_norm = isinstance(backbone, ResNet)
+        if self.has_batch_norm:
+            self.needs_full_batch = "batch norm in the backbone uses the statistics of the whole batch"
             for layer in self.modules():
                 if isinstance(layer, BatchNorm2d):
-                    layer.shared = False  # in_groups says which pictures it reads
+                    layer.shared = False  # over ranks: encode_in_groups decides which photos are normalized together
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        one, two, draws = batch
-        pairs = [(one, two), (two, one)] if self.config.symmetric else [(one, two)]
-        keys = [unit(self.encode_keys(images, draws)) for _, images in pairs]  # [B, D] each
-        said = [
-            info_nce(unit(self.in_groups(self.query, images)), k, self.queue.items, self.config.temperature)
-            for (images, _), k in zip(pairs, keys, strict=True)
+        query_images, key_images, shuffle_draws = batch
+        pairs = [(query_images, key_images)]
+        if self.config.symmetric:
+            pairs.append((key_images, query_images))
+        keys = [l2_normalize(self.encode_keys(images, shuffle_draws)) for _, images in pairs]  # [B, D] each
+        queries = [l2_normalize(self.encode_in_groups(self.query, images)) for images, _ in pairs]
+        results = [
+            info_nce(q, k, self.queue.items, self.config.temperature) for q, k in zip(queries, keys, strict=True)
         ]
-        self.fresh.append(torch.stack(keys, 1))  # picture by picture, so that parts and ranks are as one batch
-        loss, found = (torch.stack(values) for values in zip(*said, strict=True))
-        return {"loss": loss.sum(), "accuracy": found.mean()}
+        self.pending_keys.append(torch.stack(keys, 1))  # photo by photo: micro-batches and ranks keep one batch's order
+        losses, accuracies = (torch.stack(values) for values in zip(*results, strict=True))
+        return {"loss": losses.sum(), "accuracy": accuracies.mean()}
 
-    def in_groups(self, encoder: nn.Module, images: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, D]: if there is batch norm, each group of the whole batch has its own statistics."""
-        groups = max(1, self.config.batch_norm_groups // ranks.world()) if self.mixes else 1
+    def encode_in_groups(self, encoder: nn.Module, images: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, D]. If there is batch norm, each group of the whole batch has its own statistics."""
+        groups = max(1, self.config.batch_norm_groups // ranks.world()) if self.has_batch_norm else 1
         if len(images) % groups:
             raise ValueError(
-                f"a batch of {len(images)} pictures a process is not {groups} equal groups; try batch_norm_groups "
-                f"{ranks.world()} or a multiple of it that divides batch_size"
+                f"a batch of {len(images)} photos per process cannot be split in {groups} equal groups; try "
+                f"batch_norm_groups {ranks.world()} or a multiple of it that divides batch_size"
             )
         return torch.cat([encoder(group) for group in images.chunk(groups)])
 
     @torch.no_grad()
-    def encode_keys(self, images: Tensor, draws: Tensor) -> Tensor:
-        """[B, 3, S, S], draws [B, 1] -> [B, D], in another grouping than the queries if there is batch norm."""
-        if not self.mixes:
+    def encode_keys(self, images: Tensor, shuffle_draws: Tensor) -> Tensor:
+        """[B, 3, S, S] and draws [B, 1] -> [B, D]. If there is batch norm, in other groups than the queries."""
+        if not self.has_batch_norm:
             return self.key(images)
-        mine = len(images)
-        order = ranks.gather(draws)[:, 0].argsort(stable=True)  # the same on all ranks
-        shuffled = ranks.gather(images)[order].narrow(0, ranks.rank() * mine, mine)
-        keys = ranks.gather(self.in_groups(self.key, shuffled))
-        return keys[order.argsort()].narrow(0, ranks.rank() * mine, mine)
+        batch_size = len(images)
+        first = ranks.rank() * batch_size
+        order = ranks.gather(shuffle_draws)[:, 0].argsort(stable=True)  # the same on all ranks
+        shuffled = ranks.gather(images)[order].narrow(0, first, batch_size)
+        keys = ranks.gather(self.encode_in_groups(self.key, shuffled))
+        return keys[order.argsort()].narrow(0, first, batch_size)
 
     def after_step(self) -> None:
-        """The reference moves the copy before it encodes keys: that is now, after the step, but for the first, when the
-        two are equal. Its queue takes the keys of all ranks."""
-        self.queue.push(ranks.gather(torch.cat(self.fresh)).flatten(0, 1))
-        self.fresh.clear()
+        """Pushes the keys of all ranks into the queue and updates the slow copy.
+
+        The reference updates the copy in the next step, before its keys; in the first step the two networks are equal,
+        so that an update after the step is the same.
+        """
+        self.queue.push(ranks.gather(torch.cat(self.pending_keys)).flatten(0, 1))
+        self.pending_keys.clear()
         self.key.update(self.query, self.config.momentum)
 
     def keep(self) -> Backbone:

@@ -1,4 +1,4 @@
-"""A few large crops of a picture, and many small ones that cost little: one forward for each size.
+"""Multi-crop: a few large and many small crops of each photo, with one forward pass for each size.
 
 Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, NeurIPS 2020, section 3.2.
 https://arxiv.org/abs/2006.09882
@@ -16,12 +16,12 @@ from components.models.backbone import Backbone, ViT
 
 
 def local_side(local_size: int | None, image_size: int) -> int:
-    """Pixels of a local crop; None: 96 of 224, to the nearest 8."""
+    """Returns the side of a local crop in pixels; None: 96 for images of 224 pixels, in proportion, a multiple of 8."""
     return local_size or max(8, round(image_size * 96 / 224 / 8) * 8)
 
 
-def whole_patches(backbone: Backbone, local_size: int | None) -> None:
-    """Raises ValueError where local crops are not a whole number of the backbone's patches."""
+def check_local_size(backbone: Backbone, local_size: int | None) -> None:
+    """Raises ValueError if the side of the local crops is not a multiple of the backbone's patch size."""
     if isinstance(backbone, ViT):
         side, patch = local_side(local_size, backbone.config.image_size), backbone.config.patch_size
         if side % patch:
@@ -31,6 +31,6 @@ def whole_patches(backbone: Backbone, local_size: int | None) -> None:
             )
 
 
-def by_size(net: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
-    """One forward for all neighboring views of one size: [V·B, …] in the order of `views`."""
+def forward_by_size(net: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
+    """Returns net's outputs [V·B, …] in the order of `views`, with one forward pass for neighboring views of a size."""
     return torch.cat([net(torch.cat(list(same))) for _, same in groupby(views, lambda view: view.shape[-1])])

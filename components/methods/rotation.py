@@ -1,10 +1,10 @@
-"""Rotation: by how many quarter turns was this picture turned? Who knows what things look like upright can tell.
+"""Rotation: classify by how many quarter turns a photo was rotated, which takes recognizing what is upright.
 
 Gidaris, Singh & Komodakis, Unsupervised Representation Learning by Predicting Image Rotations, ICLR 2018.
 https://arxiv.org/abs/1803.07728
 
-All four turns of a picture are in one batch (section 2.2): no batch leans to one answer, and a cue that all turns share
-helps with none. Quarter turns need no interpolation, so that pixels tell nothing of the turn.
+All four rotations of a photo are in one batch (section 2.2), so that every batch has equally many of each. Quarter
+turns need no interpolation, whose artifacts would give the answer away.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, ResNet
 from components.training.optim import SGD, Optimizer, Steps
 
-TURNS = 4
+ROTATIONS = 4  # counterclockwise, by 0, 90, 180 and 270 degrees
 
 
 class RotationConfig(MethodConfig):
@@ -40,15 +40,15 @@ class Rotation(Method):
     def __init__(self, backbone: Backbone, config: RotationConfig) -> None:
         super().__init__(config)
         self.backbone = backbone
-        self.head = nn.Linear(backbone.dim, TURNS)
+        self.head = nn.Linear(backbone.dim, ROTATIONS)
         if isinstance(backbone, ResNet):
-            self.needs_full_batch = "batch norm in the backbone reads the whole batch"
+            self.needs_full_batch = "batch norm in the backbone uses the statistics of the whole batch"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         upright = batch[0]  # [B, 3, S, S]
-        turned = torch.cat([upright.rot90(turn, (2, 3)) for turn in range(TURNS)])  # [4B, 3, S, S], counterclockwise
-        target = torch.arange(TURNS, device=upright.device).repeat_interleave(len(upright))
-        logits = self.head(self.backbone(turned))
+        rotated = torch.cat([upright.rot90(turns, (2, 3)) for turns in range(ROTATIONS)])  # [4B, 3, S, S]
+        target = torch.arange(ROTATIONS, device=upright.device).repeat_interleave(len(upright))
+        logits = self.head(self.backbone(rotated))
         return {"loss": cross_entropy(logits, target), "accuracy": (logits.argmax(1) == target).float().mean()}
 
     def keep(self) -> Backbone:

@@ -1,4 +1,4 @@
-"""SimCLR: two views of a picture should be closer to each other than to any other picture of the batch.
+"""SimCLR: two views of a photo should be closer to each other than to any other photo of the batch.
 
 v1: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020.
 https://arxiv.org/abs/2002.05709
@@ -28,7 +28,7 @@ from components.training.optim import LARS, Cosine, Optimizer
 
 
 class SimCLRConfig(MethodConfig):
-    """Defaults: v1, sections 2.1 and 4, appendix A; its "batch size small" rate is lr 1.2 with scaling sqrt (B.1)."""
+    """Defaults: v1, sections 2.1 and 4, appendix A; the rate for small batches (B.1): lr 1.2, scaling sqrt."""
 
     head: Literal["v1", "v2"] = "v1"  # two layers, or three
     hidden: int = Field(2048, ge=1)  # section 4.2: the width of ResNet-50
@@ -37,14 +37,14 @@ class SimCLRConfig(MethodConfig):
     crop: FractionRange = (0.08, 1.0)  # appendix A
     color_strength: float = Field(1.0, ge=0)  # 0.5 for small images (B.9)
     blur: Fraction = 0.5  # 0 for small images (B.9)
-    chunk: int = Field(0, ge=0)  # pictures encoded at a time, 0: all; for a batch larger than the device
+    chunk: int = Field(0, ge=0)  # photos encoded at a time, 0: all; for a batch that does not fit on the device
     optimizer: Optimizer = LARS(  # section 2.1; 10 of 100 epochs; lars_optimizer.py
         lr=0.3, weight_decay=1e-6, classic_momentum=True, schedule=Cosine(warmup=0.1)
     )
 
 
 class SimCLR(Method):
-    needs_full_batch = "each picture is told from all others of the batch; set chunk instead"
+    needs_full_batch = "the other photos of the batch are the negatives; set chunk instead"
 
     @staticmethod
     def views(config: SimCLRConfig, image_size: int) -> tuple[View, View]:
@@ -57,7 +57,7 @@ class SimCLR(Method):
     def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
         if batch_size // world < 2:
             raise ValueError(
-                f"batch_size {batch_size} over {world} processes leaves no other picture to tell from; try 256"
+                f"batch_size {batch_size} over {world} processes leaves no other photo as a negative; try 256"
             )
 
     def __init__(self, backbone: Backbone, config: SimCLRConfig) -> None:

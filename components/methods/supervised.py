@@ -1,4 +1,4 @@
-"""Supervised: the ceiling of the table. Not a method without labels: cross entropy on those the data have.
+"""Supervised training: cross-entropy on the labels of the data, as the upper reference for methods without labels.
 
 He et al., Deep Residual Learning for Image Recognition, CVPR 2016. https://arxiv.org/abs/1512.03385, with the rates of
 Goyal et al., Accurate, Large Minibatch SGD, 2017. https://arxiv.org/abs/1706.02677
@@ -46,11 +46,11 @@ class Supervised(Method):
 
     @staticmethod
     def resolve(config: SupervisedConfig, photos: Photos) -> SupervisedConfig:
-        known = len(np.unique(photos.labels(photos.rows("train", labeled=True)).numpy()))
-        if known < 2:
+        num_classes = len(np.unique(photos.labels(photos.rows("train", labeled=True)).numpy()))
+        if num_classes < 2:
             raise ValueError(
-                f"supervised training needs labels, and the train split has {known} class(es); "
-                f"put the pictures into one folder a class and prepare them again, or choose a method without labels"
+                f"supervised training needs labels, and the train split has {num_classes} class(es); "
+                f"put the photos into one folder a class and prepare them again, or choose a method without labels"
             )
         if config.classes not in (0, len(photos.classes)):
             raise ValueError(f"classes {config.classes}, but the data have {len(photos.classes)}; leave classes out")
@@ -63,7 +63,7 @@ class Supervised(Method):
         self.backbone = backbone
         self.classifier = nn.Linear(backbone.dim, config.classes)
         if isinstance(backbone, ResNet):
-            self.needs_full_batch = "batch norm in the backbone reads the whole batch"
+            self.needs_full_batch = "batch norm in the backbone uses the statistics of the whole batch"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         pixels, labels = batch

@@ -1,7 +1,7 @@
-"""Losses over tables that are too large to keep: a tile at a time, and its gradient with it.
+"""Losses over tables that are too large for memory, computed one tile of rows at a time, gradient included.
 
-What a tile's loss needs of its gradient is at hand while the tile is, so it is taken then, and the backward pass only
-scales it. Memory is one tile beside inputs and gradients, where autograd would keep the whole table several times.
+The gradient of a tile is computed in the forward pass while the tile is in memory; the backward pass only scales it.
+The memory is that of one tile beside inputs and gradients, where autograd would keep the whole table several times.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ ROWS = 1024  # of a tile
 
 
 class NTXent(torch.autograd.Function):
-    """Cross-entropy of each row of `mine` [M, D] with its other view among all rows of `everyone` [E, D], the mean: [].
+    """Cross-entropy of each row of `local` [M, D] with its other view among all rows of `gathered` [E, D]: mean, [].
 
-    Rows are unit vectors; mine is everyone[offset : offset + M], its other view M / 2 rows away, cyclically.
+    Rows have length 1; local is gathered[offset : offset + M], and the other view is M / 2 rows away, cyclically.
     """
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor, everyone: Tensor, offset: int, temperature: float) -> Tensor:
-        count = len(mine)
-        grad_mine, grad_everyone = torch.empty_like(mine), torch.zeros_like(everyone)
-        loss = mine.new_zeros(())
+    def forward(ctx: Any, local: Tensor, gathered: Tensor, offset: int, temperature: float) -> Tensor:
+        count = len(local)
+        local_grad, gathered_grad = torch.empty_like(local), torch.zeros_like(gathered)
+        loss = local.new_zeros(())
         for start in range(0, count, ROWS):
-            part = mine[start : start + ROWS]
-            row = torch.arange(len(part), device=mine.device)
-            logits = part @ everyone.T / temperature  # [R, E]
-            logits.diagonal(offset + start).fill_(-torch.inf)  # not itself; a number put at places would be waited for
-            other = offset + (start + row + count // 2) % count
-            most = logits.logsumexp(1)
-            loss += (most - logits[row, other]).sum()
-            share = logits.sub_(most[:, None]).exp_()  # softmax
-            share[row, other] -= 1
-            grad_mine[start : start + ROWS] = share @ everyone
-            grad_everyone.addmm_(share.T, part)
+            tile = local[start : start + ROWS]
+            row = torch.arange(len(tile), device=local.device)
+            logits = tile @ gathered.T / temperature  # [R, E]
+            logits.diagonal(offset + start).fill_(-torch.inf)  # not itself; an indexed write would wait for the GPU
+            other_view = offset + (start + row + count // 2) % count
+            log_sum = logits.logsumexp(1)
+            loss += (log_sum - logits[row, other_view]).sum()
+            logits_grad = logits.sub_(log_sum[:, None]).exp_()  # softmax, less 1 at the other view
+            logits_grad[row, other_view] -= 1
+            local_grad[start : start + ROWS] = logits_grad @ gathered
+            gathered_grad.addmm_(logits_grad.T, tile)
         scale = 1 / (temperature * count)
-        ctx.save_for_backward(grad_mine.mul_(scale), grad_everyone.mul_(scale))
+        ctx.save_for_backward(local_grad.mul_(scale), gathered_grad.mul_(scale))
         return loss / count
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        mine, everyone = ctx.saved_tensors
-        return upstream * mine, upstream * everyone, None, None
+        local_grad, gathered_grad = ctx.saved_tensors
+        return upstream * local_grad, upstream * gathered_grad, None, None
 
 
 class AcrossViews(torch.autograd.Function):
@@ -52,20 +52,20 @@ class AcrossViews(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-        views, pictures = logits.shape[:2]
-        terms = len(targets) * (views - 1)
-        whole = targets.sum(0)  # [B, K]
+        num_views, batch_size = logits.shape[:2]
+        num_pairs = len(targets) * (num_views - 1)
+        target_sum = targets.sum(0)  # [B, K]
         gradient, loss = torch.empty_like(logits), targets.new_zeros(())
-        for view in range(views):
-            wanted = whole - targets[view] if view < len(targets) else whole
-            weight = wanted.sum(-1, keepdim=True)  # how many targets, as each sums to 1
+        for view in range(num_views):
+            other_targets = target_sum - targets[view] if view < len(targets) else target_sum
+            weight = other_targets.sum(-1, keepdim=True)  # the number of targets, as each sums to 1
             z = logits[view].to(targets.dtype) / temperature
-            most = z.logsumexp(-1, keepdim=True)
-            loss += (weight * most).sum() - (wanted * z).sum()
-            share = z.sub_(most).exp_().mul_(weight).sub_(wanted)
-            gradient[view] = share / (temperature * terms * pictures)
+            log_sum = z.logsumexp(-1, keepdim=True)
+            loss += (weight * log_sum).sum() - (other_targets * z).sum()
+            logits_grad = z.sub_(log_sum).exp_().mul_(weight).sub_(other_targets)
+            gradient[view] = logits_grad / (temperature * num_pairs * batch_size)
         ctx.save_for_backward(gradient)
-        return loss / (terms * pictures)
+        return loss / (num_pairs * batch_size)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:

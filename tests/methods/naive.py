@@ -1,4 +1,4 @@
-"""Derivations that several tests of methods compare with, from the papers' formulas, in numpy and loops."""
+"""Reference implementations of the papers' formulas in numpy and loops, which several tests of methods compare with."""
 
 import numpy as np
 import torch
@@ -10,13 +10,13 @@ TINY = ViTBackbone(image_size=8, patch_size=4, width=8, depth=1, heads=2)
 
 
 def pixels(seed, count=5):
-    """Two views, float64 [count, 3, 8, 8] in 0 … 255."""
+    """Returns two views, float64 [count, 3, 8, 8] in 0 … 255."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(count, 3, 8, 8, generator=generator, dtype=torch.float64) * 255 for _ in range(2)]
 
 
 def network(layers, x):
-    """A backbone with its head, or a head alone, in train mode; the head written out. -> numpy [B, D]"""
+    """Returns the outputs of a backbone with its head, or of a head alone, in train mode: numpy [B, D]."""
     for layer in layers:
         if isinstance(layer, Backbone):
             with torch.no_grad():
@@ -37,8 +37,8 @@ def network(layers, x):
 
 
 def assert_gradients(method, loss, per=3, step=1e-6):
-    """Gradients of `method` are the central differences of `loss()`, at the `per` largest of each parameter's entries
-    and at one that is drawn."""
+    """Asserts that gradients of `method` are the central differences of `loss()`, at the `per` largest entries of each
+    parameter's gradient and at a random one."""
     for name, p in method.named_parameters():
         if not p.requires_grad:
             continue
@@ -50,8 +50,8 @@ def assert_gradients(method, loss, per=3, step=1e-6):
                 flat[place] = moved
                 values.append(loss())
             flat[place] = before
-            wanted = (values[0] - values[1]) / (2 * step)
-            assert abs(grad[place].item() - wanted) < 1e-6 * max(1.0, abs(wanted)), (name, place)
+            expected = (values[0] - values[1]) / (2 * step)
+            assert abs(grad[place].item() - expected) < 1e-6 * max(1.0, abs(expected)), (name, place)
 
 
 def softmax(x):
@@ -74,7 +74,7 @@ def cross_entropy(target, logits):
     return -float(np.sum(target * np.log(softmax(logits))))
 
 
-def even_shares(scores, temperature, rounds=3):
+def naive_sinkhorn(scores, temperature, rounds=3):
     """Sinkhorn-Knopp as in SwAV's pseudo-code: a matrix of prototypes by pictures with the mass 1."""
     q = np.exp(np.asarray(scores) / temperature).T
     q /= q.sum()
@@ -87,8 +87,8 @@ def even_shares(scores, temperature, rounds=3):
     return (q * b).T
 
 
-def slopes_agree(method, loss, naive, among=lambda name: True):
-    """Every trainable parameter's gradient, along one random direction, is the naive loss's finite difference."""
+def assert_directional_gradients(method, loss, naive, among=lambda name: True):
+    """Asserts that each parameter's gradient, along a random direction, is the naive loss's finite difference."""
     method.zero_grad()
     loss.backward()
     torch.manual_seed(7)
@@ -98,9 +98,9 @@ def slopes_agree(method, loss, naive, among=lambda name: True):
         direction, at = torch.randn_like(p), p.detach().clone()
         values = []
         for sign in (1, -1):
-            p.data = at + sign * 1e-6 * direction
+            p.data = at + sign * 1e-7 * direction
             values.append(naive())
         p.data = at
-        wanted = (values[0] - values[1]) / 2e-6
-        found = float((p.grad * direction).sum())
-        assert abs(found - wanted) <= 1e-6 * max(1, abs(wanted)), (name, found, wanted)
+        expected = (values[0] - values[1]) / 2e-7
+        actual = float((p.grad * direction).sum())
+        assert abs(actual - expected) <= 1e-6 * max(1, abs(expected)), (name, actual, expected)

@@ -16,14 +16,14 @@ from components.config import parse
 from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.methods import METHODS
-from components.methods.barlowtwins import decorrelate
+from components.methods.barlowtwins import cross_correlation_loss
 from components.methods.losses import nt_xent
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 
 VIT = ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2)
 RESNET = ResNetBackbone(kind="resnet18", image_size=16)
 BATCH, STEPS = 8, 3
-LOSSES = {"simclr": lambda a, b: nt_xent(a, b, 0.2), "barlowtwins": lambda a, b: decorrelate(a, b, 0.1)[0]}
+LOSSES = {"simclr": lambda a, b: nt_xent(a, b, 0.2), "barlowtwins": lambda a, b: cross_correlation_loss(a, b, 0.1)[0]}
 
 
 def run(name, settings, photos, shape=VIT):

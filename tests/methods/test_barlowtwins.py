@@ -6,7 +6,7 @@ import torch
 from naive import TINY, assert_gradients, network, pixels
 
 from components.methods import METHODS
-from components.methods.barlowtwins import BarlowTwins, BarlowTwinsConfig, decorrelate
+from components.methods.barlowtwins import BarlowTwins, BarlowTwinsConfig, cross_correlation_loss
 from components.models.backbone import ResNetBackbone, build
 from components.training.optim import LARS, Cosine
 from components.training.optim import build as optimizer_of
@@ -46,16 +46,16 @@ def sum_of(a, b, weight):
     return sum((1 - v) ** 2 if i == j else weight * v**2 for (i, j), v in np.ndenumerate(c))
 
 
-def test_the_same_outputs_without_redundancy_cost_nothing():
+def test_equal_and_decorrelated_outputs_have_loss_0():
     signs = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).double()
-    loss, agreed = decorrelate(signs, signs, 0.5)
-    assert (loss.item(), agreed.item()) == pytest.approx((0, 1))
+    loss, mean_correlation = cross_correlation_loss(signs, signs, 0.5)
+    assert (loss.item(), mean_correlation.item()) == pytest.approx((0, 1))
     twice = signs[:, :1].expand(-1, 2)
-    assert decorrelate(twice, twice, 0.5)[0].item() == pytest.approx(0.5 * 2)
-    assert decorrelate(signs, -signs, 0.5)[0].item() == pytest.approx(2 * 4)
+    assert cross_correlation_loss(twice, twice, 0.5)[0].item() == pytest.approx(0.5 * 2)
+    assert cross_correlation_loss(signs, -signs, 0.5)[0].item() == pytest.approx(2 * 4)
 
 
-def test_biases_and_norms_have_their_own_rate():
+def test_biases_and_norms_have_their_own_learning_rate():
     """main.py: 0.2 for weights and 0.0048 for biases and norms."""
     method = twins()
     rates = {
@@ -79,15 +79,15 @@ def test_defaults_are_the_papers():
     assert not twins().projector[-1].affine
 
 
-def test_chunks_are_refused_where_they_would_change_the_features():
+def test_chunks_raise_if_they_would_change_the_features():
     with pytest.raises(ValueError, match="chunk 4 would change the features, for batch norm in the backbone"):
         BarlowTwins(build(ResNetBackbone(kind="resnet18", image_size=8)), BarlowTwinsConfig(dim=6, chunk=4))
 
 
-def test_chunks_are_the_whole_batch():
-    views, found = pixels(0, 6), []
+def test_chunks_give_the_loss_and_gradients_of_the_whole_batch():
+    views, results = pixels(0, 6), []
     for chunk in (0, 4):
         method = twins(chunk=chunk)
         loss = method(views)["loss"]
-        found.append([loss, *torch.autograd.grad(loss, list(method.parameters()))])
-    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*found, strict=True))
+        results.append([loss, *torch.autograd.grad(loss, list(method.parameters()))])
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*results, strict=True))

@@ -27,7 +27,7 @@ def regression(p, z):
 
 
 def paper(method, target, views):
-    """target: the two views as the slow network saw them."""
+    """target: the outputs of the target network for both views."""
     z = [network(method.online, view) for view in views]
     p = [network(method.predictor, view) for view in z]
     return regression(p[0], target[1]) + regression(p[1], target[0])
@@ -43,11 +43,11 @@ def test_several_steps_equal_a_naive_derivation():
         method.before_step(step / steps)
         reference = copy.deepcopy(method.online)
         reference.load_state_dict({**method.online.state_dict(), **slow})
-        wanted = paper(method, [network(reference, view) for view in views], views)
+        expected = paper(method, [network(reference, view) for view in views], views)
         optimizer.zero_grad()
         loss = method(views)["loss"]
         loss.backward()
-        assert loss.item() == pytest.approx(wanted, abs=1e-6)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
         optimizer.step()
         method.after_step()
         tau = 1 - (1 - MOMENTUM) * (math.cos(math.pi * step / steps) + 1) / 2  # section 3.2
@@ -57,7 +57,7 @@ def test_several_steps_equal_a_naive_derivation():
             assert torch.allclose(p, slow[name], atol=1e-12), name
 
 
-def test_gradients_are_those_of_the_paper_with_a_still_target():
+def test_gradients_are_those_of_the_paper_with_a_constant_target():
     method, views = byol(), pixels(0)
     with torch.no_grad():
         for p in method.target.parameters():

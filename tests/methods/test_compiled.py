@@ -1,6 +1,6 @@
-"""What is compiled says what it said before, and is compiled indeed.
+"""Compiled modules give the results of eager ones, and are really compiled.
 
-With the capture of torch.compile, but without the compiler behind it, which wants minutes.
+With the capture of torch.compile, but without the compiler behind it, which takes minutes.
 """
 
 import copy
@@ -33,10 +33,10 @@ def fresh() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_is_the_same(name, photos, monkeypatch):
+def test_a_compiled_step_equals_an_eager_one(name, photos, monkeypatch):
     deep = SHAPES["vit"].model_copy(update={"depth": 3})
     monkeypatch.setitem(SHAPES, "vit", deep)
-    found = []
+    results = []
     for compiling in (False, True):
         method = make(name, "vit").double()
         names = list(method.state_dict())
@@ -46,39 +46,40 @@ def test_a_step_is_the_same(name, photos, monkeypatch):
         method.before_step(0.5)
         loss = method(batch(name, photos, 0))["loss"]
         loss.backward()
-        found.append([loss.detach(), *(p.grad for p in method.parameters() if p.grad is not None)])
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*found, strict=True))
+        results.append([loss.detach(), *(p.grad for p in method.parameters() if p.grad is not None)])
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*results, strict=True))
     assert 1 <= counters["frames"]["ok"] <= 3  # one program for all blocks, sizes and gradients apart
     assert counters["frames"]["ok"] == counters["frames"]["total"]
     assert not counters["graph_break"]
 
 
-def test_the_blocks_of_a_decoder_are_compiled_as_one():
+def test_the_blocks_of_a_decoder_share_one_program():
     plain = Blocks(8, 2, 2).double()
-    made, x, seen = copy.deepcopy(plain), torch.randn(3, 5, 8).double(), torch.rand(3, 5) < 0.7
+    compiled_net, x, seen = copy.deepcopy(plain), torch.randn(3, 5, 8).double(), torch.rand(3, 5) < 0.7
     seen[:, 0] = True
-    compile_blocks(made, CAPTURE)
-    assert torch.allclose(made(x), plain(x))
-    assert torch.allclose(made(x, seen), plain(x, seen))
+    compile_blocks(compiled_net, CAPTURE)
+    assert torch.allclose(compiled_net(x), plain(x))
+    assert torch.allclose(compiled_net(x, seen), plain(x, seen))
     assert counters["frames"] == {"ok": 2, "total": 2}
 
 
-def test_a_resnet_is_the_same():
+def test_a_compiled_resnet_equals_an_eager_one():
     pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     plain = build(SHAPES["resnet"]).double()
-    made = copy.deepcopy(plain)
-    compile_blocks(made, CAPTURE)
-    found = [
-        [net(pixels), *torch.autograd.grad(net(pixels).square().sum(), list(net.parameters()))] for net in (plain, made)
+    compiled_net = copy.deepcopy(plain)
+    compile_blocks(compiled_net, CAPTURE)
+    results = [
+        [net(pixels), *torch.autograd.grad(net(pixels).square().sum(), list(net.parameters()))]
+        for net in (plain, compiled_net)
     ]
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(*found, strict=True))
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(*results, strict=True))
     assert counters["frames"] == {"ok": 1, "total": 1}
     assert not counters["graph_break"]
-    copy.deepcopy(made)(pixels)  # as slow teachers are made
+    copy.deepcopy(compiled_net)(pixels)  # as slow teachers are made
 
 
 @pytest.mark.parametrize("blur", [0.0, 0.5])
-def test_views_are_the_same(blur):
+def test_compiled_views_equal_eager_ones(blur):
     view = View(16, jitter=Jitter(0.4, 0.4, 0.4, 0.1), blur=blur, solarize=0.2, gray=0.2)
     params = sample_params(view, torch.full((8, 2), 32), torch.rand(8, DRAWS_PER_VIEW, dtype=torch.float64))
     x = batched.resize(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), params.boxes, params.flip, 16)
@@ -88,7 +89,7 @@ def test_views_are_the_same(blur):
     assert not counters["graph_break"]
 
 
-def test_settings_hold_in_every_thread_that_compiles():
+def test_compiler_settings_hold_in_every_thread():
     def settings():
         compiled(batched.finish, CAPTURE)
         return torch._dynamo.config.recompile_limit, torch._dynamo.config.suppress_errors

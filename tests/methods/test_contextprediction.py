@@ -1,4 +1,4 @@
-"""Against a derivation with loops, and against the shortcuts that the paper found."""
+"""Context prediction against a derivation with loops, and against the shortcuts that the paper describes."""
 
 import math
 
@@ -11,7 +11,7 @@ from components.data.fields import Draws
 from components.evaluation import linear
 from components.evaluation.features import standardize
 from components.methods import METHODS
-from components.methods.contextprediction import ContextPrediction, ContextPredictionConfig, neighbors
+from components.methods.contextprediction import ContextPrediction, ContextPredictionConfig, neighbor_pairs
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
 from components.training.optim import SGD, Constant, multiplier
 
@@ -20,7 +20,7 @@ RESNET = ResNetBackbone(kind="resnet18", image_size=16)
 SMALL = {"patch": 8, "gap": 2, "jitter": 1, "grids": 2, "smallest": 3, "hidden": 6}
 
 
-def made(shape=VIT, **settings):
+def make_method(shape=VIT, **settings):
     torch.manual_seed(0)
     return ContextPrediction(build(shape), ContextPredictionConfig(**{**SMALL, **settings})).double().train()
 
@@ -49,7 +49,7 @@ def noise(seed, count):
 
 
 def naive_patch(canvas, place, draws, config, mean):
-    """One patch by the paper's words: canvas [3, S, S], six draws -> numpy [3, p, p]."""
+    """Returns one patch as the paper describes it: canvas [3, S, S], six draws -> numpy [3, p, p]."""
     p, jitter = config.patch, 2 * config.jitter + 1
     row, column = divmod(place, 3)
     top = row * (p + config.gap) + int(draws[0] * jitter)
@@ -74,7 +74,7 @@ def naive_patch(canvas, place, draws, config, mean):
 
 
 def naive_loss(method, batch):
-    """Pair by pair; only the trunk and the weights are the method's own."""
+    """Returns the loss computed pair by pair; only trunk and weights come from the method."""
     config, mean = method.config, method.backbone.mean.flatten().tolist()
     vectors, pairs, labels = [], [], []
     for canvases, draws in zip(batch[::2], batch[1::2], strict=True):
@@ -96,52 +96,54 @@ def naive_loss(method, batch):
         return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
 
     weights = {name: p.detach().numpy() for name, p in method.named_parameters()}
-    each = np.maximum(norm(trunk @ weights["each.0.weight"].T), 0)
+    each = np.maximum(norm(trunk @ weights["patch_head.0.weight"].T), 0)
     x = np.stack([np.concatenate([each[a], each[b]]) for a, b in pairs])
-    x = np.maximum(norm(x @ weights["both.weight"].T), 0)
-    x = np.maximum(x @ weights["told.2.weight"].T + weights["told.2.bias"], 0)
-    x = x @ weights["told.4.weight"].T + weights["told.4.bias"]
+    x = np.maximum(norm(x @ weights["pair_layer.weight"].T), 0)
+    x = np.maximum(x @ weights["classifier.2.weight"].T + weights["classifier.2.bias"], 0)
+    x = x @ weights["classifier.4.weight"].T + weights["classifier.4.bias"]
     return np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in zip(x, labels, strict=True)])
 
 
 @pytest.mark.parametrize("color", ["dropping", "projection", "none"])
 @pytest.mark.parametrize(("contrast", "resampled"), [(True, 0.5), (False, 0.0), (False, 1.0)])
 def test_loss_equals_a_naive_derivation(color, contrast, resampled):
-    method = made(color=color, contrast=contrast, resampled=resampled)
+    method = make_method(color=color, contrast=contrast, resampled=resampled)
     for seed in range(2):
-        pictures = batch(method, seed=seed)
-        assert method(pictures)["loss"].item() == pytest.approx(naive_loss(method, pictures), abs=1e-6)
+        photos = batch(method, seed=seed)
+        assert method(photos)["loss"].item() == pytest.approx(naive_loss(method, photos), abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [VIT, RESNET], ids=["vit", "resnet"])
-def test_the_middle_against_its_eight_neighbors_is_a_choice(shape):
-    method = made(shape, pairs="center", grids=1)
-    pictures = batch(method, 2)
-    assert method(pictures)["loss"].item() == pytest.approx(naive_loss(method, pictures), abs=1e-6)
+def test_pairs_center_compares_the_central_patch_with_its_eight_neighbors(shape):
+    method = make_method(shape, pairs="center", grids=1)
+    photos = batch(method, 2)
+    assert method(photos)["loss"].item() == pytest.approx(naive_loss(method, photos), abs=1e-6)
 
 
 def test_gradients_of_all_parameters_are_finite_differences_of_the_loss():
-    method = made(grids=1, resampled=0.0)
-    pictures = batch(method, 2)
-    method(pictures)["loss"].backward()
+    method = make_method(grids=1, resampled=0.0)
+    photos = batch(method, 2)
+    method(photos)["loss"].backward()
     random = torch.Generator().manual_seed(1)
     for name, p in method.named_parameters():
         way, values = torch.randn(p.shape, generator=random, dtype=p.dtype), []
         with torch.no_grad():
             for step in (1e-6, -2e-6):
                 p.add_(way, alpha=step)
-                values.append(method(pictures)["loss"].item())  # which is the naive one: see above
+                values.append(method(photos)["loss"].item())  # which is the naive one: see above
             p.add_(way, alpha=1e-6)
         assert (values[0] - values[1]) / 2e-6 == pytest.approx((p.grad * way).sum().item(), abs=1e-6), name
 
 
-def test_every_pair_of_neighbors_is_asked_in_both_orders():
-    places, target = neighbors("all")
-    asked = {(a, b): label for (a, b), label in zip(places.tolist(), target.tolist(), strict=True)}
-    assert len(asked) == 40
-    assert all(asked[b, a] == 7 - label for (a, b), label in asked.items())  # the other order, the opposite place
-    assert neighbors("center")[0].tolist() == [[4, b] for b in (0, 1, 2, 3, 5, 6, 7, 8)]
-    assert neighbors("center")[1].tolist() == list(range(8))
+def test_every_pair_of_neighbors_occurs_in_both_orders():
+    places, target = neighbor_pairs("all")
+    direction = {(a, b): label for (a, b), label in zip(places.tolist(), target.tolist(), strict=True)}
+    assert len(direction) == 40
+    assert all(
+        direction[b, a] == 7 - label for (a, b), label in direction.items()
+    )  # the other order, the opposite direction
+    assert neighbor_pairs("center")[0].tolist() == [[4, b] for b in (0, 1, 2, 3, 5, 6, 7, 8)]
+    assert neighbor_pairs("center")[1].tolist() == list(range(8))
 
 
 def test_patches_keep_their_gap_and_stay_on_the_canvas():
@@ -149,58 +151,61 @@ def test_patches_keep_their_gap_and_stay_on_the_canvas():
     view = ContextPrediction.views(config, 16)[0]
     assert view.size == 3 * 8 + 2 * 2 + 2
     places = torch.arange(view.size**2).view(1, 1, view.size, view.size).expand(1, 3, -1, -1)
-    method = made(color="none", contrast=False, resampled=0.0)
-    for luck, moved in ((0.0, 0), (0.5, 1), (1 - 2**-24, 2)):
-        found = method.patches(places, torch.full((1, 54), luck))[:, 0]
-        for place, patch in enumerate(found):
+    method = make_method(color="none", contrast=False, resampled=0.0)
+    for draw, offset in ((0.0, 0), (0.5, 1), (1 - 2**-24, 2)):
+        patches = method.patches(places, torch.full((1, 54), draw))[:, 0]
+        for place, patch in enumerate(patches):
             row, column = divmod(place, 3)
             top, left = divmod(int(patch[0, 0]), view.size)
-            assert (top, left) == (row * 10 + moved, column * 10 + moved)
+            assert (top, left) == (row * 10 + offset, column * 10 + offset)
             assert int(patch[-1, -1]) == (top + 7) * view.size + left + 7
 
 
-def test_what_a_picture_shows_depends_on_its_own_draws_alone():
-    method = made(resampled=0.5)
+def test_the_patches_of_a_photo_depend_on_its_own_draws_alone():
+    method = make_method(resampled=0.5)
     canvas, draws = batch(method, 4)[:2]
     whole = method.patches(canvas, draws).unflatten(0, (4, 9))
     torch.manual_seed(5)
     assert torch.allclose(method.patches(canvas[2:3], draws[2:3]), whole[2], atol=1e-9)
 
 
-def test_a_resampled_patch_is_never_smaller_than_asked_and_one_that_is_not_stays_as_it_was():
-    method = made(color="none", contrast=False, resampled=1.0)
+def test_a_patch_is_resampled_from_at_least_the_smallest_side_or_left_unchanged():
+    method = make_method(color="none", contrast=False, resampled=1.0)
     x = torch.rand(1, 3, 8, 8).double() * 255
-    for luck, side in ((0.0, 3), (0.999, 6)):  # area from 3² to 7², rounded down
+    color_draws = torch.zeros(1, 2)
+    for area_draw, side in ((0.0, 3), (0.999, 6)):  # area from 3² to 7², rounded down
         small = interpolate(x, (side, side), mode="bilinear", antialias=True)
-        wanted = interpolate(small, (8, 8), mode="bilinear")
-        assert torch.allclose(method.disguised(x, torch.tensor([[0.0, luck, 0, 0]])), wanted, atol=1e-4)
-    calm = made(color="none", contrast=False, resampled=0.5)
-    assert torch.allclose(calm.disguised(x, torch.tensor([[0.6, 0.5, 0, 0]])), x, atol=1e-9)
+        expected = interpolate(small, (8, 8), mode="bilinear")
+        assert torch.allclose(
+            method.remove_shortcuts(x, torch.tensor([[0.0, area_draw]]), color_draws), expected, atol=1e-4
+        )
+    calm = make_method(color="none", contrast=False, resampled=0.5)
+    assert torch.allclose(calm.remove_shortcuts(x, torch.tensor([[0.6, 0.5]]), color_draws), x, atol=1e-9)
 
 
-def test_contrast_and_brightness_of_a_patch_say_nothing():
-    method = made(color="none", resampled=0.0)
-    x, draws = torch.rand(4, 3, 8, 8).double() * 100, torch.zeros(4, 4)
-    seen = method.disguised(x, draws)
-    assert torch.allclose(method.disguised(1.7 * x + 30, draws), seen)
+def test_contrast_and_brightness_of_a_patch_are_normalized_away():
+    method = make_method(color="none", resampled=0.0)
+    x, draws = torch.rand(4, 3, 8, 8).double() * 100, torch.zeros(4, 2)
+    seen = method.remove_shortcuts(x, draws, draws)
+    assert torch.allclose(method.remove_shortcuts(1.7 * x + 30, draws, draws), seen)
     centered = seen - method.backbone.mean
     assert torch.allclose(centered.square().mean((1, 2, 3)).sqrt(), torch.full((4,), 50.0).double())
-    flat = method.disguised(torch.full((1, 3, 8, 8), 9.0).double(), draws[:1])
+    flat = method.remove_shortcuts(torch.full((1, 3, 8, 8), 9.0).double(), draws[:1], draws[:1])
     assert torch.allclose(flat, method.backbone.mean.expand_as(flat))
 
 
 def test_the_head_cannot_silence_its_activations():
     """With scale and shift in its batch norm the network does just that (train.py's prototxt)."""
-    method = made()
+    method = make_method()
     norms = [module for module in method.modules() if isinstance(module, torch.nn.BatchNorm1d)]
     assert len(norms) == 2
     assert all(norm.weight is None and norm.bias is None for norm in norms)
 
 
-def through_a_bad_lens(count, size, seed, tint):
+def photos_with_aberration(count, size, seed, tint):
     """Textures whose green lies 8 % nearer to the middle, gray or of one color each: uint8 [count, 3, size, size].
 
-    Sums of 20 waves: nothing but the lens tells one place from another, and nothing is interpolated.
+    Sums of 20 waves: only the aberration depends on the position, and nothing is interpolated.
     """
     random = torch.Generator().manual_seed(seed)
     wave = 0.6 * torch.randn(count, 20, 2, generator=random)
@@ -209,53 +214,55 @@ def through_a_bad_lens(count, size, seed, tint):
     place = torch.cartesian_prod(line, line).T  # [2, size²], from the middle
     rest, green = ((wave @ place * zoom + phase).cos().mean(1) for zoom in (1.0, 1.08))
     paint = 1 - tint * torch.rand(count, 3, 1, generator=random)
-    pictures = (0.5 + 0.7 * torch.stack([rest, green, rest], 1)) * paint * 255
-    return pictures.clamp(0, 255).round().to(torch.uint8).unflatten(2, (size, size))
+    photos = (0.5 + 0.7 * torch.stack([rest, green, rest], 1)) * paint * 255
+    return photos.clamp(0, 255).round().to(torch.uint8).unflatten(2, (size, size))
 
 
 def fringes(patches):
-    """To which side of one channel another lies: correlations at small shifts, less those at the opposite ones.
+    """Returns how one channel is shifted against another: correlations at small shifts, less the opposite ones.
 
-    [M, 3, p, p] -> [M, 36]. A first layer could compute it. A blur along it is not in.
+    [M, 3, p, p] -> [M, 36]. A first layer could compute this. It does not measure blur.
     """
     x = patches - patches.mean((2, 3), keepdim=True)
     x = x / x.square().mean((2, 3), keepdim=True).sqrt().clamp_min(1e-6)
-    found, inner = [], x.shape[-1] - 4
+    features, inner = [], x.shape[-1] - 4
     shifts = [(dy, dx) for dy in range(5) for dx in range(5)]
     for a, b in ((0, 1), (1, 2), (0, 2)):
         middle = x[:, a, 2:-2, 2:-2]
         near = [(middle * x[:, b, dy : dy + inner, dx : dx + inner]).mean((1, 2)) for dy, dx in shifts]
-        found += [near[i] - near[24 - i] for i in range(12)]
-    return torch.stack(found, 1).float()
+        features += [near[i] - near[24 - i] for i in range(12)]
+    return torch.stack(features, 1).float()
 
 
-def given_away(tint=0.0, **settings):
-    """Share of patches whose place in the picture a linear probe on the fringes finds; chance is 1 of 9."""
-    method = made(**{"patch": 16, "gap": 4, "jitter": 1, "grids": 1, "smallest": 6, **settings})
+def position_accuracy(tint=0.0, **settings):
+    """Returns the accuracy of a linear probe that predicts a patch's position from the fringes; chance is 1 / 9."""
+    method = make_method(**{"patch": 16, "gap": 4, "jitter": 1, "grids": 1, "smallest": 6, **settings})
     size = ContextPrediction.views(method.config, 16)[0].size
     seen = []
     for seed, count in ((0, 160), (1, 110)):
         draws = torch.rand(count, 54, generator=torch.Generator().manual_seed(seed + 7))
-        seen.append(fringes(method.patches(through_a_bad_lens(count, size, seed, tint), draws)))
-    known, asked = standardize(*seen)
+        seen.append(fringes(method.patches(photos_with_aberration(count, size, seed, tint), draws)))
+    train, test = standardize(*seen)
     places = [torch.arange(9).repeat(len(x) // 9) for x in seen]
-    weight, bias = linear.fit(known, places[0], 9, penalty=1e-2, steps=40)
-    return float(((asked @ weight.T + bias).argmax(1) == places[1]).float().mean())
+    weight, bias = linear.fit(train, places[0], 9, penalty=1e-2, steps=40)
+    return float(((test @ weight.T + bias).argmax(1) == places[1]).float().mean())
 
 
 @pytest.mark.parametrize("tint", [0.0, 0.3])
-def test_without_the_tricks_color_fringes_tell_the_place(tint):
-    assert given_away(tint, color="none", contrast=False, resampled=0.0) > 0.7
+def test_without_countermeasures_color_fringes_predict_the_position(tint):
+    assert position_accuracy(tint, color="none", contrast=False, resampled=0.0) > 0.7
 
 
-def test_contrast_normalization_and_resampling_alone_do_not_help():
-    assert given_away(color="none") > 0.5
+def test_contrast_normalization_and_resampling_alone_do_not_prevent_it():
+    assert position_accuracy(color="none") > 0.5
 
 
 @pytest.mark.parametrize("tint", [0.0, 0.3])
 @pytest.mark.parametrize("color", ["dropping", "projection"])
-def test_with_either_color_trick_they_do_not(color, tint):
-    assert given_away(tint, color=color) < 0.2  # chance is 0.11, and the nine patches of a picture are not independent
+def test_color_dropping_or_projection_prevents_it(color, tint):
+    assert (
+        position_accuracy(tint, color=color) < 0.2
+    )  # chance is 0.11, and the nine patches of a picture are not independent
 
 
 def test_defaults_are_the_papers():
@@ -271,25 +278,25 @@ def test_defaults_are_the_papers():
     assert views[0].crop[0] == pytest.approx(398**2 / 450_000, abs=0.005)
 
 
-def test_what_cannot_work_is_refused_with_advice():
+def test_invalid_settings_raise_with_advice():
     with pytest.raises(ValueError, match="patch is 10 pixels; allowed: multiples of the backbone's patch_size 4 up to"):
-        made(patch=10)
+        make_method(patch=10)
     with pytest.raises(ValueError, match=r"patch is 20 pixels; .* up to its image_size 16; try 4"):
-        made(patch=20)
-    assert made(RESNET, patch=10).config.patch == 10
+        make_method(patch=20)
+    assert make_method(RESNET, patch=10).config.patch == 10
     with pytest.raises(ValueError, match="smallest 8 is not under patch 8; try 2"):
         ContextPredictionConfig(patch=8, smallest=8)
 
 
 @pytest.mark.parametrize("shape", [VIT, RESNET], ids=["vit", "resnet"])
-def test_it_is_judged_by_patches_as_it_was_trained(shape, tmp_path):
-    method = made(shape).float().eval()
+def test_features_are_averaged_over_patches_as_in_training(shape, tmp_path):
+    method = make_method(shape).float().eval()
     method.keep().save(tmp_path)
     pixels = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
     parts = [pixels[:, :, top : top + 8, left : left + 8] for top in (0, 4, 8) for left in (0, 4, 8)]
-    wanted = torch.stack([method.backbone.whole(part) for part in parts]).mean(0)
+    expected = torch.stack([method.backbone.whole(part) for part in parts]).mean(0)
     kept = load(tmp_path).eval()
     assert kept.patches == 8
-    assert torch.allclose(kept(pixels), wanted, atol=1e-6)
-    assert torch.equal(method.backbone.whole(parts[0]), kept.whole(parts[0]))  # how it is trained has not changed
-    assert made(shape, averaged=False).keep().patches == 0
+    assert torch.allclose(kept(pixels), expected, atol=1e-6)
+    assert torch.equal(method.backbone.whole(parts[0]), kept.whole(parts[0]))  # training still sees single patches
+    assert make_method(shape, averaged=False).keep().patches == 0

@@ -12,7 +12,7 @@ from components.methods.blocks import DRAWS_PER_MASK, block_masks
 from components.methods.dinov2 import DINOv2, DINOv2Config, koleo
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 from components.training.optim import AdamW, Cosine
-from tests.methods.naive import cross_entropy, dino_head, even_shares, slopes_agree, softmax
+from tests.methods.naive import assert_directional_gradients, cross_entropy, dino_head, naive_sinkhorn, softmax
 
 TINY = ViTBackbone(image_size=24, patch_size=8, width=8, depth=1, heads=2)
 
@@ -43,30 +43,31 @@ def naive_koleo(rows):
     return total / len(rows)
 
 
-def answers(method, batch, teacher, centers, t):
+def teacher_targets(method, batch, teacher, centers, t):
     """Targets of class tokens, and of the hidden patches alone; and the means of both kinds of logits."""
-    hidden = block_masks(torch.cat(batch[-2:]), 3, 0.5, (0.1, 0.5))
+    masked = block_masks(torch.cat(batch[-2:]), 3, 0.5, (0.1, 0.5))
     x = teacher[0].sequence(torch.cat(batch[:2]))
-    said = dino_head(teacher[1], x[:, 0]), dino_head(teacher[-1], x[:, 1:][hidden])
+    teacher_logits = dino_head(teacher[1], x[:, 0]), dino_head(teacher[-1], x[:, 1:][masked])
     if method.config.targets == "sinkhorn":
-        targets = [even_shares(logits, t) for logits in said]
+        targets = [naive_sinkhorn(logits, t) for logits in teacher_logits]
     else:
         targets = [
-            [softmax((row - center) / t) for row in logits] for logits, center in zip(said, centers, strict=True)
+            [softmax((row - center) / t) for row in logits]
+            for logits, center in zip(teacher_logits, centers, strict=True)
         ]
-    return targets, hidden, [logits.mean(0) for logits in said]
+    return targets, masked, [logits.mean(0) for logits in teacher_logits]
 
 
-def by_the_paper(method, batch, targets, hidden):
+def naive_loss(method, batch, targets, masked):
     backbone, head, patch_head = method.student[0], method.student[1], method.student[-1]
     b = len(batch[0])
-    seen = backbone.encode(backbone.embed(torch.cat(batch[:2]), hidden, method.mask_token))
+    seen = backbone.encode(backbone.embed(torch.cat(batch[:2]), masked, method.mask_token))
     local = backbone.sequence(batch[2])[:, 0]
     logits = dino_head(head, torch.cat([seen[:, 0], local])).reshape(3, b, -1)
     pairs = [(i, v) for i in range(2) for v in range(3) if i != v]
     loss = np.mean([cross_entropy(targets[0][i * b + n], logits[v][n] / 0.1) for i, v in pairs for n in range(b)])
-    patch_logits = dino_head(patch_head, seen[:, 1:][hidden])
-    of_picture = hidden.nonzero()[:, 0].tolist()
+    patch_logits = dino_head(patch_head, seen[:, 1:][masked])
+    of_picture = masked.nonzero()[:, 0].tolist()
     for j, n in enumerate(of_picture):
         loss += cross_entropy(targets[1][j], patch_logits[j] / 0.1) / of_picture.count(n) / (2 * b)
     return loss + 0.1 * (naive_koleo(seen[:b, 0]) + naive_koleo(seen[b:, 0]))
@@ -86,8 +87,8 @@ def test_several_steps_equal_a_naive_derivation(targets, separate):
     for number, progress in enumerate((0.0, 0.05, 0.4)):
         batch, t = batch_of(number), 0.04 + 0.03 * min(1, progress / 0.1)
         with torch.no_grad():
-            wanted_targets, hidden, means = answers(method, batch, teacher, centers, t)
-            wanted = by_the_paper(method, batch, wanted_targets, hidden)
+            wanted_targets, masked, means = teacher_targets(method, batch, teacher, centers, t)
+            expected = naive_loss(method, batch, wanted_targets, masked)
         method.before_step(progress)
         loss = method(batch)["loss"]
         method.zero_grad()
@@ -95,31 +96,31 @@ def test_several_steps_equal_a_naive_derivation(targets, separate):
         method.after_backward()
         torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.3).step()
         method.after_step()
-        assert loss.item() == pytest.approx(wanted, abs=1e-6)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
         centers = [0.7 * old + 0.3 * new for old, new in zip(centers, means, strict=True)]
         assert np.allclose(method.targets.center.mean.numpy(), centers[0], atol=1e-6)
         assert np.allclose(method.patch_targets.center.mean.numpy(), centers[1], atol=1e-6)
         m = 1 - 0.2 * (math.cos(math.pi * progress) + 1) / 2
         for slow, fast in zip(teacher.parameters(), method.student.parameters(), strict=True):
             slow.data.mul_(m).add_(fast.data, alpha=1 - m)
-        for slow, ours in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
-            assert torch.allclose(slow, ours, atol=1e-12)
+        for slow, actual in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
+            assert torch.allclose(slow, actual, atol=1e-12)
 
 
 def test_gradients_are_the_finite_differences_of_the_naive_loss():
     method, batch = dinov2(), batch_of(0)
     with torch.no_grad():
-        targets, hidden, _ = answers(method, batch, method.teacher.module, None, 0.04)
-    assert hidden.any()
+        targets, masked, _ = teacher_targets(method, batch, method.teacher.module, None, 0.04)
+    assert masked.any()
 
     @torch.no_grad()
     def naive():
-        return by_the_paper(method, batch, targets, hidden)
+        return naive_loss(method, batch, targets, masked)
 
-    slopes_agree(method, method(batch)["loss"], naive)
+    assert_directional_gradients(method, method(batch)["loss"], naive)
 
 
-def test_koleo_finds_the_nearest_in_full_precision():
+def test_koleo_searches_the_nearest_in_float32():
     """bf16 tells cosines near 1 apart in steps of 1/256."""
     x = 1 + 0.05 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
@@ -134,7 +135,7 @@ def test_koleo_equals_the_loop_and_has_a_closed_form():
     assert koleo(torch.ones(2, 4).double()).isfinite()
 
 
-def test_both_last_layers_rest_at_first():
+def test_the_last_layers_of_both_heads_are_frozen_at_first():
     method = dinov2(freeze_last=0.25)
     for progress, rests in ((0.2, True), (0.25, False)):
         method.before_step(progress)
@@ -161,9 +162,9 @@ def test_defaults_are_the_configs():
     )
 
 
-def test_a_resnet_and_a_lonely_picture_are_refused():
+def test_a_resnet_and_a_batch_of_one_raise():
     recipe = METHODS["dinov2"]
     with pytest.raises(ValueError, match=r"needs a ViT, not a ResNet; try backbone.kind: vit"):
         recipe.method(build(ResNetBackbone(kind="resnet18", image_size=16)), DINOv2Config())
-    with pytest.raises(ValueError, match="batch_size 1 leaves no other picture"):
+    with pytest.raises(ValueError, match="batch_size 1 leaves no other photo"):
         recipe.method.check(DINOv2Config(), 100, 1, 1)

@@ -12,7 +12,7 @@ from components.methods.blocks import DRAWS_PER_MASK, TRIES, block_masks
 from components.methods.ibot import IBOT, IBOTConfig
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 from components.training.optim import AdamW, Cosine
-from tests.methods.naive import cross_entropy, dino_head, slopes_agree, softmax
+from tests.methods.naive import assert_directional_gradients, cross_entropy, dino_head, softmax
 
 TINY = ViTBackbone(image_size=24, patch_size=8, width=8, depth=1, heads=2)
 
@@ -22,7 +22,7 @@ def ibot(**settings):
     config = IBOTConfig(**{"hidden": 6, "bottleneck": 4, "prototypes": 5, "local_crops": 1, **settings})
     method = IBOT(build(TINY), config).double().train()
     for p in method.student[1].mlp.parameters():
-        p.data += 0.3 * torch.randn_like(p)  # at the start all answers are alike
+        p.data += 0.3 * torch.randn_like(p)  # initially all outputs are nearly equal
     method.mask_token.data.normal_()
     method.teacher.module.load_state_dict(method.student.state_dict())
     return method
@@ -36,25 +36,25 @@ def batch_of(seed, count=3):
 
 def naive_blocks(draws, side, probability, ratio):
     """One picture's mask, a list of lists, patch by patch."""
-    hidden = [[False] * side for _ in range(side)]
+    masked = [[False] * side for _ in range(side)]
     if draws[0] >= probability:
-        return hidden
+        return masked
     left = (ratio[0] + (ratio[1] - ratio[0]) * draws[1]) * side**2
     smallest = (side // 3) ** 2
     for attempt in range(TRIES):
         area, aspect, down, right = draws[2 + 4 * attempt : 6 + 4 * attempt]
-        wanted = max(0, smallest + (left - smallest) * area)
+        expected = max(0, smallest + (left - smallest) * area)
         shape = math.exp(math.log(0.3) + aspect * (math.log(1 / 0.3) - math.log(0.3)))
-        height, width = round(math.sqrt(wanted * shape)), round(math.sqrt(wanted / shape))
+        height, width = round(math.sqrt(expected * shape)), round(math.sqrt(expected / shape))
         if not (height < side and width < side):
             continue
         top, start = int(down * (side - height + 1)), int(right * (side - width + 1))
-        new = [(r, c) for r in range(top, top + height) for c in range(start, start + width) if not hidden[r][c]]
+        new = [(r, c) for r in range(top, top + height) for c in range(start, start + width) if not masked[r][c]]
         if 0 < len(new) <= left:
             for r, c in new:
-                hidden[r][c] = True
+                masked[r][c] = True
             left -= len(new)
-    return hidden
+    return masked
 
 
 def naive_masks(batch, config):
@@ -63,16 +63,16 @@ def naive_masks(batch, config):
     return np.array([naive_blocks(row, 3, config.mask_probability, ratio) for row in draws]).reshape(len(draws), -1)
 
 
-def answers(method, batch, teacher, centers, t):
+def teacher_targets(method, batch, teacher, centers, t):
     """Of both global crops, which the teacher sees whole: targets of class token and patches, means of the logits."""
     x = teacher[0].sequence(torch.cat(batch[:2]))
-    said = dino_head(teacher[1], x.flatten(0, 1)).reshape(*x.shape[:2], -1)
-    classes = [softmax((row - centers[0]) / t) for row in said[:, 0]]
-    patches = [[softmax((row - centers[1]) / t) for row in picture] for picture in said[:, 1:]]
-    return classes, patches, (said[:, 0].mean(0), said[:, 1:].mean((0, 1)))
+    logits = dino_head(teacher[1], x.flatten(0, 1)).reshape(*x.shape[:2], -1)
+    classes = [softmax((row - centers[0]) / t) for row in logits[:, 0]]
+    patches = [[softmax((row - centers[1]) / t) for row in photo] for photo in logits[:, 1:]]
+    return classes, patches, (logits[:, 0].mean(0), logits[:, 1:].mean((0, 1)))
 
 
-def by_the_paper(method, batch, targets, masks, weight=1.0):
+def naive_loss(method, batch, targets, masks, weight=1.0):
     """Equation 2 on the hidden patches, equation 3 of DINO on class tokens, added."""
     backbone, head = method.student
     b = len(batch[0])
@@ -102,8 +102,8 @@ def test_several_steps_equal_a_naive_derivation():
         batch, t = batch_of(number), 0.04 + 0.03 * min(1, progress / 0.1)
         masks = naive_masks(batch, method.config)
         with torch.no_grad():
-            *targets, means = answers(method, batch, teacher, centers, t)
-            wanted = by_the_paper(method, batch, targets, masks, 0.5)
+            *targets, means = teacher_targets(method, batch, teacher, centers, t)
+            expected = naive_loss(method, batch, targets, masks, 0.5)
         method.before_step(progress)
         loss = method(batch)["loss"]
         method.zero_grad()
@@ -111,15 +111,15 @@ def test_several_steps_equal_a_naive_derivation():
         method.after_backward()
         torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.3).step()
         method.after_step()
-        assert loss.item() == pytest.approx(wanted, abs=1e-6)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
         centers = [0.7 * old + 0.3 * new for old, new in zip(centers, means, strict=True)]
         assert np.allclose(method.targets.center.mean.numpy(), centers[0], atol=1e-6)
         assert np.allclose(method.patch_targets.center.mean.numpy(), centers[1], atol=1e-6)
         m = 1 - 0.2 * (math.cos(math.pi * progress) + 1) / 2
         for slow, fast in zip(teacher.parameters(), method.student.parameters(), strict=True):
             slow.data.mul_(m).add_(fast.data, alpha=1 - m)
-        for slow, ours in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
-            assert torch.allclose(slow, ours, atol=1e-12)
+        for slow, actual in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
+            assert torch.allclose(slow, actual, atol=1e-12)
 
 
 def test_gradients_are_the_finite_differences_of_the_naive_loss():
@@ -127,21 +127,21 @@ def test_gradients_are_the_finite_differences_of_the_naive_loss():
     masks = naive_masks(batch, method.config)
     assert masks.any()
     with torch.no_grad():
-        *targets, _ = answers(method, batch, method.teacher.module, (0, 0), 0.04)
+        *targets, _ = teacher_targets(method, batch, method.teacher.module, (0, 0), 0.04)
 
     @torch.no_grad()
     def naive():
-        return by_the_paper(method, batch, targets, masks)
+        return naive_loss(method, batch, targets, masks)
 
-    slopes_agree(method, method(batch)["loss"], naive)
+    assert_directional_gradients(method, method(batch)["loss"], naive)
 
 
 @pytest.mark.parametrize("side", [2, 5, 14])
-def test_block_masks_equal_the_loop_and_keep_to_their_share(side):
+def test_block_masks_equal_the_loop_and_keep_to_their_ratio(side):
     draws = torch.rand(300, DRAWS_PER_MASK, generator=torch.Generator().manual_seed(side)).double()
     found = block_masks(draws, side, 0.5, (0.1, 0.5))
-    wanted = [naive_blocks(row.tolist(), side, 0.5, (0.1, 0.5)) for row in draws]
-    assert np.array_equal(found.numpy(), np.array(wanted).reshape(300, -1))
+    expected = [naive_blocks(row.tolist(), side, 0.5, (0.1, 0.5)) for row in draws]
+    assert np.array_equal(found.numpy(), np.array(expected).reshape(300, -1))
     assert (found.sum(1) <= (0.1 + 0.4 * draws[:, 1]) * side**2).all()
     assert not found[draws[:, 0] >= 0.5].any()
     if side == 14:
@@ -149,15 +149,15 @@ def test_block_masks_equal_the_loop_and_keep_to_their_share(side):
         assert (share - (0.1 + 0.4 * draws[:, 1][draws[:, 0] < 0.5])).abs().max() < 0.05  # nearly all of it is used
 
 
-def test_a_batch_without_a_mask_is_dinos():
+def test_a_batch_without_masks_has_dinos_loss_alone():
     method = ibot(mask_probability=0.0)
     losses = method(batch_of(0))
-    assert losses["patches"].item() == 0
+    assert losses["patch_loss"].item() == 0
     losses["loss"].backward()
     assert method.mask_token.grad is not None
 
 
-def test_teacher_and_centers_move_once_a_step_however_many_parts_it_has():
+def test_teacher_and_centers_are_updated_once_a_step_for_any_number_of_micro_batches():
     """lightly-train: once a micro-batch."""
     whole, parts, batch = ibot(), ibot(), batch_of(3, 4)
     loss = whole(batch)["loss"]
@@ -188,8 +188,8 @@ def test_defaults_are_the_readmes_not_the_scripts():
     )
 
 
-def test_a_resnet_is_refused():
+def test_a_resnet_raises():
     with pytest.raises(
-        ValueError, match=r"ibot hides patches, so it needs a ViT, not a ResNet; try backbone.kind: vit"
+        ValueError, match=r"ibot masks patches, so it needs a ViT, not a ResNet; try backbone.kind: vit"
     ):
         METHODS["ibot"].method(build(ResNetBackbone(kind="resnet18", image_size=16)), IBOTConfig())

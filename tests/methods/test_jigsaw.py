@@ -1,4 +1,4 @@
-"""Against a derivation with loops; the orders against a search over all of them."""
+"""Jigsaw against a derivation with loops; its permutations against an exhaustive greedy search."""
 
 from itertools import permutations
 
@@ -8,7 +8,7 @@ import torch
 
 from components.data.fields import Draws
 from components.methods import METHODS
-from components.methods.jigsaw import Jigsaw, JigsawConfig, unlike
+from components.methods.jigsaw import Jigsaw, JigsawConfig, distant_permutations
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
 from components.training.optim import SGD, multiplier
 
@@ -17,7 +17,7 @@ RESNET = ResNetBackbone(kind="resnet18", image_size=16)
 SMALL = {"cell": 10, "tile": 8, "orders": 7, "hidden": 5}
 
 
-def made(shape=VIT, **settings):
+def make_jigsaw(shape=VIT, **settings):
     torch.manual_seed(0)
     return Jigsaw(build(shape), JigsawConfig(**{**SMALL, **settings})).double().train()
 
@@ -29,15 +29,15 @@ def batch(count=4, seed=0):
 
 
 def naive_loss(method, batch):
-    """Tile by tile, in the mixed order from the start."""
+    """Returns the loss computed tile by tile, in the permuted order."""
     mean, std = (x.flatten().numpy() for x in (method.backbone.mean, method.backbone.std))
-    orders, tiles, targets = unlike(9, method.config.orders), [], []
+    orders, tiles, targets = distant_permutations(9, method.config.orders), [], []
     for canvas, draws in zip(*batch, strict=True):
-        luck = draws.tolist()
-        targets.append(int(luck[18] * len(orders)))
+        values = draws.tolist()
+        targets.append(int(values[18] * len(orders)))
         for place in orders[targets[-1]].tolist():
             row, column = divmod(place, 3)
-            top, left = row * 10 + int(luck[2 * place] * 3), column * 10 + int(luck[2 * place + 1] * 3)
+            top, left = row * 10 + int(values[2 * place] * 3), column * 10 + int(values[2 * place + 1] * 3)
             tile = canvas[:, top : top + 8, left : left + 8].double().numpy()
             if method.config.normalized:
                 tile = np.stack([(x - x.mean()) / x.std() * s + m for x, m, s in zip(tile, mean, std, strict=True)])
@@ -45,15 +45,15 @@ def naive_loss(method, batch):
     with torch.no_grad():
         x = method.backbone.whole(torch.from_numpy(np.stack(tiles))).numpy()
     weights = {name: p.detach().numpy() for name, p in method.named_parameters()}
-    x = x @ weights["each.0.weight"].T
-    x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * weights["each.1.weight"] + weights["each.1.bias"]
-    x = np.maximum(x, 0).reshape(len(targets), -1) @ weights["head.weight"].T + weights["head.bias"]
+    x = x @ weights["tile_head.0.weight"].T
+    x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * weights["tile_head.1.weight"] + weights["tile_head.1.bias"]
+    x = np.maximum(x, 0).reshape(len(targets), -1) @ weights["classifier.weight"].T + weights["classifier.bias"]
     return np.mean([np.log(np.exp(row).sum()) - row[target] for row, target in zip(x, targets, strict=True)])
 
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_loss_equals_a_naive_derivation_over_several_steps(normalized):
-    method = made(normalized=normalized)
+    method = make_jigsaw(normalized=normalized)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     for step in range(3):
         loss = method(batch(seed=step))["loss"]
@@ -64,7 +64,7 @@ def test_loss_equals_a_naive_derivation_over_several_steps(normalized):
 
 
 def test_gradients_of_all_parameters_are_finite_differences_of_the_naive_loss():
-    method = made()
+    method = make_jigsaw()
     method(batch())["loss"].backward()
     random = torch.Generator().manual_seed(1)
     for name, p in method.named_parameters():
@@ -77,19 +77,19 @@ def test_gradients_of_all_parameters_are_finite_differences_of_the_naive_loss():
         assert (values[0] - values[1]) / 2e-6 == pytest.approx((p.grad * way).sum().item(), abs=1e-6), name
 
 
-def test_orders_are_those_of_a_search_over_all():
+def test_permutations_are_those_of_an_exhaustive_greedy_search():
     every = list(permutations(range(5)))
-    chosen = [every[0]]
-    while len(chosen) < 30:
-        apart = [[sum(a != b for a, b in zip(one, other, strict=True)) for other in chosen] for one in every]
+    selected = [every[0]]
+    while len(selected) < 30:
+        apart = [[sum(a != b for a, b in zip(one, other, strict=True)) for other in selected] for one in every]
         best = max(range(len(every)), key=lambda i: (min(apart[i]), sum(apart[i]), -i))
-        chosen.append(every[best])
-    assert unlike(5, 30).tolist() == [list(order) for order in chosen]
+        selected.append(every[best])
+    assert distant_permutations(5, 30).tolist() == [list(order) for order in selected]
 
 
-def test_orders_are_as_unlike_as_they_can_be_and_each_is_there_once():
-    orders = unlike(9, 100)
-    assert sorted(map(tuple, unlike(4, 24).tolist())) == sorted(permutations(range(4)))
+def test_permutations_are_unique_and_have_large_hamming_distances():
+    orders = distant_permutations(9, 100)
+    assert sorted(map(tuple, distant_permutations(4, 24).tolist())) == sorted(permutations(range(4)))
     apart = (orders[:, None] != orders[None]).sum(-1)[~np.eye(100, dtype=bool)]
     assert apart.min() >= 6
     assert apart.mean() > 8
@@ -97,8 +97,8 @@ def test_orders_are_as_unlike_as_they_can_be_and_each_is_there_once():
     assert all(sorted(first[:, place].tolist()) == list(range(9)) for place in range(9))
 
 
-def test_a_tiles_colors_and_contrast_say_nothing():
-    method = made()
+def test_color_and_contrast_of_a_tile_are_normalized_away():
+    method = make_jigsaw()
     canvas, draws = batch()
     bright = (canvas // 2 + 40).double()
     seen = method.tiles(canvas // 2, draws[:, :-1])
@@ -109,13 +109,13 @@ def test_a_tiles_colors_and_contrast_say_nothing():
     assert method.tiles(torch.full_like(canvas, 7), draws[:, :-1]).isfinite().all()
 
 
-def test_tiles_lie_anywhere_in_their_own_cell():
-    method = made(normalized=False)
+def test_tiles_are_cut_anywhere_within_their_cell():
+    method = make_jigsaw(normalized=False)
     places = torch.arange(900).view(1, 1, 30, 30).expand(1, 3, -1, -1)
-    for luck, moved in ((0.0, 0), (0.5, 1), (1 - 2**-24, 2)):
-        for place, tile in enumerate(method.tiles(places, torch.full((1, 18), luck))[:, 0]):
+    for draw, offset in ((0.0, 0), (0.5, 1), (1 - 2**-24, 2)):
+        for place, tile in enumerate(method.tiles(places, torch.full((1, 18), draw))[:, 0]):
             row, column = divmod(place, 3)
-            assert divmod(int(tile[0, 0]), 30) == (row * 10 + moved, column * 10 + moved)
+            assert divmod(int(tile[0, 0]), 30) == (row * 10 + offset, column * 10 + offset)
 
 
 def test_defaults_are_the_published_runs():
@@ -130,16 +130,16 @@ def test_defaults_are_the_published_runs():
     assert (view.size, view.ratio, draws) == (255, (1.0, 1.0), Draws(19))
 
 
-def test_what_cannot_work_is_refused_with_advice():
+def test_invalid_settings_raise_with_advice():
     with pytest.raises(ValueError, match="tile is 10 pixels; allowed: multiples of the backbone's patch_size 4 up to"):
-        made(tile=10)
+        make_jigsaw(tile=10)
     with pytest.raises(ValueError, match="tile 12 is larger than its cell 10; try cell 16"):
-        made(tile=12)
+        make_jigsaw(tile=12)
 
 
 @pytest.mark.parametrize("shape", [VIT, RESNET], ids=["vit", "resnet"])
-def test_it_is_judged_by_tiles_as_it_was_trained(shape, tmp_path):
-    method = made(shape).float().eval()
+def test_features_are_averaged_over_tiles_as_in_training(shape, tmp_path):
+    method = make_jigsaw(shape).float().eval()
     method.keep().save(tmp_path)
     assert load(tmp_path).patches == 8
-    assert made(shape, averaged=False).keep().patches == 0
+    assert make_jigsaw(shape, averaged=False).keep().patches == 0

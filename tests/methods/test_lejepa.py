@@ -80,14 +80,14 @@ def test_loss_and_gradient_are_the_papers():
     losses = method(data())
     z = method.projector(method.embedding(torch.cat([method.backbone(view) for view in data()]))).view(4, 5, 3)
     center = (z[0] + z[1]) / 2
-    agreement = sum(((view - center) ** 2).sum() for view in z) / z.numel()
+    invariance = sum(((view - center) ** 2).sum() for view in z) / z.numel()
     normality = naive_sigreg(z.detach().numpy(), directions_of(int(0.25 * 2**53), 3, 6))
-    assert losses["agreement"].item() == pytest.approx(agreement.item(), abs=1e-9)
-    assert losses["normality"].item() == pytest.approx(normality, abs=1e-9)
-    assert losses["loss"].item() == pytest.approx(0.95 * agreement.item() + 0.05 * normality, abs=1e-9)
+    assert losses["invariance"].item() == pytest.approx(invariance.item(), abs=1e-9)
+    assert losses["sigreg"].item() == pytest.approx(normality, abs=1e-9)
+    assert losses["loss"].item() == pytest.approx(0.95 * invariance.item() + 0.05 * normality, abs=1e-9)
 
 
-def test_a_normal_cloud_scores_the_same_at_every_size_and_another_grows_with_it():
+def test_sigreg_of_a_normal_distribution_is_constant_in_n_and_grows_for_others():
     """The factor N (and, over ranks, the number of ranks): without it a larger batch regularizes less."""
     small, large = (torch.randn(300, n, 4, generator=seeded(1)).double() for n in (20, 160))
     for clouds in (small, large):
@@ -96,21 +96,21 @@ def test_a_normal_cloud_scores_the_same_at_every_size_and_another_grows_with_it(
     assert many / few == pytest.approx(8, rel=0.1)
 
 
-def test_seventeen_knots_are_the_integral():
+def test_seventeen_knots_approximate_the_integral():
     z = torch.randn(1, 50, 2, generator=seeded(3)).double() * 2
     coarse, fine = (sigreg(z, 10, knots, 3.0, seeded(0)).item() for knots in (17, 2001))
     assert coarse == pytest.approx(fine, rel=0.01)
 
 
-def test_a_collapsed_cloud_has_a_closed_form():
+def test_sigreg_of_collapsed_embeddings_has_a_closed_form():
     z = torch.zeros(1, 10, 4).double()  # φ̂ is 1 everywhere
     root = lambda a: math.sqrt(math.pi / a) * math.erf(3 * math.sqrt(a))  # noqa: E731  ∫ exp(-a t²), -3 … 3
-    wanted = 10 * (root(0.5) - 2 * root(1.0) + root(1.5))
-    assert sigreg(z, 5, 2001, 3.0, seeded()).item() == pytest.approx(wanted, rel=1e-5)
+    expected = 10 * (root(0.5) - 2 * root(1.0) + root(1.5))
+    assert sigreg(z, 5, 2001, 3.0, seeded()).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("view", range(4))
-@pytest.mark.parametrize("term", ["agreement", "normality"])
+@pytest.mark.parametrize("term", ["invariance", "sigreg"])
 def test_every_view_enters_both_terms(view, term):
     """A library shipped it without the globals."""
     method = lejepa()
@@ -123,36 +123,36 @@ def test_every_view_enters_both_terms(view, term):
     assert embeddings[0].grad.view(4, 5, 3)[view].abs().amax(1).min() > 1e-6
 
 
-def test_slices_are_the_same_for_all_ranks_at_a_step_and_others_at_the_next():
+def test_directions_are_equal_on_all_ranks_and_change_with_every_step():
     """They follow from progress alone: not from a rank's own generator, and not from how often forward ran."""
     method = lejepa()
 
     def normality(at, seed):
         torch.manual_seed(seed)
         method.before_step(at)
-        return method(data())["normality"].item()
+        return method(data())["sigreg"].item()
 
     assert normality(3 / 1000, 1) == normality(3 / 1000, 2)
     steps = [normality(step / 1_000_000, 0) for step in range(5)]
     assert len(set(steps)) == 5
 
 
-def test_the_weighting_is_convex():
+def test_the_weights_of_both_terms_add_up_to_1():
     """A library weighted one term alone."""
     for weight in (0.0, 0.3, 1.0):
         found = lejepa(weight=weight)(data())
-        wanted = (1 - weight) * found["agreement"] + weight * found["normality"]
-        assert found["loss"].item() == pytest.approx(wanted.item(), abs=1e-12)
+        expected = (1 - weight) * found["invariance"] + weight * found["sigreg"]
+        assert found["loss"].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-def test_no_locals_is_the_minimal_recipe():
+def test_without_local_views_it_is_the_minimal_recipe():
     method = lejepa(local_views=0)
-    pictures = data()[:2]
-    z = method.projector(method.embedding(method.backbone(torch.cat(pictures)))).view(2, 5, 3)
-    assert method(pictures)["agreement"].item() == pytest.approx((z - z.mean(0)).square().mean().item(), abs=1e-12)
+    photos = data()[:2]
+    z = method.projector(method.embedding(method.backbone(torch.cat(photos)))).view(2, 5, 3)
+    assert method(photos)["invariance"].item() == pytest.approx((z - z.mean(0)).square().mean().item(), abs=1e-12)
 
 
-def test_a_local_size_that_patches_do_not_divide_is_refused_with_advice():
+def test_a_local_size_that_patches_do_not_divide_raises_with_advice():
     with pytest.raises(ValueError, match="local_size 10 is not a multiple of patch_size 4; try 8"):
         lejepa(local_size=10)
 

@@ -37,35 +37,38 @@ def through(backbone, x):
 
 
 def naive_loss(method, pixels, draws, ratio, norm_pix):
-    """Section 3, one picture after the other: what is hidden is taken out, encoded is the rest, and put back."""
+    """Section 3, one picture after the other: masked patches are removed, the others encoded and put back."""
     vit, losses = method.backbone, []
-    for picture, noise in zip(pixels, expand_draws(draws, SIDE**2).tolist(), strict=True):
-        image = (picture - vit.mean) / vit.std
+    for photo, noise in zip(pixels, expand_draws(draws, SIDE**2).tolist(), strict=True):
+        image = (photo - vit.mean) / vit.std
         order = sorted(range(SIDE**2), key=lambda i: noise[i])
-        seen, hidden = order[: int(SIDE**2 * (1 - ratio))], order[int(SIDE**2 * (1 - ratio)) :]
-        places, wanted, tokens = sincos(SIDE, 8), {}, [vit.trunk.embeddings.cls_token[0, 0]]
+        visible, masked = order[: int(SIDE**2 * (1 - ratio))], order[int(SIDE**2 * (1 - ratio)) :]
+        places, expected, tokens = sincos(SIDE, 8), {}, [vit.trunk.embeddings.cls_token[0, 0]]
         projection = vit.trunk.embeddings.patch_embeddings.projection
         for i in range(SIDE**2):
             top, left = i // SIDE * PATCH, i % SIDE * PATCH
             box = image[:, top : top + PATCH, left : left + PATCH]
-            if i in seen:
-                tokens.append((seen.index(i), (projection.weight * box).sum((1, 2, 3)) + projection.bias + places[i]))
+            if i in visible:
+                tokens.append(
+                    (visible.index(i), (projection.weight * box).sum((1, 2, 3)) + projection.bias + places[i])
+                )
             values = torch.stack([box[c, y, x] for y in range(PATCH) for x in range(PATCH) for c in range(3)])
             if norm_pix:
                 mu = values.sum() / 48
                 values = (values - mu) / (((values - mu) ** 2).sum() / 47 + 1e-6) ** 0.5
-            wanted[i] = values
+            expected[i] = values
         tokens[1:] = [token for _, token in sorted(tokens[1:], key=lambda pair: pair[0])]
-        encoded = through(vit, torch.stack(tokens)) @ method.narrow.weight.T + method.narrow.bias
+        encoded = through(vit, torch.stack(tokens)) @ method.to_decoder.weight.T + method.to_decoder.bias
         places = sincos(SIDE, 12)
         whole = [encoded[0]] + [
-            (encoded[1 + seen.index(i)] if i in seen else method.mask_token[0, 0]) + places[i] for i in range(SIDE**2)
+            (encoded[1 + visible.index(i)] if i in visible else method.mask_token[0, 0]) + places[i]
+            for i in range(SIDE**2)
         ]
         x = torch.stack(whole)[None]
         for layer in method.decoder.layers:
             x = layer(x)
-        painted = method.paint(method.decoder.norm(x))[0, 1:]
-        losses.append(sum(((painted[i] - wanted[i]) ** 2).mean() for i in hidden) / len(hidden))
+        predicted = method.to_pixels(method.decoder.norm(x))[0, 1:]
+        losses.append(sum(((predicted[i] - expected[i]) ** 2).mean() for i in masked) / len(masked))
     return sum(losses) / len(losses)
 
 
@@ -76,9 +79,9 @@ def test_several_steps_equal_a_naive_derivation(ratio, norm_pix):
     optimizers = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.05) for m in (method, twin)]
     for step in range(3):
         pixels, draws = data(step)
-        ours, wanted = method([pixels, draws])["loss"], naive_loss(twin, pixels, draws, ratio, norm_pix)
-        assert ours.item() == pytest.approx(wanted.item(), abs=1e-9)
-        for loss, optimizer in zip((ours, wanted), optimizers, strict=True):
+        actual, expected = method([pixels, draws])["loss"], naive_loss(twin, pixels, draws, ratio, norm_pix)
+        assert actual.item() == pytest.approx(expected.item(), abs=1e-9)
+        for loss, optimizer in zip((actual, expected), optimizers, strict=True):
             optimizer.zero_grad()
             loss.backward()
         for (name, p), q in zip(method.named_parameters(), twin.parameters(), strict=True):
@@ -89,38 +92,38 @@ def test_several_steps_equal_a_naive_derivation(ratio, norm_pix):
         assert torch.allclose(p, q[1], atol=1e-8), name
 
 
-def test_the_encoder_never_sees_what_is_to_be_painted():
+def test_the_encoder_never_sees_masked_patches():
     method = mae()
     pixels, draws = data(0)
     order = expand_draws(draws, 16).argsort(1)
     changed = pixels.clone()
-    for picture, row in zip(changed, order.tolist(), strict=True):
+    for photo, row in zip(changed, order.tolist(), strict=True):
         for i in row[4:]:
-            picture[:, i // 4 * 4 : i // 4 * 4 + 4, i % 4 * 4 : i % 4 * 4 + 4] = 7
-    seen = order[:, :4]
-    assert torch.equal(method.encode(pixels, seen), method.encode(changed, seen))
+            photo[:, i // 4 * 4 : i // 4 * 4 + 4, i % 4 * 4 : i % 4 * 4 + 4] = 7
+    visible = order[:, :4]
+    assert torch.equal(method.encode(pixels, visible), method.encode(changed, visible))
     assert not torch.equal(method([pixels, draws])["loss"], method([changed, draws])["loss"])
 
 
-def test_only_hidden_patches_are_counted(monkeypatch):
+def test_only_masked_patches_enter_the_loss(monkeypatch):
     method = mae()
     batch = data(0)
-    seen = expand_draws(batch[1], 16).argsort(1)[:, :4]
+    visible = expand_draws(batch[1], 16).argsort(1)[:, :4]
     before, decode = method(batch)["loss"], method.decode
     monkeypatch.setattr(
-        method, "decode", lambda *given: decode(*given).scatter(1, seen[..., None].expand(-1, -1, 48), 9)
+        method, "decode", lambda *args: decode(*args).scatter(1, visible[..., None].expand(-1, -1, 48), 9)
     )
     assert torch.equal(method(batch)["loss"], before)
 
 
-def test_every_picture_has_a_mask_of_its_own_and_every_patch_its_turn():
+def test_every_photo_has_its_own_mask_and_every_patch_is_visible_equally_often():
     order = expand_draws(torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)), 16).argsort(1)
     shown = torch.zeros(4000, 16).scatter(1, order[:, :4], 1)
     assert torch.allclose(shown.mean(0), torch.full((16,), 0.25), atol=0.03)
     assert len({tuple(row) for row in shown.int().tolist()}) > 1000  # of the 1,820 there are
 
 
-def test_positions_are_sines_and_stay():
+def test_positions_are_fixed_sines():
     method = mae()
     positions = method.backbone.trunk.embeddings.position_embeddings
     assert not positions.requires_grad
@@ -128,7 +131,7 @@ def test_positions_are_sines_and_stay():
     assert torch.allclose(positions[0, 1:].float(), sincos(4, 8))
 
 
-def test_mean_of_patches_is_what_is_kept():
+def test_the_backbone_pools_the_mean_of_its_patches():
     """No loss reads the class token but through the decoder."""
     method = mae()
     pixels = data(0)[0]
@@ -137,8 +140,8 @@ def test_mean_of_patches_is_what_is_kept():
     assert torch.allclose(kept(pixels), kept.tokens(pixels).mean(1))
 
 
-def test_what_cannot_be_masked_is_refused_with_advice():
-    with pytest.raises(ValueError, match=r"mask_ratio 0.99 of 16 patches leaves 0 to see.*try mask_ratio 0.5"):
+def test_impossible_masks_raise_with_advice():
+    with pytest.raises(ValueError, match=r"mask_ratio 0.99 of 16 patches leaves 0 visible.*try mask_ratio 0.5"):
         mae(mask_ratio=0.99)
     with pytest.raises(ValueError, match=r"mae needs patches, and resnet18 has none; try backbone.kind: vit"):
         MAE(build(ResNetBackbone(kind="resnet18", image_size=16)), MAEConfig())
@@ -148,9 +151,9 @@ def test_defaults_are_the_papers():
     config = MAEConfig()
     assert (config.mask_ratio, config.norm_pix) == (0.75, True)
     assert (config.decoder_dim, config.decoder_depth, config.decoder_heads) == (512, 8, 16)
-    wanted = AdamW(lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=Cosine(warmup=0.05))
-    assert config.optimizer == wanted
-    assert multiplier(wanted.schedule, 40 / 800) == pytest.approx(1)
+    expected = AdamW(lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=Cosine(warmup=0.05))
+    assert config.optimizer == expected
+    assert multiplier(expected.schedule, 40 / 800) == pytest.approx(1)
     view, draws = METHODS["mae"].method.views(config, 224)
     assert view == View(224, crop=(0.2, 1.0), flip=0.5)  # and nothing else
     assert draws == Draws(2)

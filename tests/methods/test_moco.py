@@ -40,34 +40,37 @@ def test_several_steps_equal_a_naive_derivation(momentum):
     queue = [row.numpy() for row in method.queue.items.clone()]
     optimizer = torch.optim.SGD(method.query.parameters(), lr=0.5)
     for step in range(4):  # 16 keys through a queue of 10: it wraps
-        one, two, luck = batch(step)
+        images1, images2, shuffle_draws = batch(step)
         with torch.no_grad():
             for old, new in zip(slow.parameters(), method.query.parameters(), strict=True):
                 old.mul_(momentum).add_(new, alpha=1 - momentum)  # the paper's place; ours moved it after the last step
-            for old, ours in zip(slow.parameters(), method.key.parameters(), strict=True):
-                assert torch.allclose(old, ours, atol=1e-12)
-            q = normalize(method.query(one), dim=1)
-            k = normalize(slow(two), dim=1)
-        wanted = naive_loss(q.numpy(), k.numpy(), queue, 0.2)
+            for old, actual in zip(slow.parameters(), method.key.parameters(), strict=True):
+                assert torch.allclose(old, actual, atol=1e-12)
+            q = normalize(method.query(images1), dim=1)
+            k = normalize(slow(images2), dim=1)
+        expected = naive_loss(q.numpy(), k.numpy(), queue, 0.2)
         optimizer.zero_grad()
-        loss = method([one, two, luck])["loss"]
+        loss = method([images1, images2, shuffle_draws])["loss"]
         loss.backward()
         optimizer.step()
         method.after_step()
-        assert loss.item() == pytest.approx(wanted, abs=1e-6)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
         for i, key in enumerate(k):
             queue[(4 * step + i) % 10] = key.numpy()
         assert np.allclose(np.stack(queue), method.queue.items.numpy(), atol=1e-6)
 
 
 def test_a_key_is_not_its_own_negative():
-    """Keys that join the queue before the logits would put every positive among the negatives."""
+    """Keys pushed before the logits are computed would put every positive among the negatives."""
     method = moco()
-    one, two, luck = batch(0)
+    images1, images2, shuffle_draws = batch(0)
     before = method.queue.items.clone()
-    loss = method([one, two, luck])["loss"]
+    loss = method([images1, images2, shuffle_draws])["loss"]
     method.after_step()
-    q, k = normalize(method.query(one), dim=1), normalize(method.key(two), dim=1)  # nothing was learned: lr is 0
+    q, k = (
+        normalize(method.query(images1), dim=1),
+        normalize(method.key(images2), dim=1),
+    )  # nothing was learned: lr is 0
     assert loss.item() == pytest.approx(naive_loss(*(x.detach().numpy() for x in (q, k, before)), 0.2), abs=1e-6)
     late = naive_loss(*(x.detach().numpy() for x in (q, k, method.queue.items)), 0.2)
     assert abs(loss.item() - late) > 1e-3
@@ -93,62 +96,64 @@ def resnet(**settings):
     return method.double()
 
 
-def seen(module):
-    """The batches that pass through a module from now on."""
-    found = []
-    module.register_forward_hook(lambda _, args, __: found.append(args[0].clone()))
-    return found
+def record_inputs(module):
+    """Returns a list that collects the batches which pass through `module` from now on."""
+    inputs = []
+    module.register_forward_hook(lambda _, args, __: inputs.append(args[0].clone()))
+    return inputs
 
 
 def test_with_batch_norm_keys_are_normalized_in_other_groups_than_queries():
-    """A batch whose statistics are shared by query and key gives the answer away (section 3.3)."""
+    """Batch statistics shared by query and key leak which key belongs to the query (section 3.3)."""
     method = resnet(batch_norm_groups=2)
-    one, two = pixels(0, 8)
-    luck = torch.tensor([0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7])[:, None]
+    images1, images2 = pixels(0, 8)
+    shuffle_draws = torch.tensor([0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7])[:, None]
     order = [1, 4, 3, 6, 0, 7, 5, 2]
-    queries, keys = seen(method.query[0]), seen(method.key.module[0])
-    method([one, two, luck])
+    queries, keys = record_inputs(method.query[0]), record_inputs(method.key.module[0])
+    method([images1, images2, shuffle_draws])
     assert [len(group) for group in queries + keys] == [4] * 4
-    assert torch.equal(torch.cat(queries), one)
-    assert torch.equal(torch.cat(keys), two[order])
-    wanted = torch.cat([method.key(two[order[:4]]), method.key(two[order[4:]])])
-    assert torch.allclose(method.encode_keys(two, luck)[order], wanted)  # and each key comes back to its own place
+    assert torch.equal(torch.cat(queries), images1)
+    assert torch.equal(torch.cat(keys), images2[order])
+    expected = torch.cat([method.key(images2[order[:4]]), method.key(images2[order[4:]])])
+    assert torch.allclose(
+        method.encode_keys(images2, shuffle_draws)[order], expected
+    )  # and keys return to the order of the batch
 
 
 def test_without_batch_norm_nothing_is_shuffled():
     method = moco()
-    keys = seen(method.key.module[0])
-    one, two, luck = batch(0)
-    method([one, two, luck])
+    keys = record_inputs(method.key.module[0])
+    images1, images2, shuffle_draws = batch(0)
+    method([images1, images2, shuffle_draws])
     assert len(keys) == 1
-    assert torch.equal(keys[0], two)
+    assert torch.equal(keys[0], images2)
 
 
-def test_a_batch_that_is_no_equal_groups_is_refused():
-    with pytest.raises(ValueError, match="a batch of 6 pictures a process is not 4 equal groups"):
+def test_a_batch_that_cannot_be_split_in_equal_groups_raises():
+    with pytest.raises(ValueError, match="a batch of 6 photos per process cannot be split in 4 equal groups"):
         resnet(batch_norm_groups=4)(batch(0, 6))
 
 
-def test_the_symmetric_loss_is_both_and_both_keys_join_the_queue():
+def test_the_symmetric_loss_adds_both_directions_and_queues_both_keys():
     method, one_way = moco(symmetric=True), moco()
-    one, two, luck = batch(0)
-    both = method([one, two, luck])["loss"].item()
-    wanted = one_way([one, two, luck])["loss"] + one_way([two, one, luck])["loss"]
-    assert both == pytest.approx(wanted.item(), abs=1e-9)
+    images1, images2, shuffle_draws = batch(0)
+    both = method([images1, images2, shuffle_draws])["loss"].item()
+    expected = one_way([images1, images2, shuffle_draws])["loss"] + one_way([images2, images1, shuffle_draws])["loss"]
+    assert both == pytest.approx(expected.item(), abs=1e-9)
     method.after_step()
-    keys = torch.stack([normalize(method.key(view), dim=1) for view in (two, one)], 1).flatten(0, 1)  # lr is 0
+    keys = torch.stack([normalize(method.key(view), dim=1) for view in (images2, images1)], 1).flatten(0, 1)  # lr is 0
     assert torch.allclose(method.queue.items[:8], keys)
     assert method.queue.cursor == 8
     with pytest.raises(ValueError, match="queue 300 is shorter than the 512 keys of a batch; try queue: 512"):
         MoCo.check(MoCoConfig(queue=300, symmetric=True), 1000, 256, 1)
 
 
-def test_a_batch_in_parts_is_the_batch():
-    """lightly-train #968: what moves outside the gradient moved once a part."""
+def test_micro_batches_equal_one_batch():
+    """lightly-train #968: the slow copy and the queue moved once per micro-batch."""
     whole, parts = moco(symmetric=True), moco(symmetric=True)
-    given = batch(0)
-    loss = whole(given)["loss"]
-    halves = [parts([x[half] for x in given])["loss"] for half in (slice(0, 2), slice(2, 4))]
+    fields = batch(0)
+    loss = whole(fields)["loss"]
+    halves = [parts([x[half] for x in fields])["loss"] for half in (slice(0, 2), slice(2, 4))]
     assert loss.item() == pytest.approx(sum(halves).item() / 2)
     for method in (whole, parts):
         method.after_step()
@@ -156,7 +161,7 @@ def test_a_batch_in_parts_is_the_batch():
     assert whole.queue.cursor == parts.queue.cursor == 8
 
 
-def test_v2_is_the_papers_and_the_script_is_the_scripts():
+def test_defaults_are_those_of_the_paper_and_of_the_script():
     v2, script = MoCoConfig(), MoCoScriptConfig()
     assert (v2.head, v2.temperature, v2.queue, v2.momentum, v2.dim) == ("mlp", 0.2, 65536, 0.999, 128)
     assert (script.head, script.temperature, script.queue, script.momentum, script.dim) == (
@@ -178,9 +183,9 @@ def test_v2_is_the_papers_and_the_script_is_the_scripts():
     assert isinstance(MoCo(build(TINY), script).query[1], torch.nn.Linear)
 
 
-def test_an_impossible_queue_is_refused_with_advice():
+def test_an_impossible_queue_raises_with_advice():
     check = METHODS["moco"].method.check
-    with pytest.raises(ValueError, match=r"queue 65536 is longer than the data .1000 pictures.*try 256"):
+    with pytest.raises(ValueError, match=r"queue 65536 is longer than the data .1000 photos.*try 256"):
         check(MoCoConfig(), 1000, 256, 1)
     with pytest.raises(ValueError, match="queue 100 is shorter than the 256 keys of a batch; try queue: 256"):
         check(MoCoConfig(queue=100), 1000, 256, 1)

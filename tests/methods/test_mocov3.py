@@ -9,6 +9,7 @@ from naive import TINY, assert_gradients, network, pixels
 
 from components.methods import METHODS
 from components.methods.mocov3 import MoCoV3, MoCoV3Config
+from components.methods.view_pairs import ViewPair
 from components.models.backbone import ResNetBackbone, build
 from components.training.optim import AdamW, Cosine
 
@@ -44,11 +45,11 @@ def test_several_steps_equal_a_naive_derivation(norm):
     for step in range(steps):
         views = pixels(step)
         method.before_step(step / steps)
-        wanted = paper(method, [network(method.key.module, view) for view in views], views)
+        expected = paper(method, [network(method.key.module, view) for view in views], views)
         optimizer.zero_grad()
         loss = method(views)["loss"]
         loss.backward()
-        assert loss.item() == pytest.approx(wanted, abs=1e-6)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
         optimizer.step()
         method.after_step()
         m = 1 - 0.5 * (1 + math.cos(math.pi * step / steps)) * (1 - 0.9)  # adjust_moco_momentum
@@ -58,7 +59,7 @@ def test_several_steps_equal_a_naive_derivation(norm):
             assert torch.allclose(p, slow[name], atol=1e-12), name
 
 
-def test_gradients_are_those_of_the_paper_with_still_keys():
+def test_gradients_are_those_of_the_paper_with_constant_keys():
     method, views = mocov3(), pixels(1, 9)
     with torch.no_grad():
         for p in method.key.parameters():
@@ -69,7 +70,7 @@ def test_gradients_are_those_of_the_paper_with_still_keys():
     assert all(p.grad is None for p in method.key.parameters())
 
 
-def test_patches_and_positions_of_a_vit_stay_as_they_were():
+def test_patch_embedding_and_positions_of_a_vit_are_frozen():
     """Section 4.2: the first layer is where training breaks, so it stays random; section 4.1: sine positions."""
     method = mocov3()
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
@@ -77,8 +78,8 @@ def test_patches_and_positions_of_a_vit_stay_as_they_were():
     method(pixels(0))["loss"].backward()
     optimizer.step()
     method.after_step()
-    still = {name for name, p in method.query.named_parameters(prefix="query") if torch.equal(p, before[name])}
-    assert still == {
+    frozen = {name for name, p in method.query.named_parameters(prefix="query") if torch.equal(p, before[name])}
+    assert frozen == {
         EMBEDDINGS + name
         for name in ("position_embeddings", "patch_embeddings.projection.weight", "patch_embeddings.projection.bias")
     }
@@ -86,14 +87,14 @@ def test_patches_and_positions_of_a_vit_stay_as_they_were():
     assert torch.equal(positions[0], torch.zeros(8).double())
     for place in range(4):  # a grid of 2 × 2; a width of 8: two rates for sines and cosines of column, then row
         angles = [where * rate for where in (place % 2, place // 2) for rate in (1, 0.01)]
-        wanted = [f(a) for pair in (angles[:2], angles[2:]) for f in (math.sin, math.cos) for a in pair]
-        assert positions[1 + place].tolist() == pytest.approx(wanted, abs=1e-6)
+        expected = [f(a) for pair in (angles[:2], angles[2:]) for f in (math.sin, math.cos) for a in pair]
+        assert positions[1 + place].tolist() == pytest.approx(expected, abs=1e-6)
     free = mocov3(stop_grad_conv1=False)
     trained = {name for name, p in free.query[0].trunk.embeddings.named_parameters() if p.requires_grad}
     assert trained == {"cls_token", "patch_embeddings.projection.weight", "patch_embeddings.projection.bias"}
 
 
-def test_a_resnet_has_nothing_to_freeze():
+def test_nothing_is_frozen_in_a_resnet():
     resnet = build(ResNetBackbone(kind="resnet18", image_size=8))
     assert all(p.requires_grad for p in MoCoV3(resnet, MoCoV3Config(hidden=8, dim=4, layers=2)).query.parameters())
 
@@ -103,7 +104,7 @@ def test_defaults_are_the_papers():
     assert (config.layers, config.hidden, config.dim, config.temperature, config.momentum) == (3, 4096, 256, 0.2, 0.99)
     schedule = Cosine(warmup=40 / 300)
     assert config.optimizer == AdamW(lr=1.5e-4, betas=(0.9, 0.999), weight_decay=0.1, decay_all=True, schedule=schedule)
-    assert METHODS["mocov3"].method.views(config, 32) == METHODS["byol"].method.views(METHODS["byol"].config(), 32)
+    assert METHODS["mocov3"].method.views(config, 32) == ViewPair().build(32)
     method = mocov3()
     for head, linears in ((method.query[1], 3), (method.predictor, 2)):
         layers = [layer for layer in head if isinstance(layer, torch.nn.Linear)]

@@ -29,9 +29,9 @@ def two(prepared, tmp_path_factory):
     return lambda name: {key.split("|")[1]: x for key, x in tensors.items() if key.split("|")[0] == name}
 
 
-def assert_same(found, wanted, leaving=()):
-    assert set(found) == set(wanted)
-    for key, value in wanted.items():
+def assert_same(found, expected, leaving=()):
+    assert set(found) == set(expected)
+    for key, value in expected.items():
         if not key.endswith(tuple(leaving) or ("\0",)):
             assert torch.allclose(found[key].double(), value.double(), rtol=1e-7, atol=1e-9), key
 

@@ -51,9 +51,9 @@ def part_of(said, start):
     return {key.removeprefix(start): value for key, value in said.items() if key.startswith(start)}
 
 
-def assert_same(found, wanted):
-    assert set(found) == set(wanted)
-    for key, value in wanted.items():  # zeros up to rounding aside (key biases, biases before a norm), relative
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for key, value in expected.items():  # zeros up to rounding aside (key biases, biases before a norm), relative
         torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
 
 

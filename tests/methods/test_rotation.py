@@ -12,80 +12,80 @@ from components.training.optim import SGD, Steps, multiplier
 VIT = ViTBackbone(image_size=8, patch_size=4, width=8, depth=1, heads=2)
 
 
-def made(shape=VIT):
+def make_rotation(shape=VIT):
     torch.manual_seed(0)
     return Rotation(build(shape), RotationConfig()).double().train()
 
 
-def pictures(count=3):
+def photos(count=3):
     return torch.randint(256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def turned(picture, turns):
+def rotated(photo, turns):
     """Counterclockwise, pixel by pixel: what was at the right is at the top after one turn."""
     for _ in range(turns):
-        side = picture.shape[-1]
-        new = picture.clone()
+        side = photo.shape[-1]
+        new = photo.clone()
         for y in range(side):
             for x in range(side):
-                new[:, y, x] = picture[:, x, side - 1 - y]
-        picture = new
-    return picture
+                new[:, y, x] = photo[:, x, side - 1 - y]
+        photo = new
+    return photo
 
 
 def naive_loss(method, batch):
     losses = []
     with torch.no_grad():
-        for picture in batch:
+        for photo in batch:
             for turns in range(4):
-                x = method.backbone(turned(picture, turns)[None])[0].numpy()
+                x = method.backbone(rotated(photo, turns)[None])[0].numpy()
                 logits = method.head.weight.detach().numpy() @ x + method.head.bias.detach().numpy()
                 losses.append(np.log(np.exp(logits).sum()) - logits[turns])
     return np.mean(losses)
 
 
 def test_loss_equals_a_naive_derivation_over_several_steps():
-    method, optimizer = made(), None
+    method = make_rotation()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     for _ in range(3):
-        loss = method([pictures()])["loss"]
-        assert loss.item() == pytest.approx(naive_loss(method, pictures()), abs=1e-9)
+        loss = method([photos()])["loss"]
+        assert loss.item() == pytest.approx(naive_loss(method, photos()), abs=1e-9)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
 
 def test_gradients_of_all_parameters_are_finite_differences_of_the_naive_loss():
-    method = made()
-    method([pictures()])["loss"].backward()
+    method = make_rotation()
+    method([photos()])["loss"].backward()
     random = torch.Generator().manual_seed(1)
     for name, p in method.named_parameters():
         way, values = torch.randn(p.shape, generator=random, dtype=p.dtype), []
         with torch.no_grad():
             for step in (1e-6, -2e-6):
                 p.add_(way, alpha=step)
-                values.append(naive_loss(method, pictures()))
+                values.append(naive_loss(method, photos()))
             p.add_(way, alpha=1e-6)
         assert (values[0] - values[1]) / 2e-6 == pytest.approx((p.grad * way).sum().item(), abs=1e-6), name
 
 
-def test_all_four_turns_of_every_picture_are_in_the_batch():
-    method, seen = made(), []
+def test_all_four_rotations_of_every_photo_are_in_the_batch():
+    method, seen = make_rotation(), []
     method.backbone.register_forward_hook(lambda _, args, __: seen.append(args[0]))
-    method([pictures(2)])
+    method([photos(2)])
     assert len(seen[0]) == 8
     for turns in range(4):
-        for i, picture in enumerate(pictures(2)):
-            assert torch.equal(seen[0][2 * turns + i], turned(picture, turns))
+        for i, photo in enumerate(photos(2)):
+            assert torch.equal(seen[0][2 * turns + i], rotated(photo, turns))
 
 
-def test_a_batch_in_parts_is_the_batch():
-    method = made()
-    whole = method([pictures(4)])["loss"].item()
-    parts = [method([part])["loss"].item() for part in pictures(4).chunk(2)]
+def test_micro_batches_equal_one_batch():
+    method = make_rotation()
+    whole = method([photos(4)])["loss"].item()
+    parts = [method([part])["loss"].item() for part in photos(4).chunk(2)]
     assert sum(parts) / 2 == pytest.approx(whole, abs=1e-12)
     assert not method.needs_full_batch
-    assert "batch norm" in made(ResNetBackbone(kind="resnet18", image_size=8)).needs_full_batch
+    assert "batch norm" in make_rotation(ResNetBackbone(kind="resnet18", image_size=8)).needs_full_batch
 
 
 def test_defaults_are_the_published_runs():

@@ -1,4 +1,4 @@
-"""Against the paper's formulas written out as loops. Over ranks: test_over_ranks.py."""
+"""SimCLR against the paper's formulas written out as loops. Over ranks: test_over_ranks.py."""
 
 import math
 import weakref
@@ -18,7 +18,7 @@ from components.training.optim import LARS, Cosine
 from components.training.optim import build as optimizer_of
 
 
-def by_the_paper(a, b, temperature):
+def naive_loss(a, b, temperature):
     """Equation 1, one anchor at a time."""
     z = [row / row.norm() for pair in zip(a, b, strict=True) for row in pair]  # 2k-1 and 2k are a pair
     total = 0.0
@@ -34,16 +34,16 @@ def by_the_paper(a, b, temperature):
 def test_loss_and_gradient_are_the_papers(temperature):
     torch.manual_seed(0)
     a, b = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    ours, wanted = nt_xent(a, b, temperature), by_the_paper(a, b, temperature)
-    assert ours.item() == pytest.approx(wanted.item(), rel=1e-6)
-    for got, want in zip(torch.autograd.grad(ours, (a, b)), torch.autograd.grad(wanted, (a, b)), strict=True):
+    actual, expected = nt_xent(a, b, temperature), naive_loss(a, b, temperature)
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
+    for got, want in zip(torch.autograd.grad(actual, (a, b)), torch.autograd.grad(expected, (a, b)), strict=True):
         assert torch.allclose(got, want, atol=1e-6)
 
 
-def test_pairs_that_agree_while_all_else_is_orthogonal_have_a_closed_form():
+def test_equal_pairs_that_are_orthogonal_to_all_others_have_a_closed_form():
     eye = torch.eye(4)
-    wanted = -math.log(math.exp(2) / (math.exp(2) + 6))  # one partner at cosine 1, six others at 0, temperature 1/2
-    assert nt_xent(eye, eye, 0.5).item() == pytest.approx(wanted)
+    expected = -math.log(math.exp(2) / (math.exp(2) + 6))  # one partner at cosine 1, six others at 0, temperature 1/2
+    assert nt_xent(eye, eye, 0.5).item() == pytest.approx(expected)
 
 
 def test_defaults_are_the_papers():
@@ -58,8 +58,8 @@ def test_defaults_are_the_papers():
     assert (view.crop, view.gray, view.blur, view.flip) == ((0.08, 1.0), 0.2, 0.5, 0.5)
 
 
-def test_a_batch_without_others_is_refused():
-    with pytest.raises(ValueError, match="batch_size 2 over 2 processes leaves no other picture"):
+def test_a_batch_without_negatives_raises():
+    with pytest.raises(ValueError, match="batch_size 2 over 2 processes leaves no other photo"):
         METHODS["simclr"].method.check(SimCLRConfig(), 100, 2, 2)
 
 
@@ -77,7 +77,7 @@ def test_several_steps_equal_a_naive_derivation(head):
 
         def paper():
             z = torch.from_numpy(network([method.backbone, method.projector], torch.cat(views)))  # noqa: B023
-            return by_the_paper(*z.chunk(2), 0.1).item()
+            return naive_loss(*z.chunk(2), 0.1).item()
 
         optimizer.zero_grad()
         loss = method(views)["loss"]
@@ -118,7 +118,7 @@ def test_each_head_is_the_reference_codes(head, layers):
     assert not projector[-1].bias.any()
 
 
-def test_rates_of_the_paper_linear_and_with_the_root():
+def test_learning_rates_scale_linearly_or_with_the_square_root():
     """Appendix B.1: 0.3 · batch / 256, or 0.075 · √batch."""
     for batch in (256, 1024, 4096):
         linear, root = SimCLRConfig().optimizer, LARS(lr=1.2, scaling="sqrt")
@@ -134,43 +134,43 @@ def test_color_strength_scales_the_jitter():
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 100])
 @pytest.mark.parametrize("head", ["v1", "v2"])
-def test_chunks_are_the_whole_batch(chunk, head):
-    views, found = pixels(0, 6), []
+def test_chunks_give_the_loss_and_gradients_of_the_whole_batch(chunk, head):
+    views, results = pixels(0, 6), []
     for size in (0, chunk):
         method = simclr(head=head, chunk=size)
         loss = method(views)["loss"]
-        wanted = [p for p in method.parameters() if p.requires_grad]
-        found.append([loss, *torch.autograd.grad(loss, wanted)])
-    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*found, strict=True))
+        expected = [p for p in method.parameters() if p.requires_grad]
+        results.append([loss, *torch.autograd.grad(loss, expected)])
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*results, strict=True))
 
 
-def test_a_batch_of_which_parts_are_taken_for_batches_would_be_another():
-    """What chunks are not: each part's own loss, with fewer others to tell from."""
+def test_the_loss_of_half_batches_differs():
+    """Unlike chunks, half batches have fewer negatives."""
     method, views = simclr(temperature=1.0), pixels(0, 6)
     halves = [method([view[half] for view in views])["loss"] for half in (slice(0, 3), slice(3, 6))]
     assert abs(method(views)["loss"] - sum(halves) / 2) > 0.1
 
 
-def test_chunks_are_refused_where_they_would_change_the_features():
+def test_chunks_raise_if_they_would_change_the_features():
     resnet = build(ResNetBackbone(kind="resnet18", image_size=8))
     with pytest.raises(ValueError, match=r"chunk 4 would change the features.*allowed: 0; try a ViT"):
         SimCLR(resnet, SimCLRConfig(chunk=4))
     SimCLR(resnet, SimCLRConfig())
 
 
-class Living(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made and not yet forgotten."""
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all live tensors, and their peak."""
 
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
-        self.known = set()
+        self.seen = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known:
-                self.known.add(key)
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.seen:
+                self.seen.add(key)
                 size = tensor.untyped_storage().nbytes()
                 self.now += size
                 self.peak = max(self.peak, self.now)
@@ -178,7 +178,7 @@ class Living(TorchDispatchMode):
         return out
 
     def forget(self, key, size):
-        self.known.discard(key)
+        self.seen.discard(key)
         self.now -= size
 
 
@@ -191,24 +191,24 @@ def test_chunks_bound_the_memory():
             torch.manual_seed(0)
             method = SimCLR(build(shape), SimCLRConfig(hidden=8, dim=4, chunk=chunk))
             views = [torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]
-            with Living() as living:
+            with LiveBytes() as live:
                 method(views)["loss"].backward()
-            peaks[count, chunk] = living.peak
+            peaks[count, chunk] = live.peak
     assert peaks[16, 0] > 3.5 * peaks[4, 0]
     assert peaks[16, 2] < 1.5 * peaks[4, 2]
     assert peaks[16, 2] < peaks[16, 0] / 5
 
 
-def test_the_loss_is_not_multiplied_in_half_precision():
-    """Under autocast a product of two float32 is made in bf16 again."""
+def test_the_loss_is_not_computed_in_half_precision():
+    """Autocast would cast the operands of its products to bf16."""
     torch.manual_seed(0)
     a, b = torch.randn(16, 8), torch.randn(16, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        said = nt_xent(a, b, 0.1)
-    assert said.item() == nt_xent(a, b, 0.1).item()
+        loss = nt_xent(a, b, 0.1)
+    assert loss.item() == nt_xent(a, b, 0.1).item()
 
 
-def test_all_at_once_is_one_call():
+def test_chunk_0_is_one_call():
     calls = []
     chunks.encode(lambda x: calls.append(len(x)) or x, torch.zeros(5, 1), 0)
     chunks.encode(lambda x: calls.append(len(x)) or x, torch.zeros(5, 1), 2)

@@ -6,7 +6,7 @@ import torch
 from naive import TINY, assert_gradients, network, pixels
 
 from components.methods import METHODS
-from components.methods.losses import spread
+from components.methods.losses import feature_std
 from components.methods.simsiam import SimSiam, SimSiamConfig
 from components.models.backbone import build
 from components.training.optim import SGD, Cosine, set_rates
@@ -22,10 +22,10 @@ def cosine(p, z):
     return np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(p, z, strict=True)])
 
 
-def paper(method, still, views):
-    """Algorithm 1; still: the projections as constants, which is what stop-gradient means."""
+def paper(method, projections, views):
+    """Algorithm 1; projections: constants, which is what stop-gradient means."""
     p = [network(method.predictor, network(method.encoder, view)) for view in views]
-    return -cosine(p[0], still[1]) / 2 - cosine(p[1], still[0]) / 2
+    return -cosine(p[0], projections[1]) / 2 - cosine(p[1], projections[0]) / 2
 
 
 def test_loss_and_gradients_over_several_steps_are_the_papers():
@@ -33,17 +33,17 @@ def test_loss_and_gradients_over_several_steps_are_the_papers():
     optimizer = torch.optim.SGD(method.parameters(), lr=0.3)
     for step in range(3):
         views = pixels(step)
-        still = [network(method.encoder, view) for view in views]
+        projections = [network(method.encoder, view) for view in views]
         optimizer.zero_grad()
         loss = method(views)["loss"]
         loss.backward()
-        assert loss.item() == pytest.approx(paper(method, still, views), abs=1e-6)
-        assert_gradients(method, lambda: paper(method, still, views), per=1)  # noqa: B023
+        assert loss.item() == pytest.approx(paper(method, projections, views), abs=1e-6)
+        assert_gradients(method, lambda: paper(method, projections, views), per=1)  # noqa: B023
         optimizer.step()
         method.after_step()
 
 
-def test_without_the_stop_the_gradient_would_be_another():
+def test_without_stop_gradient_the_gradient_differs():
     """The collapse of figure 2 is one forgotten detach away, and no loss shows it in the first step."""
     method, views = simsiam(), pixels(0)
     z = [method.encoder(view) for view in views]
@@ -57,7 +57,7 @@ def test_without_the_stop_the_gradient_would_be_another():
     assert max((a - b).abs().max().item() for a, b in zip(wrong, right, strict=True)) > 1e-3
 
 
-def test_the_predictors_rate_is_constant():
+def test_the_predictors_learning_rate_is_constant():
     method = simsiam()
     settings = SimSiamConfig().optimizer
     optimizer = optimizer_of(method, settings, 256)
@@ -65,22 +65,22 @@ def test_the_predictors_rate_is_constant():
         set_rates(optimizer, settings, progress)
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         for name, p in method.named_parameters():
-            wanted = 0.05 * (1 if name.startswith("predictor.") else (1 + np.cos(np.pi * progress)) / 2)
-            assert rates[id(p)] == pytest.approx(wanted), name
+            expected = 0.05 * (1 if name.startswith("predictor.") else (1 + np.cos(np.pi * progress)) / 2)
+            assert rates[id(p)] == pytest.approx(expected), name
 
 
-def test_the_monitor_tells_a_collapse():
-    """Section 4.1: 1/√d for outputs that point everywhere, 0 for one constant vector."""
+def test_feature_std_shows_a_collapse():
+    """Section 4.1: 1/√d for outputs in all directions, 0 for one constant vector."""
     torch.manual_seed(0)
     z = torch.randn(4000, 64)
-    assert spread(z).item() == pytest.approx(1, abs=0.02)
-    assert spread(torch.ones(8, 64) * 3).item() == pytest.approx(0, abs=1e-6)
+    assert feature_std(z).item() == pytest.approx(1, abs=0.02)
+    assert feature_std(torch.ones(8, 64) * 3).item() == pytest.approx(0, abs=1e-6)
     rows = z.numpy() / np.linalg.norm(z.numpy(), axis=1, keepdims=True)
-    assert spread(z).item() == pytest.approx(rows.std(0, ddof=1).mean() * 8, rel=1e-5)
+    assert feature_std(z).item() == pytest.approx(rows.std(0, ddof=1).mean() * 8, rel=1e-5)
     method, views = simsiam(), pixels(0)
     z = network(method.encoder, views[0])
     z = z / np.linalg.norm(z, axis=1, keepdims=True)
-    assert method(views)["spread"].item() == pytest.approx(z.std(0, ddof=1).mean() * 6**0.5)
+    assert method(views)["feature_std"].item() == pytest.approx(z.std(0, ddof=1).mean() * 6**0.5)
 
 
 def test_defaults_are_the_papers():

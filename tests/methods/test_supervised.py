@@ -13,8 +13,8 @@ from components.training.optim import SGD, multiplier
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 
 
-class Known:
-    """Photos of which only labels are asked."""
+class FakePhotos:
+    """Photos that have nothing but labels."""
 
     def __init__(self, labels, classes):
         self.all, self.classes = np.array(labels), classes
@@ -35,27 +35,27 @@ def test_loss_and_gradients_are_cross_entropy(smoothing):
     def paper():
         total = 0.0
         for logits, label in zip(network([method.backbone, method.classifier], images), LABELS.tolist(), strict=True):
-            wanted = np.full(3, smoothing / 3)
-            wanted[label] += 1 - smoothing
-            total -= wanted @ (logits - math.log(np.exp(logits).sum()))
+            expected = np.full(3, smoothing / 3)
+            expected[label] += 1 - smoothing
+            total -= expected @ (logits - math.log(np.exp(logits).sum()))
         return total / len(images)
 
-    said = method([images, LABELS])
-    said["loss"].backward()
-    assert said["loss"].item() == pytest.approx(paper(), abs=1e-6)
-    right = network([method.backbone, method.classifier], images).argmax(1) == LABELS.numpy()
-    assert said["accuracy"].item() == pytest.approx(right.mean())
+    losses = method([images, LABELS])
+    losses["loss"].backward()
+    assert losses["loss"].item() == pytest.approx(paper(), abs=1e-6)
+    correct = network([method.backbone, method.classifier], images).argmax(1) == LABELS.numpy()
+    assert losses["accuracy"].item() == pytest.approx(correct.mean())
     assert_gradients(method, paper)
 
 
-def test_classes_are_those_of_the_data_and_none_is_refused_with_advice(photos):
+def test_classes_come_from_the_data_and_missing_labels_raise_with_advice(photos):
     resolve = METHODS["supervised"].method.resolve
     assert resolve(SupervisedConfig(), photos).classes == len(photos.classes) == 2
-    assert resolve(SupervisedConfig(classes=3), Known([0, 2, -1], "abc")).classes == 3
+    assert resolve(SupervisedConfig(classes=3), FakePhotos([0, 2, -1], "abc")).classes == 3
     with pytest.raises(ValueError, match=r"needs labels, and the train split has 0 class.*one folder a class"):
-        resolve(SupervisedConfig(), Known([-1, -1], ""))
+        resolve(SupervisedConfig(), FakePhotos([-1, -1], ""))
     with pytest.raises(ValueError, match=r"the train split has 1 class"):
-        resolve(SupervisedConfig(), Known([0, 0], "ab"))
+        resolve(SupervisedConfig(), FakePhotos([0, 0], "ab"))
     with pytest.raises(ValueError, match="classes 7, but the data have 2; leave classes out"):
         resolve(SupervisedConfig(classes=7), photos)
     with pytest.raises(ValueError, match="classes is 0; allowed: 2 or more"):

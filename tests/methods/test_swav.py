@@ -1,4 +1,4 @@
-"""Against an independent derivation in float64."""
+"""SwAV against an independent derivation in float64."""
 
 import copy
 
@@ -10,7 +10,7 @@ from components.methods import METHODS
 from components.methods.swav import SwAV, SwAVConfig
 from components.models.backbone import ViTBackbone, build
 from components.training.optim import LARS, Cosine
-from tests.methods.naive import cross_entropy, even_shares, slopes_agree
+from tests.methods.naive import assert_directional_gradients, cross_entropy, naive_sinkhorn
 
 TINY = ViTBackbone(image_size=16, patch_size=8, width=8, depth=1, heads=2)
 
@@ -26,7 +26,7 @@ def pixels(seed, count=4):
     return [torch.rand(count, 3, side, side, generator=generator).double() * 255 for side in (16, 16, 8, 8)]
 
 
-def unit(x):
+def l2_normalize(x):
     return x / np.sqrt((x**2).sum(-1, keepdims=True))
 
 
@@ -37,11 +37,11 @@ def features_of(method, batch):
     x = torch.cat([method.backbone(view) for view in batch]).numpy() @ first.weight.numpy().T + first.bias.numpy()
     x = (x - x.mean(0)) / np.sqrt(x.var(0) + norm.eps) * norm.weight.numpy() + norm.bias.numpy()
     x = np.maximum(x, 0) @ last.weight.numpy().T + last.bias.numpy()
-    return unit(x).reshape(len(batch), len(batch[0]), -1)
+    return l2_normalize(x).reshape(len(batch), len(batch[0]), -1)
 
 
-def by_the_paper(method, batch, codes):
-    """Equation 1 with 2: the code of either global crop, said from every other crop."""
+def naive_loss(method, batch, codes):
+    """Equation 1 with 2: the code of either global crop, predicted from every other crop."""
     z, c = features_of(method, batch), method.prototypes.weight.detach().numpy()
     return np.mean(
         [
@@ -57,7 +57,7 @@ def by_the_paper(method, batch, codes):
 def codes_of(method, z, queues):
     c = method.prototypes.weight.detach().numpy()
     count = z.shape[1]
-    return [even_shares(np.concatenate([*queues[i], z[i]]) @ c.T, 0.05)[-count:] for i in range(2)]
+    return [naive_sinkhorn(np.concatenate([*queues[i], z[i]]) @ c.T, 0.05)[-count:] for i in range(2)]
 
 
 def step(method, batch, progress, lr=0.5):
@@ -71,15 +71,15 @@ def step(method, batch, progress, lr=0.5):
     return loss.item()
 
 
-def test_several_steps_equal_a_naive_derivation_with_a_queue_that_joins_when_it_is_full():
+def test_several_steps_with_a_queue_equal_a_naive_derivation():
     method = swav(queue=8, queue_from=0.3, freeze_prototypes=0.0)
     past = [[], []]
     for number, progress in enumerate((0.0, 0.2, 0.4, 0.6)):
         batch = pixels(number)
         z = features_of(method, batch)
         joined = [past[i][-2:] if progress >= 0.3 else [] for i in range(2)]
-        wanted = by_the_paper(method, batch, codes_of(method, z, joined))
-        assert step(method, batch, progress) == pytest.approx(wanted, abs=1e-6)
+        expected = naive_loss(method, batch, codes_of(method, z, joined))
+        assert step(method, batch, progress) == pytest.approx(expected, abs=1e-6)
         for i in range(2):
             past[i].append(z[i])
             held = np.concatenate(past[i][-2:])
@@ -87,7 +87,7 @@ def test_several_steps_equal_a_naive_derivation_with_a_queue_that_joins_when_it_
                 assert np.allclose(np.sort(method.queues[i].items.numpy(), 0), np.sort(held, 0), atol=1e-6)
 
 
-def test_a_queue_that_is_not_full_yet_is_left_out():
+def test_a_queue_is_ignored_until_it_is_full():
     method, other = swav(queue=8, queue_from=0.0), swav()
     first = step(method, pixels(0), 0.5), step(other, pixels(0), 0.5)
     second = step(method, pixels(1), 0.5), step(other, pixels(1), 0.5)
@@ -100,10 +100,10 @@ def test_a_queue_that_is_not_full_yet_is_left_out():
 def test_gradients_are_the_finite_differences_of_the_naive_loss():
     method, batch = swav(), pixels(0)
     codes = codes_of(method, features_of(method, batch), [[], []])
-    slopes_agree(method, method(batch)["loss"], lambda: by_the_paper(method, batch, codes))
+    assert_directional_gradients(method, method(batch)["loss"], lambda: naive_loss(method, batch, codes))
 
 
-def test_prototypes_have_length_1_at_every_step_and_rest_at_first():
+def test_prototypes_have_length_1_at_every_step_and_are_frozen_at_first():
     method = swav(freeze_prototypes=0.25)
     for progress, moves in ((0.0, False), (0.2, False), (0.25, True), (0.9, True)):
         before = copy.deepcopy(method.prototypes.weight)
@@ -112,8 +112,8 @@ def test_prototypes_have_length_1_at_every_step_and_rest_at_first():
         assert torch.allclose(before, method.prototypes.weight, atol=1e-12) != moves
 
 
-def test_what_must_survive_a_restart_is_in_the_state():
-    assert {"queues.0.items", "queues.1.cursor", "queued"} <= set(swav(queue=8).state_dict())
+def test_queues_and_their_counter_are_in_the_state():
+    assert {"queues.0.items", "queues.1.cursor", "num_queued"} <= set(swav(queue=8).state_dict())
     assert swav().needs_full_batch
 
 
@@ -140,9 +140,9 @@ def test_defaults_are_the_papers():
         assert (view.gray, view.blur, view.flip) == (0.2, 0.5, 0.5)
 
 
-def test_an_impossible_queue_is_refused_with_advice():
+def test_an_impossible_queue_raises_with_advice():
     check = METHODS["swav"].method.check
-    with pytest.raises(ValueError, match=r"queue 3840 is longer than the data .1000 pictures.*try 256"):
+    with pytest.raises(ValueError, match=r"queue 3840 is longer than the data .1000 photos.*try 256"):
         check(SwAVConfig(queue=3840), 1000, 256, 1)
     with pytest.raises(ValueError, match="queue 100 is shorter than batch_size 256; try 1024, or 0"):
         check(SwAVConfig(queue=100), 1000, 256, 1)

@@ -1,4 +1,4 @@
-"""A tile at a time gives what the whole table gives, and never makes the table."""
+"""Losses computed tile by tile equal those of the whole table, which is never allocated."""
 
 import pytest
 import torch
@@ -13,19 +13,19 @@ def rows(*shape):
     return torch.randn(*shape, dtype=torch.double, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def whole_nt_xent(mine, everyone, offset, temperature):
-    logits = mine @ everyone.T / temperature
-    row = torch.arange(len(mine))
-    hidden = torch.zeros_like(logits, dtype=torch.bool)
-    hidden[row, offset + row] = True
-    return cross_entropy(logits.masked_fill(hidden, -torch.inf), offset + (row + len(mine) // 2) % len(mine))
+def whole_nt_xent(local, gathered, offset, temperature):
+    logits = local @ gathered.T / temperature
+    row = torch.arange(len(local))
+    masked = torch.zeros_like(logits, dtype=torch.bool)
+    masked[row, offset + row] = True
+    return cross_entropy(logits.masked_fill(masked, -torch.inf), offset + (row + len(local) // 2) % len(local))
 
 
 def whole_views(targets, logits, temperature):
     pairs = [
-        -(target * log_softmax(said / temperature, -1)).sum(-1).mean()
+        -(target * log_softmax(view_logits / temperature, -1)).sum(-1).mean()
         for t, target in enumerate(targets)
-        for v, said in enumerate(logits)
+        for v, view_logits in enumerate(logits)
         if t != v
     ]
     return sum(pairs) / len(pairs)
@@ -35,32 +35,32 @@ def whole_views(targets, logits, temperature):
 @pytest.mark.parametrize("offset", [0, 10])
 def test_nt_xent_in_tiles_is_nt_xent(size, offset, monkeypatch):
     monkeypatch.setattr(tiles, "ROWS", size)
-    found = []
+    results = []
     for loss in (NTXent.apply, whole_nt_xent):
-        everyone = normalize(rows(30, 4), dim=1).requires_grad_()
-        mine = everyone[offset : offset + 10].detach().requires_grad_()
-        value = loss(mine, everyone, offset, 0.1)
+        gathered = normalize(rows(30, 4), dim=1).requires_grad_()
+        local = gathered[offset : offset + 10].detach().requires_grad_()
+        value = loss(local, gathered, offset, 0.1)
         (3 * value).backward()
-        found.append((value.detach(), mine.grad, everyone.grad))
-    for ours, wanted in zip(*found, strict=True):
-        assert torch.allclose(ours, wanted, rtol=1e-10, atol=1e-12)
+        results.append((value.detach(), local.grad, gathered.grad))
+    for actual, expected in zip(*results, strict=True):
+        assert torch.allclose(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("targets", "views"), [(2, 2), (2, 6), (1, 3)])
 def test_cross_entropy_across_views_is_the_double_loop(targets, views):
     t = rows(targets, 5, 7).softmax(-1)
-    found = []
+    results = []
     for loss in (AcrossViews.apply, whole_views):
         logits = rows(views, 5, 7).requires_grad_()
         value = loss(t, logits, 0.1)
         (3 * value).backward()
-        found.append((value.detach(), logits.grad))
-    for ours, wanted in zip(*found, strict=True):
-        assert torch.allclose(ours, wanted, rtol=1e-10, atol=1e-12)
+        results.append((value.detach(), logits.grad))
+    for actual, expected in zip(*results, strict=True):
+        assert torch.allclose(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 class Largest(TorchDispatchMode):
-    """Numbers in the largest tensor that any operation made."""
+    """Records the number of elements of the largest tensor that any operation returned."""
 
     most = 0
 
@@ -71,7 +71,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_the_whole_table_is_never_made():
+def test_the_whole_table_is_never_allocated():
     z = normalize(torch.randn(4096, 8), dim=1)
     with Largest() as seen:
         NTXent.apply(z, z, 0, 0.1)

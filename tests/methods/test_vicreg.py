@@ -1,4 +1,4 @@
-"""Against a re-derivation in loops, gradients by finite differences, in float64. Over ranks: test_over_ranks.py."""
+"""VICReg against loops, gradients by finite differences, in float64. Over ranks: test_over_ranks.py."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import torch
 from naive import TINY, assert_gradients, network, pixels
 
 from components.methods import METHODS
-from components.methods.vicreg import VICReg, VICRegConfig, terms
+from components.methods.vicreg import VICReg, VICRegConfig, vicreg_terms
+from components.methods.view_pairs import ViewPair
 from components.models.backbone import build
 from components.training.optim import LARS, Cosine
 
@@ -36,42 +37,42 @@ def naive(a, b):
 def test_loss_and_gradients_are_the_papers(weights):
     method = vicreg(**dict(zip(("invariance", "variance", "covariance"), weights, strict=True)))
     views = pixels(0, 6)
-    said = method(views)
-    said["loss"].backward()
+    losses = method(views)
+    losses["loss"].backward()
 
     def paper():
-        found = naive(*(network([method.backbone, method.expander], view) for view in views))
-        return sum(w * x for w, x in zip(weights, found, strict=True))
+        terms = naive(*(network([method.backbone, method.expander], view) for view in views))
+        return sum(w * x for w, x in zip(weights, terms, strict=True))
 
-    assert said["loss"].item() == pytest.approx(paper(), abs=1e-6)
-    found = naive(*(network([method.backbone, method.expander], view) for view in views))
-    assert [said[name].item() for name in ("invariance", "variance", "covariance")] == pytest.approx(found)
+    assert losses["loss"].item() == pytest.approx(paper(), abs=1e-6)
+    terms = naive(*(network([method.backbone, method.expander], view) for view in views))
+    assert [losses[name].item() for name in ("invariance", "variance", "covariance")] == pytest.approx(terms)
     assert_gradients(method, paper)
 
 
-def test_each_term_sees_its_own_collapse():
+def test_each_term_penalizes_its_own_kind_of_collapse():
     """Constant outputs cost variance, copied outputs covariance, views that differ invariance, and nothing else."""
     torch.manual_seed(0)
     still = torch.ones(16, 4).double()
     copied = torch.randn(16, 1).double().expand(-1, 4) * 3
     signs = torch.cat([2 * torch.eye(4), -2 * torch.eye(4)]).double() * 2
-    for z, wanted in ((still, (False, True, False)), (copied, (False, False, True)), (signs, (False, False, False))):
-        assert tuple(value.item() > 1e-6 for value in terms(z, z)) == wanted
-    assert terms(still, still)[1].item() == pytest.approx(1 - 1e-4**0.5)
-    assert tuple(value.item() > 1e-6 for value in terms(signs, -signs)) == (True, False, False)
+    for z, expected in ((still, (False, True, False)), (copied, (False, False, True)), (signs, (False, False, False))):
+        assert tuple(value.item() > 1e-6 for value in vicreg_terms(z, z)) == expected
+    assert vicreg_terms(still, still)[1].item() == pytest.approx(1 - 1e-4**0.5)
+    assert tuple(value.item() > 1e-6 for value in vicreg_terms(signs, -signs)) == (True, False, False)
 
 
 def test_defaults_are_the_papers():
     config = VICRegConfig()
     assert (config.dim, config.invariance, config.variance, config.covariance) == (8192, 25.0, 25.0, 1.0)
     assert config.optimizer == LARS(lr=0.2, momentum=0.9, weight_decay=1e-6, schedule=Cosine(warmup=0.01, end=0.001))
-    assert METHODS["vicreg"].method.views(config, 32) == METHODS["byol"].method.views(METHODS["byol"].config(), 32)
+    assert METHODS["vicreg"].method.views(config, 32) == ViewPair().build(32)
     layers = [layer for layer in vicreg().expander if isinstance(layer, torch.nn.Linear)]
     assert [layer.bias is None for layer in layers] == [False, False, True]
     assert isinstance(vicreg().expander[-1], torch.nn.Linear)
 
 
-def test_weights_with_which_all_pictures_look_the_same_are_refused():
+def test_weights_that_allow_collapse_raise():
     for name in ("invariance", "variance"):
-        with pytest.raises(ValueError, match="without invariance or without variance all pictures look the same"):
+        with pytest.raises(ValueError, match="without invariance or without variance all photos get the same features"):
             VICReg.check(VICRegConfig(**{name: 0}), 100, 8, 1)

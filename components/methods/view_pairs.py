@@ -1,4 +1,4 @@
-"""How a picture is looked at twice, where several papers say it alike."""
+"""Pairs of augmented views that several papers share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from components.config import Fraction, FractionRange, Strict
 from components.data.augment import Jitter, View
 
 
-class Pair(Strict):
-    """Two unequal looks: only the first is always blurred, only the second is ever solarized.
+class ViewPair(Strict):
+    """Two views with different augmentations: the first is always blurred, only the second is ever solarized.
 
-    Defaults: Grill et al., 2020, appendix B, table 6; MoCo v3, Barlow Twins and VICReg took them over.
+    Defaults: Grill et al., 2020 (BYOL), appendix B, table 6. MoCo v3, Barlow Twins and VICReg use the same.
     """
 
     crop: FractionRange = (0.08, 1.0)
@@ -17,7 +17,7 @@ class Pair(Strict):
     blur: tuple[Fraction, Fraction] = (1.0, 0.1)
     solarize: tuple[Fraction, Fraction] = (0.0, 0.2)
 
-    def views(self, size: int) -> tuple[View, View]:
+    def build(self, size: int) -> tuple[View, View]:
         first, second = (
             View(size, crop=self.crop, jitter=Jitter(*self.jitter, p=0.8), gray=0.2, blur=blur, solarize=solarize)
             for blur, solarize in zip(self.blur, self.solarize, strict=True)
@@ -25,6 +25,6 @@ class Pair(Strict):
         return first, second
 
 
-def moco_v2(size: int, crop: tuple[float, float], blur: float) -> View:
-    """Chen et al., 2020b: SimCLR's blur (here Pillow's) and half of its color strength; SimSiam took it over."""
+def moco_v2_view(size: int, crop: tuple[float, float], blur: float) -> View:
+    """Returns the view of MoCo v2 (Chen et al., 2020b): half of SimCLR's color strength. SimSiam's too."""
     return View(size, crop=crop, jitter=Jitter(0.4, 0.4, 0.4, 0.1, p=0.8), gray=0.2, blur=blur)
