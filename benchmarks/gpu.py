@@ -1,4 +1,4 @@
-"""On a GPU machine, from a checkout: how fast, and how good after the published length; without prefect, dvc, pandera.
+"""Measures speed, and quality after the published length, on a GPU machine without prefect, dvc and pandera.
 
     python -m benchmarks.gpu throughput                                  # source images a second, a row a workload
     python -m benchmarks.gpu train --method simclr --photos cifar10.tar.xz --seconds 560    # again until it says done
@@ -113,16 +113,16 @@ def pictures(photos: Path) -> Iterator[tuple[np.ndarray, str, str]]:
             yield np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), parts[-3], parts[-2]
 
 
-def throughput(given: Namespace) -> None:
+def throughput(args: Namespace) -> None:
     acc = accelerator()
     peak = ceiling(torch.bfloat16 if acc.mixed_precision == "bf16" else torch.float32, acc.device)
     device = torch.cuda.get_device_name() if acc.device.type == "cuda" else "CPU"
     print(f"{device}, torch {torch.__version__}, {acc.mixed_precision}, matrix product {peak / 1e12:.1f} TFLOP/s\n")
     print("| | batch | source images/s | memory, GiB | of the matrix product |\n|---|---|---|---|---|")
     for name, workload in WORKLOADS.items():
-        said = {**workload, "epochs": 1, **json.loads(given.smaller)}
-        method = said.pop("method")
-        config = configure(method, {"common": {}, method: said})
+        settings = {**workload, "epochs": 1, **json.loads(args.smaller)}
+        method = settings.pop("method")
+        config = configure(method, {"common": {}, method: settings})
         side = 32 if config.backbone.image_size == 32 else config.backbone.image_size * 8 // 7
         with tempfile.TemporaryDirectory() as root:
             pack(Path(root) / "data", noise(2 * config.batch_size, side))
@@ -134,8 +134,8 @@ def throughput(given: Namespace) -> None:
             ready.method.zero_grad()
             if acc.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            timed(ready, given.untimed, acc)
-            seconds = timed(ready, given.steps, acc)
+            timed(ready, args.untimed, acc)
+            seconds = timed(ready, args.steps, acc)
         memory = torch.cuda.max_memory_allocated() / 2**30 if acc.device.type == "cuda" else 0.0
         share = flops / seconds / peak
         rate = config.batch_size / seconds
@@ -148,21 +148,21 @@ def throughput(given: Namespace) -> None:
         acc.free_memory()  # models and optimizers it was given, and the GPU's cache
 
 
-def train(given: Namespace) -> None:
-    out = given.out.resolve()
-    data, place = out / "data", out / given.method
-    claim(out, {"photos": str(given.photos.resolve())})
-    claim(place, {"method": given.method, "smaller": given.smaller})
+def train(args: Namespace) -> None:
+    out = args.out.resolve()
+    data, place = out / "data", out / args.method
+    claim(out, {"photos": str(args.photos.resolve())})
+    claim(place, {"method": args.method, "smaller": args.smaller})
     if not data.is_dir():
         part = out / "part.tmp"
         shutil.rmtree(part, ignore_errors=True)
-        pack(part, pictures(given.photos))
+        pack(part, pictures(args.photos))
         part.rename(data)
     os.environ[SCRATCH] = str(out / "scratch")
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params = overlaid(params, yaml.safe_load((ROOT / LONG).read_text(encoding="utf-8")))
-    for section in (params["pretrain"]["common"], params["pretrain"][given.method]):
-        section.update(json.loads(given.smaller))
+    for section in (params["pretrain"]["common"], params["pretrain"][args.method]):
+        section.update(json.loads(args.smaller))
     if not (place / "config.json").is_file():  # written last
         started = time.monotonic()
 
@@ -174,21 +174,21 @@ def train(given: Namespace) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         signal.signal(signal.SIGALRM, over)
-        signal.alarm(given.seconds)
+        signal.alarm(args.seconds)
         try:
-            pretrain(configure_for(given.method, params["pretrain"], Photos(data)), data, place)
+            pretrain(configure_for(args.method, params["pretrain"], Photos(data)), data, place)
         except Stopped:
-            sys.exit(f"{given.method}: {time.monotonic() - started:.0f} s are over; run the same command again")
+            sys.exit(f"{args.method}: {time.monotonic() - started:.0f} s are over; run the same command again")
         finally:
             signal.alarm(0)
     photos, backbone = Photos(data), load(place / "backbone")
-    found = features(backbone, photos)
+    vectors = features(backbone, photos)
     rows = [photos.rows(split) for split in ("train", "test")]
-    bank, _, queries = center(found[rows[0]], found[rows[0][:1]], found[rows[1]])
-    said = knn.classify(queries, bank, photos.labels(rows[0]), min(params["evaluate"]["neighbors"], len(bank)))
-    right = (said == photos.labels(rows[1])).float().mean()
+    bank, _, queries = center(vectors[rows[0]], vectors[rows[0][:1]], vectors[rows[1]])
+    predictions = knn.classify(queries, bank, photos.labels(rows[0]), min(params["evaluate"]["neighbors"], len(bank)))
+    accuracy = (predictions == photos.labels(rows[1])).float().mean()
     steps = json.loads((place / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    print(f"{given.method}: done, kNN {right:.1%} of {len(rows[1])}; {steps['epoch']:.0f} epochs")
+    print(f"{args.method}: done, kNN {accuracy:.1%} of {len(rows[1])}; {steps['epoch']:.0f} epochs")
 
 
 def main() -> None:
@@ -207,8 +207,8 @@ def main() -> None:
         task.add_argument(
             "--smaller", default="{}", metavar="JSON", help="settings in place of the benchmark's, to try it"
         )
-    given = parser.parse_args()
-    {"throughput": throughput, "train": train}[given.task](given)
+    args = parser.parse_args()
+    {"throughput": throughput, "train": train}[args.task](args)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
-"""What a machine is, and the most it can."""
+"""Describes the machine and measures its fastest matrix product."""
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -13,11 +11,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from components.machine import processor
 from components.models import winograd
 
 
 def ceiling(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of its own matrix product: the best of a few."""
+    """Returns the operations a second of torch's matrix product, the best of six."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     best = float("inf")
@@ -29,8 +28,9 @@ def ceiling(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def operations(step: Callable[[], Tensor]) -> int:
-    """Of one forward and backward, as torch's plain operators do them: what is compiled or fused is not counted, and
-    Winograd's filtering is the same work by fewer operations.
+    """Returns the operations of one forward and backward pass, counted as torch's plain operators compute them.
+
+    The counter does not see compiled or fused operators, and Winograd's filtering does the same work with fewer.
     """
     eager = torch.compiler.set_stance("force_eager")
     direct = mock.patch.object(winograd, "applies", return_value=False)
@@ -39,9 +39,8 @@ def operations(step: Callable[[], Tensor]) -> int:
     return counter.get_total_flops()
 
 
-def processor() -> str:
-    try:
-        said = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(text.partition(":")[2].strip() for text in said if text.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
+def chip() -> str:
+    """Returns the CPU's name and the largest of its instruction sets that matter here, as "AMD EPYC (AVX2)"."""
+    name, flags = processor()
+    units = [flag.upper() for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16") if flag in flags]
+    return f"{name} ({', '.join(units[-2:])})" if units else name

@@ -34,9 +34,9 @@ STEPS = {
 
 def step(name: str) -> None:
     """Prints the process's memory before the step and at its height, in bytes."""
-    kind, batch, said = STEPS[name]
+    kind, batch, settings = STEPS[name]
     recipe = METHODS[kind]
-    config = parse(recipe.config, said, kind)
+    config = parse(recipe.config, settings, kind)
     method = recipe.method(build(VIT_T), config).train()
     views = recipe.method.views(config, VIT_T.image_size)
     pixels = [torch.randint(0, 256, (batch, 3, view.size, view.size), dtype=torch.uint8) for view in views]
@@ -54,10 +54,10 @@ def main() -> None:
         return
     print("ViT-T/16 at 64 pixels, fp32, one process\n\n| | before, MiB | at most, MiB |\n|---|---|---|")
     for name in STEPS:
-        said = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "benchmarks.memory", name], capture_output=True, text=True, check=False
         )
-        numbers = json.loads(said.stdout) if said.returncode == 0 else []
+        numbers = json.loads(process.stdout) if process.returncode == 0 else []
         print(f"| {name} | {' | '.join(f'{n / 2**20:,.0f}' for n in numbers) or 'no memory left'} |", flush=True)
 
 

@@ -41,7 +41,7 @@ def stage(name: str, *arguments: str | Path, cwd: Path, threads: int | None = No
 
 
 def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads: int | None) -> dict[str, Any]:
-    """Train and evaluate one method in out/METHOD; what is to be said about it. Done before: only read.
+    """Trains and evaluates one method in out/METHOD and returns its row; if that was done before, only reads it.
 
     Raises ValueError if what is there was made of other pictures or settings.
     """
@@ -62,7 +62,7 @@ def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads:
         for name in ("pretrain/config.json", "evaluate/metrics.json")
     )
     last = (place / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-    found = {
+    results = {
         "method": method,
         "epochs": config["epochs"],
         "pictures": json.loads(last)["step"] * config["batch_size"],
@@ -70,8 +70,8 @@ def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads:
         "minutes": round(minutes, 1),
         **{name: metrics[name] for name in ("majority", "pixels", "random", "backbone")},
     }
-    result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return found
+    result.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
 
 
 def claim(place: Path, params: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append(f"| raw pixels | {percent(floor['pixels']['knn'])} | | {percent(floor['pixels']['linear'])} | | | |")
     for row in rows:
         pairs = [(row["backbone"][name], row["random"][name]["value"]) for name in ("knn", "linear")]
-        scores = [f"{percent(found)} | {100 * before:.1f} %" for found, before in pairs]
+        scores = [f"{percent(score)} | {100 * before:.1f} %" for score, before in pairs]
         lines.append(f"| {row['method']} | {' | '.join(scores)} | {row['pictures']:,} | {row['minutes']} |")
     return "\n".join(lines)
 

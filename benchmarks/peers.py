@@ -1,18 +1,19 @@
-"""The same work, ours and others', in turns on one machine: seconds a step, memory, and share of what the machine can.
+"""Times the same training step in this project and in others, in turns on one machine: images a second and memory.
 
     make bench                                              # all of it; installs the peer beside .venv first
     python -m benchmarks.peers --photos FOLDER --only simclr-vit-64   # any photos, one line
 
-Same files, network, heads, views, batch and losses on all sides, and the same kind of optimizer, each its own. Of a ViT
-whose class token alone is read, we compute no other place in its last block; of a convolution by Winograd's filtering a
-quarter of the products. The others compute all of them, and shares of the ceiling are counted so, ours too.
-  ours         the training loop of this project, on pictures packed once
+Files, network, heads, views, batch and losses are the same on all sides, and so is the kind of optimizer. Where only
+the class token of a ViT is read, ours computes no other token in the last block; where Winograd's filtering is used,
+it computes a quarter of a convolution's products. The share of the ceiling counts all of them for all sides.
+  ours         the training loop of this project, on photos packed once
   lightly      lightly's transforms, losses, heads and momentum update in a plain loop over a DataLoader
-  script       the CIFAR-10 script of lightly's documentation, with its own ResNet-18 and Lightning's loop; for SimCLR
-               at 32 pixels alone: its MoCo sees both views twice, its DINO no local views, and that is other work
-  torchvision  a plain loop as the papers' scripts have it: torchvision's transforms a picture at a time, our loss
-Workers of the others are swept in the first round, and the best go on. A row in bf16, and one with channels last for
-ResNets, is added where the chip multiplies in bf16. Each side is a process of its own, the sides of a line in turns.
+  script       the CIFAR-10 script of lightly's documentation, with its own ResNet-18 and Lightning's loop; only for
+               SimCLR at 32 pixels: its MoCo encodes both views twice, its DINO has no local views: other work
+  torchvision  a plain loop as in the papers' scripts: torchvision's transforms, one photo at a time, and our loss
+The first round tries several numbers of DataLoader workers for the others, and the fastest goes on. Where ours computes
+in bf16 (see components/machine.py) the others have rows in bf16 too, and for ResNets in bf16 with channels last. Each
+side is a process of its own.
 """
 
 from __future__ import annotations
@@ -33,19 +34,20 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.machine import ceiling, processor
+from benchmarks.machine import ceiling, chip
 from components.data import scenes
-from components.machine import uses_bf16
+from components.machine import PRECISION, uses_bf16
+from components.models import winograd
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".peers"
-COUNT = 1024  # pictures, more than the steps see
+COUNT = 1024  # photos, more than the steps use
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table: what is trained."""
+    """What is trained: one method, network, view size and batch size."""
 
     method: str
     backbone: str
@@ -58,7 +60,7 @@ class Line:
 
     @property
     def packed(self) -> int:
-        """Shorter side of the files: 32 as CIFAR-10 has it, 64 as params.yaml has it for 40, else 8 / 7 of a view."""
+        """The shorter side of the files: 32 as in CIFAR-10, 64 for the 40 of params.yaml, else 8 / 7 of a view."""
         return {32: 32, 40: 64}.get(self.size, self.size * 8 // 7)
 
 
@@ -79,14 +81,14 @@ LINES = [
 
 
 def files(photos: Path | None, folder: Path, side: int) -> None:
-    """COUNT JPEGs whose shorter side is `side`: of the photos, or generated ones."""
+    """Writes COUNT JPEGs whose shorter side is `side`: of the photos, or generated ones."""
     (folder / "all").mkdir(parents=True)
-    found = (
+    paths = (
         sorted(path for path in photos.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"}) if photos else []
     )
     for index in range(COUNT):
         if photos:
-            image = Image.open(found[index * len(found) // COUNT]).convert("RGB")
+            image = Image.open(paths[index * len(paths) // COUNT]).convert("RGB")
         else:
             image = Image.fromarray(scenes.draw(0, index).pixels)
         scale = side / min(image.size)
@@ -95,7 +97,7 @@ def files(photos: Path | None, folder: Path, side: int) -> None:
 
 
 def packed(photos: Path | None, folder: Path, side: int) -> Path:
-    """The files, and the same as `prepare` packs them, in `folder`."""
+    """Writes the files and the packed photos to `folder`, unless they are there, and returns it."""
     if not folder.joinpath("packed").exists():
         files(photos, folder / "files", side)
         config = ResolvedConfig(
@@ -107,13 +109,14 @@ def packed(photos: Path | None, folder: Path, side: int) -> Path:
 
 
 def measure(line: Line, side: str, data: Path, steps: int) -> dict[str, Any]:
-    """One side in a process of its own."""
+    """Returns what one side measured in a process of its own."""
     name, workers, precision = side.split("/")
-    given = [line.method, line.backbone, str(line.size), str(line.batch), str(data), workers, precision, str(steps)]
+    arguments = [line.method, line.backbone, str(line.size), str(line.batch), str(data), workers, precision, str(steps)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PEERS}", "LIGHTLY_DID_VERSION_CHECK": "True"}
+    environment[PRECISION] = precision[:4]
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.sides", name, *given],
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.sides", name, *arguments],
             cwd=elsewhere,
             env=environment,
             capture_output=True,
@@ -126,13 +129,13 @@ def measure(line: Line, side: str, data: Path, steps: int) -> dict[str, Any]:
 
 
 def sides(line: Line, workers: list[int]) -> list[str]:
-    """ours first; SIDE/WORKERS/PRECISION."""
+    """Returns the sides as SIDE/WORKERS/PRECISION, ours first. Precisions: fp32, bf16, bf16cl (channels last)."""
     peers = ["lightly", *(["script"] if line.name == "simclr-resnet18-32" else [])]
     rows = [f"{name}/{count}/fp32" for name in (*peers, "torchvision") for count in workers]
     if uses_bf16():
-        rows += [f"{name}/{count}/bf16" for name in peers for count in workers]
+        rows += [f"{name}/{count}/bf16" for name in (*peers, "torchvision") for count in workers]
         if line.backbone.startswith("resnet"):
-            rows += [f"lightly/{count}/bf16cl" for count in workers]
+            rows += [f"{name}/{count}/bf16cl" for name in ("lightly", "torchvision") for count in workers]
     return [f"ours/0/{'bf16' if uses_bf16() else 'fp32'}", *rows]
 
 
@@ -146,74 +149,77 @@ def main() -> None:
         "--workers", type=int, nargs="+", default=[0, os.cpu_count() or 1], help="of the others' DataLoader"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "peers.json")
-    given = parser.parse_args()
-    if given.photos and not given.photos.is_dir():
-        sys.exit(f"benchmarks.peers: {given.photos} is no folder")
+    args = parser.parse_args()
+    if args.photos and not args.photos.is_dir():
+        sys.exit(f"benchmarks.peers: {args.photos} is not a folder; --photos takes a folder of images")
     text = [
-        f"{os.cpu_count()} cores, {processor()}, torch {torch.__version__}, lightly {peer_version()}, "
-        f"{time.strftime('%B %Y')}; bf16 units: {'yes' if uses_bf16() else 'no, so no bf16 rows'}.",
+        f"{os.cpu_count()} cores, {chip()}, torch {torch.__version__}, lightly {peer_version()}, "
+        f"{time.strftime('%B %Y')}; bf16 is {'used' if uses_bf16() else 'not used, so there are no bf16 rows'}; "
+        f"convolutions of ours in fp32: {'Winograd' if winograd.enabled() else 'torch'}.",
         "",
         "Parts of a step: outside (wait for views and all between steps) / forward (with lightly's momentum update) "
-        "/ backward / optimizer.",
+        "/ backward / optimizer. The ceiling is torch's matrix product in the same precision.",
         "",
-        "| | side | source images/s | ours is | step, ms | parts | memory, MiB | of the matrix-product ceiling |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | chip | side, precision | source images/s | ours is | step, ms | parts | memory, MiB | of the ceiling |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     kept, precisions = [], {"fp32": torch.float32, **({"bf16": torch.bfloat16} if uses_bf16() else {})}
     with tempfile.TemporaryDirectory() as root:
         for line in LINES:
-            if given.only and line.name not in given.only:
+            if args.only and line.name not in args.only:
                 continue
-            data = packed(given.photos, Path(root) / str(line.packed), line.packed)
-            names = sides(line, given.workers)
+            data = packed(args.photos, Path(root) / str(line.packed), line.packed)
+            names = sides(line, args.workers)
             rounds = []
-            for turn in range(given.rounds):
+            for turn in range(args.rounds):
                 peaks = {kind: ceiling(dtype, torch.device("cpu")) for kind, dtype in precisions.items()}
                 rounds.append(
                     {
-                        name: {**measure(line, name, data, given.steps), "peak": peaks[name.split("/")[2][:4]]}
+                        name: {**measure(line, name, data, args.steps), "peak": peaks[name.split("/")[2][:4]]}
                         for name in names
                     }
                 )
                 if turn == 0:
                     names = fastest(names, rounds[0])
-            found = rows(line, names, rounds)
-            text += found
+            table = rows(line, names, rounds)
+            text += table
             kept.append({**asdict(line), "rounds": rounds})
-            print("\n".join(found), flush=True)
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            given.out.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-    given.out.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
+            print("\n".join(table), flush=True)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    args.out.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
 
 
-def fastest(names: list[str], found: dict[str, Any]) -> list[str]:
-    """Of each library and precision its best number of workers."""
+def fastest(names: list[str], results: dict[str, Any]) -> list[str]:
+    """Returns each library's side with its best number of workers, for each precision."""
     best: dict[tuple[str, str], str] = {}
     for name in names:
         side, _, precision = name.split("/")
-        best[side, precision] = min(best.get((side, precision), name), name, key=lambda name: found[name]["seconds"])
+        best[side, precision] = min(best.get((side, precision), name), name, key=lambda name: results[name]["seconds"])
     return list(best.values())
 
 
 def rows(line: Line, names: list[str], rounds: list[dict[str, Any]]) -> list[str]:
-    """Ratios are within a round: their median and range."""
+    """Returns the rows of the table. A ratio is taken within a round; shown are the median and the range."""
     text = []
     for name in names:
         side, _, precision = name.split("/")
-        seconds = statistics.median(found[name]["seconds"] for found in rounds)
-        ratios = sorted(found[name]["seconds"] / found[names[0]]["seconds"] for found in rounds)
+        seconds = statistics.median(results[name]["seconds"] for results in rounds)
+        ratios = sorted(results[name]["seconds"] / results[names[0]]["seconds"] for results in rounds)
         spread = "" if side == "ours" else f"{statistics.median(ratios):.2f} × ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         share = statistics.median(
-            found[name]["flops"] / found[name]["seconds"] / found[name]["peak"] for found in rounds
+            results[name]["flops"] / results[name]["seconds"] / results[name]["peak"] for results in rounds
         )
-        memory = max(found[name]["memory"] for found in rounds) / 2**20
-        spent = [statistics.median(found[name]["parts"][part] for found in rounds) for part in rounds[0][name]["parts"]]
+        memory = max(results[name]["memory"] for results in rounds) / 2**20
+        spent = [
+            statistics.median(results[name]["parts"][part] for results in rounds) for part in rounds[0][name]["parts"]
+        ]
         parts = " / ".join(f"{part / sum(spent):.0%}" for part in spent)
         label = f"{side}, {precision}" + ("" if side == "ours" else f", {name.split('/')[1]} workers")
         text.append(
-            f"| {line.name}, {line.batch} | {label} | {line.batch / seconds:.1f} | {spread} | {1000 * seconds:.0f} | "
-            f"{parts} | {memory:.0f} | {share:.0%} |"
+            f"| {line.name}, {line.batch} | {chip()} | {label} | {line.batch / seconds:.1f} | {spread} | "
+            f"{1000 * seconds:.0f} | {parts} | {memory:.0f} | {share:.0%} |"
         )
     return text
 

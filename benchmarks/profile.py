@@ -39,20 +39,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("artifacts/prepare"), help="folder written by prepare")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--operations", type=int, default=12, help="how many of the longest are named")
-    given = parser.parse_args()
+    args = parser.parse_args()
     acc = accelerator()
-    ready = setup(configure_for(given.method, section("pretrain"), Photos(given.data)), given.data, acc)
+    ready = setup(configure_for(args.method, section("pretrain"), Photos(args.data)), args.data, acc)
     size = ready.config.batch_size
 
     timed(ready, UNTIMED, acc)
-    plain = timed(ready, given.steps, acc)
+    plain = timed(ready, args.steps, acc)
     before = time.thread_time()
     ready.load(0)
     looked = time.thread_time() - before
     on_gpu = acc.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
-        timed(ready, given.steps, acc)
-    print(report(seen.key_averages(), given, plain, looked, size))
+        timed(ready, args.steps, acc)
+    print(report(seen.key_averages(), args, plain, looked, size))
 
 
 def timed(ready: Setup, steps: int, acc: Accelerator) -> float:
@@ -65,22 +65,22 @@ def timed(ready: Setup, steps: int, acc: Accelerator) -> float:
         return (time.monotonic() - started) / steps
 
 
-def report(events: Any, given: Any, plain: float, looked: float, size: int) -> str:
+def report(events: Any, args: Any, plain: float, looked: float, size: int) -> str:
     """Milliseconds a step. Parts are time of the thread that drives; on a GPU operations are the device's own."""
     on_gpu = torch.cuda.is_available()
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    found = {event.key: event for event in events if event.device_type == DeviceType.CPU}
-    whole = sum(found[name].cpu_time_total for name in PARTS)
+    events_by_name = {event.key: event for event in events if event.device_type == DeviceType.CPU}
+    whole = sum(events_by_name[name].cpu_time_total for name in PARTS)
     lines = [
-        f"{given.method}: {1000 * plain:.1f} ms a step, {size / plain:.0f} images/s; a look at a batch takes "
+        f"{args.method}: {1000 * plain:.1f} ms a step, {size / plain:.0f} images/s; a look at a batch takes "
         f"{1000 * looked:.1f} ms of one thread beside it",
         "",
         "| part | ms a step | share |",
         "|---|---|---|",
     ]
     for name in PARTS:
-        spent = found[name].cpu_time_total
-        lines.append(f"| {name} | {spent / given.steps / 1000:.1f} | {spent / whole:.1%} |")
+        spent = events_by_name[name].cpu_time_total
+        lines.append(f"| {name} | {spent / args.steps / 1000:.1f} | {spent / whole:.1%} |")
     there = DeviceType.CUDA if on_gpu else DeviceType.CPU
     operations = [
         event
@@ -90,10 +90,10 @@ def report(events: Any, given: Any, plain: float, looked: float, size: int) -> s
     operations.sort(key=lambda event: -getattr(event, own))
     total = sum(getattr(event, own) for event in operations)
     lines += ["", "| operation | ms a step | share | calls a step |", "|---|---|---|---|"]
-    for event in operations[: given.operations]:
+    for event in operations[: args.operations]:
         spent = getattr(event, own)
-        calls = event.count / given.steps
-        lines.append(f"| {event.key} | {spent / given.steps / 1000:.1f} | {spent / total:.1%} | {calls:.0f} |")
+        calls = event.count / args.steps
+        lines.append(f"| {event.key} | {spent / args.steps / 1000:.1f} | {spent / total:.1%} | {calls:.0f} |")
     return "\n".join(lines)
 
 

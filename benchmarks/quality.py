@@ -118,14 +118,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; each gets its share of the cores")
     parser.add_argument("--side", choices=("ours", "lightly"), help="one run, of the first seed, alone")
-    given = parser.parse_args()
+    args = parser.parse_args()
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    if given.params:
-        params = overlaid(params, yaml.safe_load(given.params.read_text(encoding="utf-8")))
-    if given.side:
-        one(given.side, given.seeds[0], params, given.data)
+    if args.params:
+        params = overlaid(params, yaml.safe_load(args.params.read_text(encoding="utf-8")))
+    if args.side:
+        one(args.side, args.seeds[0], params, args.data)
         return
-    threads = str(max(1, (os.cpu_count() or 1) // given.jobs))
+    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PEERS}", "LIGHTLY_DID_VERSION_CHECK": "True"}
 
     def run(pair: tuple[str, int]) -> list[float]:
@@ -136,13 +136,13 @@ def main() -> None:
         )
         return list(json.loads(done.stdout.splitlines()[-1]))
 
-    pairs = [(side, seed) for seed in given.seeds for side in ("ours", "lightly")]
-    with ThreadPoolExecutor(given.jobs) as pool:
+    pairs = [(side, seed) for seed in args.seeds for side in ("ours", "lightly")]
+    with ThreadPoolExecutor(args.jobs) as pool:
         found = dict(zip(pairs, pool.map(run, pairs), strict=True))
-    print(f"{processor()}, torch {torch.__version__}, lightly {peer_version()}, {given.jobs} at once\n")
-    print(f"| | kNN, seeds {', '.join(map(str, given.seeds))} | mean | training, s |\n|---|---|---|---|")
+    print(f"{processor()}, torch {torch.__version__}, lightly {peer_version()}, {args.jobs} at once\n")
+    print(f"| | kNN, seeds {', '.join(map(str, args.seeds))} | mean | training, s |\n|---|---|---|---|")
     for side in ("ours", "lightly"):
-        shares, seconds = zip(*(found[side, seed] for seed in given.seeds), strict=True)
+        shares, seconds = zip(*(found[side, seed] for seed in args.seeds), strict=True)
         each = ", ".join(f"{100 * share:.1f}" for share in shares)
         print(f"| {side} | {each} % | {statistics.mean(shares):.1%} | {statistics.mean(seconds):.0f} |")
 

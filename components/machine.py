@@ -11,7 +11,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,14 +116,15 @@ def measured(name: str, measure: Callable[[], float]) -> float:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (kept := _read_speedup(path)) is not None:
                 return kept
-            record = {"speedup": measure(), "cpu": cpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
+            speedup = measure()
+            record = {"speedup": speedup, "cpu": cpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
             part = path.with_suffix(".tmp")
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             part.replace(path)
     except OSError:
         kept = _read_speedup(path)
         return measure() if kept is None else kept
-    return float(record["speedup"])
+    return speedup
 
 
 def _cache_folder() -> Path:
@@ -143,9 +145,9 @@ def _read_speedup(path: Path) -> float | None:
 def bf16_speedup() -> float:
     """Returns how many times as fast as in fp32 this CPU trains in bf16: a linear layer or a convolution, the smaller.
 
-    Takes a quarter of a second on two cores. Returns 0 where bf16 turns out to be emulated.
+    Returns 0 where bf16 turns out to be emulated.
     """
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(mode=False), torch.enable_grad():
+    with measuring():
         full = torch.randn(128, 128)
         half = full.bfloat16()
         plain, emulated = best_seconds(lambda: full @ full, lambda: half @ half)
@@ -168,16 +170,36 @@ def _layer_speedup(layer: nn.Module, x: Tensor) -> float:
     return fp32 / bf16
 
 
+@contextmanager
+def measuring() -> Iterator[None]:
+    """Sets one thread, gradients and no autocast; restores the number of threads and torch's random state."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # others would count while they spin
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def best_seconds(*functions: Callable[[], object], rounds: int = 5) -> list[float]:
-    """Returns the shortest of `rounds` times of each function; they alternate, so that a busy machine slows all."""
+    """Returns the least CPU time of each function over some rounds.
+
+    The functions alternate, and the time of other processes is not counted, so the ratio holds on a busy machine too.
+    """
     best = [float("inf")] * len(functions)
     for function in functions:
         function()  # the first call prepares: it compiles, allocates, reorders
     for _ in range(rounds):
         for index, function in enumerate(functions):
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            best[index] = min(best[index], time.perf_counter() - start)
+            best[index] = min(best[index], time.process_time() - start)
     return best
 
 

@@ -1,4 +1,4 @@
-"""One side of a line, alone in its process; the last line it prints is what was measured."""
+"""Measures one side of a line in a process of its own, and prints the result as its last line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our training loop on packed pictures, and the plain loop of the papers' scripts around our network and loss."""
+"""Our training loop on packed photos, and a plain loop as in the papers' scripts around our network and loss."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from components.training.monitor import Run
 
 
 def ours(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, int]:  # noqa: ARG001
+    """This project's loop on packed photos; the precision is that of SELFSIGHT_PRECISION."""
     acc = accelerator()
     photos, method = Photos(work.data / "packed"), work.ours()
     rows, views = photos.rows("train"), work.views()
@@ -27,7 +28,7 @@ def ours(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, i
         start = step * work.batch % (len(rows) - work.batch)
         return make_batch(photos, rows[start : start + work.batch], views, 0, step, acc.device)
 
-    plain = work.ours(plain=True)  # of the same work the same number
+    plain = work.ours(plain=True)  # the count is of the same operators on all sides
     flops = operations(lambda: plain(load(0))["loss"])
     optimizer = optim.build(method, work.settings, 256)
     clock = Clock(optimizer)
@@ -39,11 +40,11 @@ def ours(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, i
     return clock, flops
 
 
-def torchvision(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, int]:  # noqa: ARG001
+def torchvision(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, int]:
     """Our network and loss in a plain loop, with torchvision's transforms."""
     from torchvision import transforms as tv
 
-    def words(view: View) -> Any:
+    def transform(view: View) -> Any:
         jitter = view.jitter
         assert jitter is not None
         strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
@@ -59,20 +60,27 @@ def torchvision(work: Work, steps: int, workers: int, precision: str) -> tuple[C
         return tv.Compose(steps)
 
     views = work.views()
-    each = [words(view) for view in views if isinstance(view, View)]
+    each = [transform(view) for view in views if isinstance(view, View)]
     draws = [torch.rand(work.batch, *view.shape) for view in views if isinstance(view, Draws)]
     method = work.ours(plain=True)
+    if precision == "bf16cl":
+        method.to(memory_format=torch.channels_last)
     optimizer = torch_optimizer(work, method)
     clock = Clock(optimizer)
     flops = 0
     for batch in batches(work, lambda image: [one(image) for one in each], steps, workers):
-        given = [*batch, *draws]
+        inputs = [*batch, *draws]
+
+        def forward(inputs: list[Tensor] = inputs) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
+                return method(inputs)["loss"]
+
         if not flops:
-            flops = operations(lambda given=given: method(given)["loss"])  # type: ignore[misc]
+            flops = operations(forward)
             optimizer.zero_grad()
         method.before_step(0.5)
         clock.mark("outside")
-        loss = method(given)["loss"]
+        loss = forward()
         clock.mark("forward")
         loss.backward()
         clock.mark("backward")

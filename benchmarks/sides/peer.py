@@ -1,4 +1,4 @@
-"""lightly's sides of a line of `benchmarks.peers`: its parts in a plain loop, and its own CIFAR-10 script."""
+"""lightly for `benchmarks.peers`: its parts in a plain loop, and its own CIFAR-10 script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from components.models.backbone import build
 
 
 class Bare(nn.Module):
-    """Our network for pixels that are normalized already."""
+    """Our network without its normalization: lightly's transforms normalize."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ def plain(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock, 
             flops = operations(loss)
             optimizer.zero_grad()
         clock.mark("outside")
-        said = loss()
+        value = loss()
         clock.mark("forward")
-        said.backward()
+        value.backward()
         clock.mark("backward")
         optimizer.step()
         optimizer.zero_grad()
@@ -109,8 +109,8 @@ def dino(work: Work) -> Any:
     def step(views: list[Tensor]) -> Tensor:
         update_momentum(student, teacher, 0.996)
         with torch.no_grad():
-            said = [teacher(view) for view in views[:2]]
-        return criterion(said, [student(view) for view in views], epoch=0)
+            targets = [teacher(view) for view in views[:2]]
+        return criterion(targets, [student(view) for view in views], epoch=0)
 
     transform = DINOTransform(global_crop_size=work.size, local_crop_size=work.local, n_local_views=6)
     return step, student, transform
@@ -146,9 +146,9 @@ def script(work: Work, steps: int, workers: int, precision: str) -> tuple[Clock,
 
         def training_step(self, batch: Any, _: int) -> Tensor:
             self.clock.mark("outside")
-            found = self.loss(batch[0])
+            value = self.loss(batch[0])
             self.clock.mark("forward")
-            return found
+            return value
 
         def on_after_backward(self) -> None:
             self.clock.mark("backward")

@@ -1,4 +1,4 @@
-"""What all sides of a line share: the work, the pictures, the clock."""
+"""What all sides of a line share: the work, the photos and the clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from components.methods import METHODS, Method
 from components.models.backbone import BackboneConfig, ResNetBackbone, ViT, ViTBackbone, build
 from components.training import optim
 
-UNTIMED = 2  # at the beginning; and one at the end, for in the last step no more views are made
+UNTIMED = 2  # steps at the beginning; one at the end is not timed either, as no views are made during it
 HEADS: dict[str, dict[str, Any]] = {
     "simclr": {"hidden": 512, "dim": 128, "temperature": 0.5, "color_strength": 0.5},
     "moco": {"queue": 512, "dim": 128, "momentum": 0.99, "batch_norm_groups": 1},
@@ -30,7 +30,7 @@ ADAMW = optim.AdamW(lr=5e-4, weight_decay=0.04, schedule=optim.Constant())
 
 
 class Work:
-    """What all sides share."""
+    """The method, network, heads, views and optimizer of one line."""
 
     def __init__(self, method: str, backbone: str, size: int, batch: int, data: Path) -> None:
         self.method, self.size, self.batch, self.data = method, size, batch, data
@@ -41,12 +41,12 @@ class Work:
             "resnet18": ResNetBackbone(kind="resnet18", image_size=size),
         }[backbone]
         self.blur = 0.0 if size < 64 else 0.5
-        said = dict(HEADS[method])
+        settings = dict(HEADS[method])
         if method == "dino":
-            said["local_size"] = self.local = {32: 16, 40: 24, 64: 32}.get(size, 96)
+            settings["local_size"] = self.local = {32: 16, 40: 24, 64: 32}.get(size, 96)
         else:
-            said["blur"] = self.blur
-        self.config = parse(METHODS[method].config, said, method)
+            settings["blur"] = self.blur
+        self.config = parse(METHODS[method].config, settings, method)
         self.settings = ADAMW if method == "dino" else SGD
 
     def ours(self, *, plain: bool = False) -> Method:
@@ -66,7 +66,7 @@ class StockViT(ViT):
 
 
 def as_stock(backbone: Any) -> Any:
-    """Without what we do faster."""
+    """Returns the backbone without our faster convolutions and last block."""
     if isinstance(backbone, ViT):
         backbone.__class__ = StockViT
     for layer in backbone.modules():
@@ -86,7 +86,7 @@ class Clock:
         optimizer.register_step_post_hook(self._tick)
 
     def mark(self, part: str) -> None:
-        """What went on since the last mark was `part`."""
+        """Counts the time since the last mark as `part`."""
         now = time.perf_counter()
         self.steps[-1][part] += now - self.last  # type: ignore[assignment]
         self.last = now
@@ -99,13 +99,13 @@ class Clock:
         self.memory = max(self.memory, now)
 
     def seconds(self) -> dict[str, float]:
-        """Of each part, the mean of the timed steps: workers deliver in bursts."""
+        """Returns the mean seconds of each part over the timed steps; the mean, because workers deliver in bursts."""
         timed = self.steps[UNTIMED:-2]
         return {part: sum(step[part] for step in timed) / len(timed) for part in self.PARTS}
 
 
 class Files(Dataset[Any]):
-    """JPEGs, opened and looked at one by one."""
+    """JPEG files, opened and transformed one at a time."""
 
     def __init__(self, folder: Path, transform: Callable[[Any], Any]) -> None:
         self.paths, self.transform = sorted(folder.rglob("*.jpg")), transform
@@ -121,7 +121,7 @@ class Files(Dataset[Any]):
 
 
 def batches(work: Work, transform: Callable[[Any], Any], steps: int, workers: int) -> Iterator[Any]:
-    """As a script has them: shuffled, whole, epoch after epoch."""
+    """Yields full batches, shuffled, epoch after epoch, as a script's DataLoader does."""
     torch.manual_seed(0)
     random.seed(0)
     data = Files(work.data / "files", transform)

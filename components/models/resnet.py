@@ -24,9 +24,11 @@ SMALL_IMAGE = 64  # up to this many pixels a ResNet keeps its resolution in the 
 
 
 class Conv2d(nn.Conv2d):
-    """On a CPU by Winograd's filtering where that is sooner. Else, where maps are small and channels many, as one
-    matrix product: training is 1.2 to 1.4 times faster, measured in fp32 on AVX2; with fewer channels, larger maps or a
-    kernel of 1 × 1 it was slower. That takes the memory of the unfolded map, kernel times as large.
+    """A convolution that uses Winograd's filtering on a CPU where that is faster (see `winograd.applies`).
+
+    Otherwise small maps with many channels are one matrix product on a CPU: training is 1.2 to 1.4 times faster,
+    measured in fp32 on AVX2. With fewer channels, larger maps or a kernel of 1 × 1 it was slower. The product needs the
+    memory of the unfolded map, which is larger by the number of places in the kernel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
