@@ -16,7 +16,7 @@ LUMA = (0.2989, 0.587, 0.114)  # as torchvision's rgb_to_grayscale
 
 
 def render(images: Tensor, params: ViewParams) -> Tensor:
-    """uint8 [B, 3, S, S] on the device of `images` [B, 3, H, W], which may be filled up with zeros below and right."""
+    """Returns uint8 [B, 3, S, S] on the device of `images` [B, 3, H, W], which may be padded below and right."""
     boxes, flip, order, strengths, sigma, solarize = (
         values.to(images.device, non_blocking=True)
         for values in (params.boxes, params.flip, params.order, params.strengths, params.sigma, params.solarize)
@@ -26,7 +26,7 @@ def render(images: Tensor, params: ViewParams) -> Tensor:
 
 
 def finish(x: Tensor, order: Tensor, strengths: Tensor, sigma: Tensor, solarize: Tensor, kernel_size: int) -> Tensor:
-    """All that follows the resize, a pixel at a time but for the blur; 0 taps: none is blurred."""
+    """Applies color, blur (none if kernel_size is 0) and solarize to x [B, 3, S, S], and rounds it to uint8."""
     x = color(x, order, strengths)
     if kernel_size:
         x = torch.where((sigma > 0)[:, None, None, None], blur(x, sigma.clamp_min(1e-3), kernel_size), x)
@@ -35,7 +35,7 @@ def finish(x: Tensor, order: Tensor, strengths: Tensor, sigma: Tensor, solarize:
 
 
 def resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Boxes [B, 4] of uint8 [B, 3, H, W], antialiased with a triangle (Pillow's bilinear): float [B, 3, size, size]."""
+    """Resizes boxes [B, 4] of uint8 [B, 3, H, W] with Pillow's antialiased bilinear: float [B, 3, size, size]."""
     top, left, height, width = boxes.float().unbind(1)
     down = _triangles(top, height, images.shape[2], size)  # [B, size, H]
     across = _triangles(left, width, images.shape[3], size)
@@ -44,7 +44,7 @@ def resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
 
 
 def _triangles(start: Tensor, length: Tensor, whole: int, size: int) -> Tensor:
-    """Weights of `whole` pixels in each of `size`: [B, size, whole], 0 outside of start … start + length."""
+    """Returns the weights of all `whole` pixels for each of `size` pixels: [B, size, whole], 0 outside of the box."""
     step = (length / size)[:, None, None]
     reach = step.clamp_min(1)
     places = torch.arange(whole, device=start.device) + 0.5
@@ -98,13 +98,13 @@ def _blend(x: Tensor, gray: Tensor, factor: Tensor) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """[B, 3, …] -> [B, …]. Of numbers and not of a tensor, whose way to a GPU would be waited for."""
+    """Returns the gray image: [B, 3, …] -> [B, …]. A tensor of weights would have to be copied to the GPU first."""
     red, green, blue = x.unbind(1)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue of HSV by `shift` turns [B]: float [B, 3, S, S] in 0 … 255, exact (not a rotation about gray)."""
+    """Rotates the hue of HSV by `shift` turns [B]: float [B, 3, S, S] in 0 … 255, exact (not a rotation about gray)."""
     value, darkest = x.amax(1), x.amin(1)  # [B, S, S]
     chroma = value - darkest
     r, g, b = x.unbind(1)

@@ -1,6 +1,6 @@
-"""Numbers in [0, 1) that depend on nothing but what they are asked for: not on workers, ranks, batches or restarts.
+"""Random numbers that depend on their key alone: not on workers, ranks, batches or restarts.
 
-splitmix64 (Steele, Lea & Flood, OOPSLA 2014, https://doi.org/10.1145/2660193.2660195) as a hash of the place.
+The key is hashed by splitmix64 (Steele, Lea & Flood, OOPSLA 2014, https://doi.org/10.1145/2660193.2660195).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 
 
 def hash_uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int) -> Tensor:
-    """`count` numbers for each row: float64 [len(rows), count]."""
+    """Returns `count` numbers in [0, 1) for each row: float64 [len(rows), count]."""
     state: np.ndarray | np.uint64 = np.uint64(0)
     with np.errstate(over="ignore"):
         for word in (seed, epoch, view):
@@ -24,9 +24,9 @@ def hash_uniform(seed: int, epoch: int, rows: np.ndarray, view: int, count: int)
 
 
 def expand_draws(draws: Tensor, count: int) -> Tensor:
-    """Any number of numbers from a picture's two `draws` [B, 2]: float32 [B, count], on their device.
+    """Returns `count` random numbers from each photo's two `draws` [B, 2]: float32 [B, count], on their device.
 
-    For a method that learns from its backbone alone how many it needs (an order of its patches).
+    For a method whose number of draws depends on the backbone (a permutation of its patches).
     """
     high, low = (draws.float() * 2**24).long().unbind(1)  # whole: the draws have 24 bits
     golden, first, second = (word - 2**64 for word in (GOLDEN, FIRST, SECOND))

@@ -1,4 +1,4 @@
-"""The thing we are here to learn: pixels in, features out, in a folder that stock libraries load."""
+"""Builds new backbones and loads saved ones, from folders that stock libraries read too."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
 
 
 def patches_of(backbone: Backbone, method: str) -> ViT:
-    """The backbone as the ViT that `method` needs. Raises ValueError if it is none."""
+    """Returns the backbone as the ViT that `method` needs. Raises ValueError if it is none."""
     if not isinstance(backbone, ViT):
         raise ValueError(f"{method} needs patches, and {backbone.config.kind} has none; try backbone.kind: vit")
     return backbone
 
 
 def require_fit(backbone: Backbone, name: str, size: int) -> None:
-    """Raises ValueError unless squares of `size` pixels suit the backbone, to train it and to judge it."""
+    """Raises ValueError unless the backbone can be trained and evaluated on squares of `size` pixels."""
     step, limit = int(getattr(backbone.config, "patch_size", 1)), backbone.config.image_size
     if size % step or size > limit:
         raise ValueError(
@@ -43,34 +43,38 @@ def require_fit(backbone: Backbone, name: str, size: int) -> None:
 
 
 def build(config: ViTBackbone | ResNetBackbone) -> Backbone:
-    """A new backbone with random weights."""
+    """Returns a new backbone with random weights."""
     return ViT(config) if isinstance(config, ViTBackbone) else ResNet(config)
 
 
 def load(folder: Path) -> Backbone:
-    """A backbone that `save` wrote. Raises ValueError if the folder holds none."""
+    """Returns a backbone that `save` wrote. Raises ValueError if the folder holds none."""
     files = [folder / name for name in ("config.json", "model.safetensors", "preprocessor_config.json")]
     if missing := [file.name for file in files if not file.is_file()]:
         raise ValueError(f"{folder} holds no backbone: {', '.join(missing)} missing")
-    said, pixels = (json.loads(file.read_text(encoding="utf-8")) for file in (files[0], files[2]))
-    kind = said.get("model_type")
-    shown = {"mean": tuple(pixels["image_mean"]), "std": tuple(pixels["image_std"]), "patches": said.get("patches", 0)}
+    saved, pixels = (json.loads(file.read_text(encoding="utf-8")) for file in (files[0], files[2]))
+    kind = saved.get("model_type")
+    common = {
+        "mean": tuple(pixels["image_mean"]),
+        "std": tuple(pixels["image_std"]),
+        "patches": saved.get("patches", 0),
+    }
     if kind == "vit":
         values = {
-            "image_size": said["image_size"],
-            "patch_size": said["patch_size"],
-            "width": said["hidden_size"],
-            "depth": said["num_hidden_layers"],
-            "heads": said["num_attention_heads"],
-            "layer_norm_eps": said["layer_norm_eps"],
-            "pool": said.get("pool", "class"),
-            **shown,
+            "image_size": saved["image_size"],
+            "patch_size": saved["patch_size"],
+            "width": saved["hidden_size"],
+            "depth": saved["num_hidden_layers"],
+            "heads": saved["num_attention_heads"],
+            "layer_norm_eps": saved["layer_norm_eps"],
+            "pool": saved.get("pool", "class"),
+            **common,
         }
         backbone: Backbone = ViT(parse(ViTBackbone, values, str(files[0])))
     elif kind in ("resnet18", "resnet50"):
-        values = {"kind": kind, "image_size": said["image_size"], **shown}
+        values = {"kind": kind, "image_size": saved["image_size"], **common}
         backbone = ResNet(parse(ResNetBackbone, values, str(files[0])))
     else:
-        raise ValueError(f"{files[0]} says model_type {kind!r}; known: vit, resnet18, resnet50")
+        raise ValueError(f"{files[0]} says model_type {kind!r}; allowed: vit, resnet18, resnet50")
     backbone.read_weights(folder)
     return backbone

@@ -1,4 +1,4 @@
-"""What every backbone is: how it is shown pixels, what it tells of them, and the folder that it is kept in."""
+"""The interface of a backbone: its configuration, its inputs and outputs, and the folder it is saved in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Pixels(Strict):
-    """What a backbone is shown: squares of `image_size` pixels, normalized by `mean` and `std` (of values in 0 … 1)."""
+    """The input of a backbone: squares of `image_size` pixels, normalized by `mean` and `std` (of values in 0 … 1)."""
 
     image_size: int = Field(224, ge=8)
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -67,10 +67,10 @@ BackboneConfig = Annotated[ViTBackbone | ResNetBackbone, Field(discriminator="ki
 class Backbone(nn.Module, ABC):
     """Pixels in, features out; the pixel statistics travel in its folder.
 
-    forward  uint8 (or float in 0 … 255) [B, 3, H, W] -> [B, D]     one vector an image, as `patches` and `pool` say
-    whole    the same                                 -> [B, D]     one vector an image, pooled as `pool` says
+    forward  uint8 (or float in 0 … 255) [B, 3, H, W] -> [B, D]     one vector per image, by `patches` and `pool`
+    whole    the same                                 -> [B, D]     one vector per image, pooled by `pool`
     blocks   the same                                 -> [B, D] each, of every block or stage; the last one is forward's
-    tokens   the same                                 -> [B, N, D]  one vector a place, class token excluded
+    tokens   the same                                 -> [B, N, D]  one vector per position, without class token
     """
 
     pool: str
@@ -93,19 +93,19 @@ class Backbone(nn.Module, ABC):
         return (pixels - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self._averaged(self.whole(self._shown(pixels)), len(pixels))
+        return self._averaged(self.whole(self._inputs(pixels)), len(pixels))
 
     def blocks(self, pixels: Tensor) -> list[Tensor]:
-        return [self._averaged(x, len(pixels)) for x in self._blocks(self._shown(pixels))]
+        return [self._averaged(x, len(pixels)) for x in self._blocks(self._inputs(pixels))]
 
-    def _shown(self, pixels: Tensor) -> Tensor:
+    def _inputs(self, pixels: Tensor) -> Tensor:
         return grid(pixels, self.patches).flatten(0, 1) if self.patches else pixels
 
-    def _averaged(self, x: Tensor, pictures: int) -> Tensor:
-        return x.unflatten(0, (pictures, -1)).mean(1) if self.patches else x
+    def _averaged(self, x: Tensor, images: int) -> Tensor:
+        return x.unflatten(0, (images, -1)).mean(1) if self.patches else x
 
     def as_stock(self) -> Self:
-        """From now on one vector a picture is what stock libraries compute: of the whole picture, the class token."""
+        """Sets the pooling to that of stock libraries: the class token of the whole image. Returns self."""
         self.patches = 0
         return self
 
@@ -119,7 +119,7 @@ class Backbone(nn.Module, ABC):
     def tokens(self, pixels: Tensor) -> Tensor: ...
 
     def save(self, folder: Path) -> None:
-        """Write config.json, model.safetensors and preprocessor_config.json: transformers' own three names."""
+        """Writes config.json, model.safetensors and preprocessor_config.json: transformers' own three names."""
         folder.mkdir(parents=True, exist_ok=True)
         size = {"height": self.config.image_size, "width": self.config.image_size}
         ViTImageProcessor(

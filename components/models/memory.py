@@ -1,4 +1,4 @@
-"""What a method remembers between steps: a slow copy of itself, a queue of the past, a center of it."""
+"""State that a method keeps between steps: a moving average of its weights, a queue of keys, a center of outputs."""
 
 from copy import deepcopy
 from typing import Any
@@ -10,9 +10,9 @@ from components import ranks
 
 
 class EMA(nn.Module):
-    """A copy that follows its student by an exponential moving average of the parameters, and gets no gradient.
+    """An exponential moving average of a student's parameters, without gradients.
 
-    Its batch-norm statistics are its own, gathered from its own batches in train mode, as in MoCo's reference code.
+    Its batch-norm statistics are not averaged: in train mode it gathers them from its own batches, as in MoCo's code.
     """
 
     def __init__(self, student: nn.Module) -> None:
@@ -55,9 +55,9 @@ class Queue(nn.Module):
 
 
 class Center(nn.Module):
-    """A slowly moving mean of vectors, over all ranks and all parts of a batch: DINO's center.
+    """A moving mean of vectors, over all ranks and all micro-batches of a batch: DINO's center.
 
-    mean  [dim]  moved by `move`, once an optimizer step, after the losses that read it (dino/main_dino.py)
+    mean  [dim]  updated by `update`, once per optimizer step, after the losses that read it (dino/main_dino.py)
     """
 
     mean: Tensor
@@ -70,14 +70,14 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def record(self, x: Tensor) -> None:
-        """x: [B, dim], any B; it counts at the next `move`."""
+        """x: [B, dim], any B; it counts at the next `update`."""
         x = x.to(self.mean.dtype)
         self._sums.append(torch.cat([x.sum(0), x.new_full((1,), len(x))]))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Every rank, whatever it has seen."""
+        """Moves the mean. Every rank must call it, also one that recorded nothing."""
         total = ranks.total(torch.stack(self._sums).sum(0))
         self._sums.clear()
-        seen = total[-1] > 0  # asked where it lies: a GPU is not waited for
+        seen = total[-1] > 0  # a tensor, so that nothing waits for the GPU
         self.mean.lerp_(total[:-1] / total[-1].clamp_min(1), (1 - self.momentum) * seen.to(self.mean.dtype))

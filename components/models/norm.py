@@ -1,4 +1,4 @@
-"""Batch norm over the pictures of all ranks, on any device: what SyncBatchNorm is, but for CPUs too.
+"""Batch norm over the images of all ranks, on any device. torch's SyncBatchNorm needs a GPU.
 
 Ioffe & Szegedy, Batch Normalization, ICML 2015, https://arxiv.org/abs/1502.03167.
 """
@@ -11,7 +11,7 @@ from components import ranks
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """Of a head's vectors, which are few: they are gathered, with their gradients, and each rank keeps its own."""
+    """Gathers a head's vectors from all ranks, with their gradients, and returns those of this rank."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or ranks.world() == 1:
@@ -21,9 +21,9 @@ class BatchNorm1d(nn.BatchNorm1d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Of a backbone's maps, which are large: means and variances are gathered. Each rank has as many pictures."""
+    """Gathers means and variances only, since a backbone's maps are large. Each rank must have as many images."""
 
-    shared = True  # False: each rank its own, as MoCo wants it
+    shared = True  # False: statistics per rank, as in MoCo
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.shared and ranks.world() > 1):

@@ -1,4 +1,4 @@
-"""Some methods look at a picture in pieces: cut them, take the cheap cues out of them."""
+"""Cuts images into squares, and removes cues from them that would make a task too easy."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-SIDE = 3  # pieces along each side of a grid
+SIDE = 3  # squares along each side of a grid
 RMS = 50.0  # of a contrast-normalized patch, in units of pixels 0 … 255 (Doersch's train.py)
 
 
-def cut(pictures: Tensor, corners: Tensor, size: int) -> Tensor:
+def cut(images: Tensor, corners: Tensor, size: int) -> Tensor:
     """[B, 3, H, W] and corners [B, P, 2] (top, left) -> squares [B, P, 3, size, size]."""
-    span = torch.arange(size, device=pictures.device)
+    span = torch.arange(size, device=images.device)
     rows, columns = (corners[:, :, axis, None] + span for axis in (0, 1))  # [B, P, size]
-    picture = torch.arange(len(pictures), device=pictures.device)[:, None, None, None]
-    return pictures.permute(0, 2, 3, 1)[picture, rows[:, :, :, None], columns[:, :, None, :]].permute(0, 1, 4, 2, 3)
+    image = torch.arange(len(images), device=images.device)[:, None, None, None]
+    return images.permute(0, 2, 3, 1)[image, rows[:, :, :, None], columns[:, :, None, :]].permute(0, 1, 4, 2, 3)
 
 
-def grid(pictures: Tensor, size: int) -> Tensor:
-    """3 × 3 squares, evenly over the whole picture, row by row: [B, 3, H, W] -> [B, 9, 3, size, size]."""
-    height, width = pictures.shape[-2:]
-    tops, lefts = ([place * (side - size) // (SIDE - 1) for place in range(SIDE)] for side in (height, width))
+def grid(images: Tensor, size: int) -> Tensor:
+    """Returns 3 × 3 squares, spread evenly over the image, row by row: [B, 3, H, W] -> [B, 9, 3, size, size]."""
+    height, width = images.shape[-2:]
+    tops, lefts = ([k * (side - size) // (SIDE - 1) for k in range(SIDE)] for side in (height, width))
     assert size <= min(height, width)
-    return torch.stack([pictures[:, :, top : top + size, left : left + size] for top in tops for left in lefts], 1)
+    return torch.stack([images[:, :, top : top + size, left : left + size] for top in tops for left in lefts], 1)
 
 
 def resamplers(size: int, smallest: int) -> Tensor:
-    """Down to `smallest` … `size` pixels and up again, each as a matrix: [size - smallest + 1, size, size].
+    """Returns matrices that resize to `smallest` … `size` pixels and back: [size - smallest + 1, size, size].
 
     R @ square @ Rᵀ is the square resampled, bilinear with antialiasing; the last one is the identity.
     """
@@ -39,13 +39,13 @@ def resamplers(size: int, smallest: int) -> Tensor:
 
 
 def standardized(squares: Tensor) -> Tensor:
-    """Each channel of each square with mean 0 and deviation 1 (0 if it is flat): [..., S, S] -> same."""
+    """Returns squares whose channels have mean 0 and deviation 1 (0 if constant): [..., S, S] -> same."""
     centered = squares - squares.mean((-2, -1), keepdim=True)
     return centered / centered.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(0.1)
 
 
 def without_aberration(squares: Tensor, color: Literal["dropping", "projection", "none"], draws: Tensor) -> Tensor:
-    """Colors so that what a lens does to them tells nothing: centered squares [M, 3, S, S], draws [M, 2] -> same.
+    """Removes chromatic aberration as a cue: centered squares [M, 3, S, S], draws [M, 2] -> same shape.
 
     dropping: one channel stays, the others become noise in ±0.5; projection: off the axis green to magenta,
     which a lens tears apart.
@@ -63,9 +63,9 @@ def without_aberration(squares: Tensor, color: Literal["dropping", "projection",
 
 
 def hashed(seeds: Tensor, count: int) -> Tensor:
-    """Noise in [0, 1) that depends on each seed (in [0, 1), [M]) alone, on any device: float32 [M, count].
+    """Returns noise in [0, 1) from each seed (in [0, 1), [M]) alone, on any device: float32 [M, count].
 
-    Wellons' lowbias32 of the place, keyed by the seed (https://nullprogram.com/blog/2018/07/31/).
+    Wellons' lowbias32 of the position, keyed by the seed (https://nullprogram.com/blog/2018/07/31/).
     """
     key = _mix((seeds.double() * 2**32).long())[:, None]
     return (_mix(key ^ _mix(torch.arange(1, count + 1, device=seeds.device))) >> 8).float() * 2.0**-24

@@ -116,7 +116,7 @@ def test_what_is_no_backbone_is_refused(tmp_path):
         load(tmp_path)
     build(SHAPES[0]).save(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
-    with pytest.raises(ValueError, match="'swin'; known: vit, resnet18, resnet50"):
+    with pytest.raises(ValueError, match="'swin'; allowed: vit, resnet18, resnet50"):
         load(tmp_path)
 
 
