@@ -28,7 +28,7 @@ from components.stages.pretrain import Setup, configure_for, setup
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 
-PARTS = ("wait for data", "forward", "backward", "optimizer", "after the step", "look at the losses")
+PARTS = ("wait for data", "forward", "backward", "optimizer", "after the step", "log the losses")
 UNTIMED = 3
 
 

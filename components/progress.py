@@ -1,4 +1,4 @@
-"""A person sees a bar, a log file a line every ten seconds."""
+"""Progress bars: in a terminal updated twice a second, otherwise a line every ten seconds."""
 
 import sys
 from collections.abc import Iterable
@@ -12,6 +12,6 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], name: str, total: int | None = None, unit: str = "it", *, shown: bool = True
 ) -> "tqdm[T]":
-    """`items`, with rate and time left on stderr."""
+    """Returns an iterator over `items` that shows rate and time left on stderr, unless `shown` is False."""
     interval = 0.5 if sys.stderr.isatty() else 10.0
     return tqdm(items, name, total, disable=not shown, unit=unit, mininterval=interval, maxinterval=interval)

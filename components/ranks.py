@@ -1,4 +1,4 @@
-"""What other processes have. With one process every function here is the identity."""
+"""Exchange of tensors between processes. With one process every function here is the identity."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from torch import Tensor
 
 
 def world() -> int:
+    """Returns the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Returns the number of this process, from 0."""
     return dist.get_rank() if world() > 1 else 0
 
 
 class _Gather(torch.autograd.Function):
-    """all_gather whose backward sums what every rank says of my rows; with DDP's mean that is the exact gradient."""
+    """all_gather; backward sums over ranks the gradients of this rank's rows, which DDP's mean makes exact."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -35,12 +37,12 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """[B, …] on each of W ranks -> [W·B, …] on all of them, in rank order, with exact gradients."""
+    """Returns the rows of all ranks, [W·B, …] from [B, …] on each of W ranks, in rank order, with exact gradients."""
     return x if world() == 1 else _Gather.apply(x)
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum of x over the ranks, without gradient. Same shape on all."""
+    """Returns the sum of x over the ranks, without gradient. x has the same shape on all of them."""
     if world() == 1:
         return x
     x = x.detach().clone()

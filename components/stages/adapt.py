@@ -21,7 +21,7 @@ from components.evaluation.statistics import proportion_with_ci
 from components.machine import keep_memory
 from components.models.backbone import load
 from components.source_files import digest
-from components.stages.scratch import clear, scratch
+from components.stages.scratch import clear, exclusive, scratch
 from components.training import optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
@@ -72,10 +72,10 @@ def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict
     backbone_file = folder / "backbone" / "model.safetensors"
     inputs = (config.model_dump(mode="json"), digest(photos.folder / "manifest.parquet"), digest(backbone_file))
     state = scratch("adapt", *inputs)
-    run = Run(
-        "adapt", config.epochs * per_epoch, size, state / "log.jsonl", state, config.seed, parts=1, per_epoch=per_epoch
-    )
-    fit(head, batch, optimizer, config.optimizer, run, acc)
+    length = {"steps": config.epochs * per_epoch, "per_epoch": per_epoch, "batch_size": size}
+    run = Run("adapt", **length, log=state / "log.jsonl", state=state, seed=config.seed, micro_batches=1)
+    with exclusive(state, acc):
+        fit(head, batch, optimizer, config.optimizer, run, acc)
     head.cpu().eval()
     predicted = head.logits(all_features[test]).argmax(1)
     save(out / "model", backbone.cpu(), head.folded(), photos.classes)

@@ -24,7 +24,7 @@ from components.connector.warm_start import warm_start
 from components.data.photos import Photos
 from components.machine import keep_memory, make_readable
 from components.source_files import digest
-from components.stages.scratch import clear, scratch
+from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
@@ -77,7 +77,8 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
     state = scratch("connect", config.model_dump(mode="json"), *[digest(file) for file in files])
     run = Run("connect", config.steps, config.batch_size, state / "log.jsonl", state, config.seed)
-    fit(objective, load, optimizer, config.optimizer, run, acc)
+    with exclusive(state, acc):
+        fit(objective, load, optimizer, config.optimizer, run, acc)
     metrics: dict[str, Any] = {}
     if acc.is_main_process:
         log = run.log.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Stage: pictures -> a backbone, without a label."""
+"""Stage: trains a backbone on photos, without labels."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from components.machine import compile_blocks, keep_memory
 from components.methods import METHODS, Method, MethodConfig, auto
 from components.models.backbone import BackboneConfig, ViTBackbone, build
 from components.source_files import digest
-from components.stages.scratch import clear, scratch
+from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 
 
 class PretrainConfig(Strict):
-    """pretrain.common of params.yaml, overridden by pretrain.METHOD; what is not named here belongs to the method."""
+    """The section pretrain.common of params.yaml, overridden by pretrain.METHOD; all other keys are the method's."""
 
     method: str
     backbone: BackboneConfig
@@ -126,9 +126,9 @@ def training_rows(config: PretrainConfig, photos: Photos) -> np.ndarray:
 
 
 def resolve(config: PretrainConfig, photos: Photos, world: int) -> PretrainConfig:
-    """Returns the config with what only the data know, such as the number of classes.
+    """Returns the config with the settings that depend on the data, such as the number of classes.
 
-    Raises ValueError where method, settings and photos do not go together.
+    Raises ValueError if method, settings and photos do not fit together.
     """
     method, where = METHODS[config.method].method, f"params.yaml, section pretrain.{config.method}"
     try:
@@ -148,15 +148,15 @@ def resolve(config: PretrainConfig, photos: Photos, world: int) -> PretrainConfi
 
 
 def epoch_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The rows in the order of one epoch."""
+    """Returns the rows in the order of one epoch."""
     return rows[np.random.default_rng((seed, epoch)).permutation(len(rows))]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that `fit` needs, as the config and the pictures ask for it."""
+    """All that `fit` needs for this config and these photos."""
 
-    config: PretrainConfig  # with what only the data know
+    config: PretrainConfig  # with the settings that depend on the data
     method: Method
     load: Callable[[int], list[torch.Tensor]]  # step -> this rank's batch
     optimizer: torch.optim.Optimizer
@@ -164,7 +164,7 @@ class Setup:
 
 
 def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
-    """Raises ValueError where method, settings and pictures do not go together, before anything is trained."""
+    """Build what `fit` needs. Raises ValueError if method, settings and photos do not fit together."""
     photos, recipe = Photos(data), METHODS[config.method]
     config = resolve(config, photos, acc.num_processes)
     fields = recipe.method.views(config.settings, config.backbone.image_size)
@@ -182,7 +182,7 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
 
     if (side := int(photos.shapes[rows].min())) < config.backbone.image_size:
         acc.print(
-            f"{config.method}: pictures have {side} pixels on the shorter side, and image_size is "
+            f"{config.method}: photos have {side} pixels on the shorter side, and image_size is "
             f"{config.backbone.image_size}: views are enlarged; try data.size: {config.backbone.image_size * 8 // 7}"
         )
     torch.manual_seed(config.seed)
@@ -193,21 +193,23 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
 
 
 def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
-    """Train on the pictures of the train split; write the backbone, the log and config.json to `out`."""
+    """Train on the photos of the train split; write the backbone, the log and config.json to `out`."""
     acc = accelerator()
-    ready = setup(config, data, acc)
-    config, optimizer = ready.config, ready.config.settings.optimizer
-    ingredients = (config.model_dump(mode="json"), digest(data / "manifest.parquet"))
-    state = scratch("pretrain", *ingredients, modules=METHODS[config.method].modules)
-    length = {"steps": config.epochs * ready.per_epoch, "per_epoch": ready.per_epoch, "batch_size": config.batch_size}
+    run_setup = setup(config, data, acc)
+    config, optimizer_config = run_setup.config, run_setup.config.settings.optimizer
+    per_epoch = run_setup.per_epoch
+    inputs = (config.model_dump(mode="json"), digest(data / "manifest.parquet"))
+    state = scratch("pretrain", *inputs, modules=METHODS[config.method].modules)
+    length = {"steps": config.epochs * per_epoch, "per_epoch": per_epoch, "batch_size": config.batch_size}
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
-    fit(ready.method, ready.load, ready.optimizer, optimizer, run, acc)
-    if acc.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        ready.method.keep().save(out / "backbone")
-        (out / "log.jsonl").write_bytes(run.log.read_bytes())
-        write(config, out / "config.json")
-        clear(state)
+    with exclusive(state, acc):
+        fit(run_setup.method, run_setup.load, run_setup.optimizer, optimizer_config, run, acc)
+        if acc.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            run_setup.method.keep().save(out / "backbone")
+            (out / "log.jsonl").write_bytes(run.log.read_bytes())
+            write(config, out / "config.json")
+            clear(state)
     acc.end_training()
 
 
@@ -216,12 +218,12 @@ def main() -> None:
     parser.add_argument("--method", required=True, help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    args = parser.parse_args()
     keep_memory()
     try:
-        config = configure_for(given.method, section("pretrain"), Photos(given.data))
+        config = configure_for(args.method, section("pretrain"), Photos(args.data))
         distributed.relaunch("components.stages.pretrain")
-        pretrain(config, given.data, given.out)
+        pretrain(config, args.data, args.out)
     except (ValueError, FloatingPointError, MemoryError) as error:
         parser.exit(2, f"pretrain: {error}\n")
 

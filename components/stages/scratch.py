@@ -1,19 +1,31 @@
-"""What a run needs only until it is finished lies outside of what DVC tracks, for DVC empties that before a stage runs.
+"""Folders for what a run needs only until it has finished. They lie outside of DVC's outputs, which DVC empties.
 
 A folder is named by a fingerprint of everything that decides the result, so that the same run finds its state again
-and another one starts afresh.
+and a different run starts from the beginning.
 """
 
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from components.source_files import digests
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 SCRATCH = "SELFSIGHT_SCRATCH"
+UNKNOWN = -1  # in place of a process id
 
 
 def scratch(stage: str, *ingredients: object, modules: Iterable[str] = ()) -> Path:
@@ -21,7 +33,7 @@ def scratch(stage: str, *ingredients: object, modules: Iterable[str] = ()) -> Pa
 
     ingredients: JSON-serializable; modules: further modules that the stage runs, such as its method's.
     """
-    # half a run by the old loss and half by the new one would be neither
+    # half a run with the old loss and half with the new one would be neither
     code = digests(f"components.stages.{stage}", *modules)
     key = json.dumps([ingredients, code], sort_keys=True, default=str)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -30,5 +42,36 @@ def scratch(stage: str, *ingredients: object, modules: Iterable[str] = ()) -> Pa
     return folder
 
 
+@contextlib.contextmanager
+def exclusive(folder: Path, acc: Accelerator) -> Iterator[None]:
+    """Keep other processes from using `folder` at the same time. The first process of a run holds the lock for all.
+
+    The system releases the lock when that process ends, however it ends; no child inherits it.
+    Raises ValueError in all processes of this run if another run holds the lock.
+    """
+    with (folder / "lock").open("a+") if acc.is_main_process else contextlib.nullcontext() as file:
+        holder = 0
+        if file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(0)
+                print(os.getpid(), file=file, flush=True)
+            except BlockingIOError:
+                file.seek(0)
+                holder = int(file.read() or UNKNOWN)  # empty for a moment after it was locked
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                    raise
+                print(f"{folder}: this file system has no locks; do not start the same run twice", flush=True)
+        holder = int(acc.reduce(torch.tensor(holder, device=acc.device), "sum"))
+        if holder:
+            raise ValueError(
+                f"process {holder} is doing this same run, with its state in {folder}. To continue here instead, stop "
+                f"it with `kill {holder}`, which saves its state, and start again when it has ended"
+            )
+        yield
+
+
 def clear(folder: Path) -> None:
+    """Remove the folder of a run that has finished."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""A run can end at any step: its whole state is one file of tensors, and it is either there and whole or not there.
+"""The state of a run: one file of tensors, which is either complete or absent, so that a run can end at any step.
 
-No pickle: everything that must survive is a tensor, for schedules, data order and randomness are functions of the step.
+No pickle: all state is tensors, for schedules, data order and randomness are functions of the step.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ KEPT = 2
 
 
 def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
-    """Write folder/step-N.safetensors: written, synced, renamed. The last two are kept.
+    """Write folder/step-N.safetensors, sync it and rename it. The last two are kept. Returns None.
 
-    If a number in it is not finite nothing is written, and its name is returned: it would be resumed from in vain.
+    If a tensor is not finite, nothing is written and the tensor's name is returned: such a state cannot be resumed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # clones: safetensors refuses tensors that share memory, and a tied weight is saved under each of its names
     tensors = {f"module.{name}": value.detach().clone().contiguous() for name, value in module.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
-            if isinstance(value, Tensor):  # SGD's first step may leave None
+            if isinstance(value, Tensor):  # after its first step SGD may have None
                 tensors[f"optimizer.{index}.{name}"] = value.detach().clone().contiguous()
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
@@ -47,19 +47,19 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
 
 
 def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest state in `folder` into module and optimizer; the step it was saved at, 0 if there is none.
+    """Load the newest state in `folder` into module and optimizer. Returns its step, 0 if there is none.
 
-    One that a disk has spoilt is passed over, with a word. Raises ValueError if all of them are, or if the run would go
-    on with other arithmetic than it began with.
+    A damaged file is skipped, with a message. Raises ValueError if all of them are damaged, or if this process has
+    other arithmetic than the state was computed with.
     """
-    found = _all(folder)
-    for path in reversed(found):
+    paths = _all(folder)
+    for path in reversed(paths):
         try:
             return _restore(path, module, optimizer)
         except SafetensorError as error:
             print(f"{path} cannot be read ({error}); trying the state before it", flush=True)
-    if found:
-        raise ValueError(f"no state in {folder} can be read; remove the folder to begin anew")
+    if paths:
+        raise ValueError(f"no state in {folder} can be read; remove the folder to start from the beginning")
     return 0
 
 
@@ -73,7 +73,7 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
             if metadata.get(name, value) != value:
                 raise ValueError(
                     f"the state in {path} was computed with {name}={metadata[name]}, this process has {value}; "
-                    f"set {name}={metadata[name]} to go on, or remove {path.parent} to begin anew"
+                    f"set {name}={metadata[name]} to continue, or remove {path.parent} to start from the beginning"
                 )
         for key in file.keys():  # noqa: SIM118 (a file, not a dict)
             kind, _, name = key.partition(".")
@@ -84,7 +84,7 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
                 slots.setdefault(int(index), {})[slot] = file.get_tensor(key)
     module.load_state_dict(weights)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    for p, kept in optimizer.state.items():  # laid out as their parameter is: fused optimizers walk through memory
+    for p, kept in optimizer.state.items():  # same memory layout as the parameter: fused optimizers need it
         for name, value in kept.items():
             if value.shape == p.shape:
                 kept[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -1,4 +1,4 @@
-"""What is seen of a run while it runs: the line on the screen, the log, and that it has to stop."""
+"""The progress line and the log of a run, and the errors that end it: a bad loss, a lack of memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from components.training.distributed import PARTS
+from components.training.distributed import MICRO_BATCHES
 
-EXPLODED = 1e6  # the largest at a start is Barlow Twins', a few times its outputs
+EXPLODED = 1e6  # the largest first loss is Barlow Twins', a few times the number of its outputs
 
 
 @dataclass(frozen=True)
 class Run:
-    """How long, and what is kept on the way."""
+    """The length of a run, and where its log and its state are written."""
 
     name: str  # shown in the progress line
     steps: int
@@ -31,124 +31,127 @@ class Run:
     state: Path  # folder of checkpoints
     seed: int = 0
     save_every: int = 500  # steps
-    parts: int | None = None  # in which a batch is computed, one after the other; None: as the machine asks for
-    per_epoch: int | None = None  # steps, where there are epochs
+    micro_batches: int | None = None  # per batch and process; None: as SELFSIGHT_MICRO_BATCHES says
+    per_epoch: int | None = None  # steps, if there are epochs
 
 
 class Monitor:
-    """Losses stay on the device until `look`, for each look waits for it."""
+    """Records losses on the device, and copies them to the log once in a while, for each copy waits for the device."""
 
-    def __init__(self, run: Run, first: int, acc: Accelerator, bar: Any) -> None:
-        self.run, self.first, self.acc, self.bar = run, first, acc, bar
-        self.waited, self.saving_took = 0.0, 0.0
+    def __init__(self, run: Run, start_step: int, acc: Accelerator, bar: Any) -> None:
+        self.run, self.start_step, self.acc, self.bar = run, start_step, acc, bar
+        self.seconds_waited, self.seconds_saving = 0.0, 0.0
         self.started = self._saved_at = time.monotonic()
-        self._held: list[tuple[int, dict[str, Tensor]]] = []
-        self._finite = "no step of this run had a finite one"
+        self._recorded: list[tuple[int, dict[str, Tensor]]] = []
+        self._last_finite = "no step of this run had a finite loss"
         if acc.is_main_process:
-            _trim(run.log, first)
+            _trim(run.log, start_step)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """For data."""
+        """Measure the time that is spent waiting for data."""
         before = time.monotonic()
         yield
-        self.waited += time.monotonic() - before
+        self.seconds_waited += time.monotonic() - before
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
+        """Measure the time that is spent saving the state."""
         before = time.monotonic()
         yield
         self._saved_at = time.monotonic()
-        self.saving_took += self._saved_at - before
+        self.seconds_saving += self._saved_at - before
 
     def unsaved(self) -> float:
-        """Seconds since the last state was saved."""
+        """Returns the seconds since the state was last saved."""
         return time.monotonic() - self._saved_at
 
     def record(self, step: int, losses: dict[str, Tensor]) -> None:
-        self._held.append((step, losses))
+        """Keep the losses of a step, scalars on the device, until the next `log`."""
+        self._recorded.append((step, losses))
 
-    def look(self, lr: float) -> None:
-        """Means over ranks of what was noted; the last of them on the screen and into the log.
+    def log(self, lr: float) -> None:
+        """Write the last recorded losses, as means over ranks, to the progress line and to the log.
 
-        Raises FloatingPointError at the first loss that is not finite or has exploded.
+        Raises FloatingPointError for the first recorded loss that is not finite or above EXPLODED.
         """
-        names = list(self._held[-1][1])
+        names = list(self._recorded[-1][1])
         table = torch.stack(
-            [torch.stack([losses[name].detach().double() for name in names]) for _, losses in self._held]
+            [torch.stack([losses[name].detach().double() for name in names]) for _, losses in self._recorded]
         )
         rows: list[list[float]] = self.acc.reduce(table, "mean").tolist()
-        for (step, _), row in zip(self._held, rows, strict=True):
+        for (step, _), row in zip(self._recorded, rows, strict=True):
             values = dict(zip(names, row, strict=True))
             if not abs(values["loss"]) < EXPLODED:  # NaN is not below either
                 raise FloatingPointError(
-                    f"{self.run.name}: loss is {values['loss']:g} at step {step}; {self._finite}. The last good state "
-                    f"is in {self.run.state}. Try a lower learning rate, a longer warm-up or gradient clipping"
+                    f"{self.run.name}: loss is {values['loss']:g} at step {step}; {self._last_finite}. The last "
+                    f"good state is in {self.run.state}. Try a lower learning rate, a longer warm-up or clipping"
                 )
-            self._finite = f"at step {step} it was {values['loss']:g}"
-        done = self._held[-1][0]
-        self._held.clear()
+            self._last_finite = f"at step {step} it was {values['loss']:g}"
+        done = self._recorded[-1][0]
+        self._recorded.clear()
         seconds = time.monotonic() - self.started
-        rate, per_epoch = (done - self.first) * self.run.batch_size / seconds, self.run.per_epoch
-        said = {
+        rate, per_epoch = (done - self.start_step) * self.run.batch_size / seconds, self.run.per_epoch
+        line = {
             "step": done,
             **({"epoch": done / per_epoch} if per_epoch else {}),
             "lr": lr,
             **values,
             "images_per_second": rate,
-            "data_wait": self.waited / seconds,  # a share of the time
-            "seconds_left": (self.run.steps - done) * seconds / (done - self.first),
+            "data_wait": self.seconds_waited / seconds,  # a fraction of the time
+            "seconds_left": (self.run.steps - done) * seconds / (done - self.start_step),
             "memory_gib": _memory(self.acc.device) / 2**30,
         }
         shown = {"epoch": f"{done / per_epoch:.1f}/{self.run.steps // per_epoch}"} if per_epoch else {}
-        shown |= {"loss": f"{values['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{said['data_wait']:.0%}"}
-        self.bar.set_postfix(**shown, mem=f"{said['memory_gib']:.1f}G", refresh=False)
+        shown |= {"loss": f"{values['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{line['data_wait']:.0%}"}
+        self.bar.set_postfix(**shown, mem=f"{line['memory_gib']:.1f}G", refresh=False)
         if self.acc.is_main_process:
             with self.run.log.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(said) + "\n")
+                log.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
+        """Print how long the run took."""
         seconds = time.monotonic() - self.started
         self.acc.print(
-            f"{self.run.name}: {self.run.steps - self.first} steps in {seconds:.0f} s, "
-            f"{self.waited / seconds:.1%} waiting for data, {self.saving_took / seconds:.1%} saving"
+            f"{self.run.name}: {self.run.steps - self.start_step} steps in {seconds:.0f} s, "
+            f"{self.seconds_waited / seconds:.1%} waiting for data, {self.seconds_saving / seconds:.1%} saving"
         )
 
 
 @contextlib.contextmanager
-def memory_advice(run: Run, world: int, parts: int, needs_full_batch: str) -> Iterator[None]:
-    """Raises MemoryError that says what to turn, where the device or the machine has no memory left."""
+def memory_advice(run: Run, world: int, micro_batches: int, needs_full_batch: str) -> Iterator[None]:
+    """Raises MemoryError that names the settings to change, if the device or the machine has no memory left."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # a GPU's OutOfMemoryError is a RuntimeError
-        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not lacking:
+        out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not out_of_memory:
             raise
         half = max(world, run.batch_size // 2 // world * world)
-        split = f"; or {PARTS}={2 * parts}: the same batch in {2 * parts} parts"
+        split = f"; or {MICRO_BATCHES}={2 * micro_batches}: the same batch in {2 * micro_batches} micro-batches"
         if needs_full_batch:
-            split = f"; it cannot be computed in parts: {needs_full_batch}"
-        elif run.parts is not None:
+            split = f"; it cannot be computed in micro-batches: {needs_full_batch}"
+        elif run.micro_batches is not None:
             split = ""
         raise MemoryError(
-            f"{run.name}: no memory left for a batch_size of {run.batch_size}, {run.batch_size // world} a process; "
+            f"{run.name}: no memory left for a batch_size of {run.batch_size}, {run.batch_size // world} per process; "
             f"try batch_size: {half}, or a smaller image_size{split}"
         ) from error
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU so far; on a CPU, what the process has now."""
+    """Returns bytes: the peak of all tensors on a GPU; on a CPU, the memory of the process now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
 
 
 def _trim(log: Path, step: int) -> None:
-    """Forget lines past the state that is resumed from."""
+    """Remove the lines after `step`, from which the run is resumed."""
     log.parent.mkdir(parents=True, exist_ok=True)
     kept = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []:
-        with contextlib.suppress(ValueError):  # half a line, where the power failed
+        with contextlib.suppress(ValueError):  # half a line, written when the power failed
             if json.loads(line)["step"] <= step:
                 kept.append(line)
     part = log.with_suffix(".tmp")

@@ -1,4 +1,4 @@
-"""What the loop trains says four things: its loss, and what happens before, within and after a step."""
+"""What the training loop trains: a loss, and hooks before a step, after the backward pass and after the step."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import nn
 class Objective(nn.Module):
     """forward(batch) -> scalars by name; "loss" is minimized, the others are only logged.
 
-    forward may run on a part of the batch (gradient accumulation), so it changes no state: it notes down what
-    after_step is to move. State that must survive a restart is in buffers; schedules are functions of `progress`.
+    forward may get a micro-batch (gradient accumulation), so it changes no state: it records what after_step needs.
+    State that must survive a restart is in buffers; schedules are functions of `progress`.
     """
 
-    progress: float = 0.0  # share of the run that lies behind, 0 … 1, as of this step's beginning
-    needs_full_batch: str = ""  # why a batch in two halves is not the batch: what in it depends on the other pictures
+    progress: float = 0.0  # completed fraction of the run, 0 … 1, at the beginning of this step
+    needs_full_batch: str = ""  # why micro-batches would change the loss: what in it depends on the other photos
 
     def before_step(self, progress: float) -> None:
-        """Before anything of a step; overridden only where more than `progress` is to be set."""
+        """Called at the beginning of a step; override it only if more than `progress` is to be set."""
         self.progress = progress
 
     def after_backward(self) -> None:
-        """Gradients are complete, over all ranks, and not clipped yet: what is to stay as it is loses its own here."""
+        """Called when gradients are complete over all ranks and not clipped: remove those of frozen weights here."""
 
     def after_step(self) -> None:
-        """Once an optimizer step, on every rank alike: slow copies, queues, centers."""
+        """Called once per optimizer step, the same on every rank: update EMA copies, queues and centers here."""

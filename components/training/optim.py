@@ -1,4 +1,4 @@
-"""Optimizers and schedules, as a paper would state them: rates for a batch of 256, schedules over the whole run."""
+"""Optimizers and schedules as papers state them: learning rates for a batch of 256, schedules over the whole run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Constant(Strict):
 
 
 class Cosine(Strict):
-    """Linear warm-up over a share of the run, then half a cosine down to `end` times the peak."""
+    """Linear warm-up over a fraction of the run, then half a cosine down to `end` times the peak."""
 
     kind: Literal["cosine"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1)
@@ -27,7 +27,7 @@ class Cosine(Strict):
 
 
 class Steps(Strict):
-    """Linear warm-up over a share of the run, then times `factor` at each milestone, a share too."""
+    """Linear warm-up over a fraction of the run, then times `factor` at each milestone, also a fraction of the run."""
 
     kind: Literal["steps"] = "steps"
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
@@ -41,11 +41,11 @@ Schedule = Annotated[Constant | Cosine | Steps, Field(discriminator="kind")]
 class _Common(Strict):
     lr: float = Field(gt=0)  # for a batch of 256
     scaling: Literal["linear", "sqrt"] = "linear"  # of the rate with batch_size / 256 (Goyal 2017; SimCLR, B.1)
-    plain_lr: float | None = Field(None, gt=0)  # of biases and norms, where it is another one
-    constant_lr: tuple[str, ...] = ()  # parameters, by the beginning of their name, whose rate the schedule leaves
+    plain_lr: float | None = Field(None, gt=0)  # of biases and norms, if they have their own
+    constant_lr: tuple[str, ...] = ()  # prefixes of parameter names whose rate does not follow the schedule
     weight_decay: float = Field(0.0, ge=0)
-    final_weight_decay: float | None = Field(None, ge=0)  # reached by a cosine over the run (DINO)
-    decay_all: bool = False  # also biases and norms, as the oldest scripts do
+    final_weight_decay: float | None = Field(None, ge=0)  # reached at the end of the run by a cosine (DINO)
+    decay_all: bool = False  # decay biases and norms too, as the oldest scripts do
     schedule: Schedule = Cosine()
     clip: float | None = Field(None, gt=0)  # norm of the gradient
     clip_each: bool = False  # of each parameter, not of all together (DINO); an attention's q, k and v count as one
@@ -117,17 +117,18 @@ class Lars(torch.optim.Optimizer):
 
 
 def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters, its rates scaled to the batch.
+    """Returns the optimizer of the trainable parameters, its rates scaled to the batch size.
 
-    Each group remembers the `peak` its schedule multiplies, and whether it is `scheduled` and `decayed`.
+    Each group has the `peak` rate that the schedule multiplies, and whether it is `scheduled` and `decayed`.
+    Raises ValueError if no parameter's name begins with a prefix in config.constant_lr.
     """
     relative = batch_size / 256
     scale = relative if config.scaling == "linear" else math.sqrt(relative)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for begins in config.constant_lr:
-        if not any(name.startswith(begins) for name in trained):
-            known = ", ".join(sorted({name.partition(".")[0] + "." for name in trained}))
-            raise ValueError(f"constant_lr: no parameter's name begins with {begins!r}; there are: {known}")
+    for prefix in config.constant_lr:
+        if not any(name.startswith(prefix) for name in trained):
+            prefixes = ", ".join(sorted({name.partition(".")[0] + "." for name in trained}))
+            raise ValueError(f"constant_lr: no parameter's name begins with {prefix!r}; there are: {prefixes}")
     kinds: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, p in trained.items():
         kinds.setdefault((p.ndim > 1, not name.startswith(config.constant_lr or ("\0",))), []).append((name, p))
@@ -142,16 +143,16 @@ def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> tor
     if isinstance(config, LARS):
         return Lars(groups, config)
     if isinstance(config, SGD):
-        # not fused: that fails once a parameter without gradient (a frozen layer) starts to move after the others
+        # not fused: that fails if a parameter gets its first gradient (a frozen layer) later than the others
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, foreach=True)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, config: SGD | AdamW | LARS, progress: float) -> None:
-    """Learning rates and weight decays of all groups at `progress` 0 … 1."""
-    now = multiplier(config.schedule, progress)
+    """Set the learning rates and weight decays of all groups to their values at `progress` 0 … 1."""
+    factor = multiplier(config.schedule, progress)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * (now if group["scheduled"] else 1.0)
+        group["lr"] = group["peak"] * (factor if group["scheduled"] else 1.0)
         if group["decayed"] and config.final_weight_decay is not None:
             group["weight_decay"] = cosine(config.weight_decay, config.final_weight_decay, progress)
 
@@ -180,11 +181,12 @@ def clip(optimizer: torch.optim.Optimizer, config: SGD | AdamW | LARS) -> None:
 
 
 def cosine(start: float, end: float, progress: float) -> float:
+    """Returns the value at `progress` 0 … 1 of half a cosine from `start` to `end`."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def multiplier(schedule: Any, progress: float) -> float:
-    """Of the peak rate at `progress` 0 … 1."""
+    """Returns the factor of the peak rate at `progress` 0 … 1."""
     if isinstance(schedule, Constant):
         return 1.0
     if progress < schedule.warmup:

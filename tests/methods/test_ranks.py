@@ -100,13 +100,13 @@ def test_batch_norm_of_a_resnet_reads_what_it_would_in_one_process(name, said, p
 def test_a_batch_in_parts_is_the_batch_or_is_refused(name, photos, monkeypatch):
     acc = Accelerator(cpu=True)
     needs_full_batch = make(name, "vit").needs_full_batch
-    monkeypatch.setenv(distributed.PARTS, "2")
+    monkeypatch.setenv(distributed.MICRO_BATCHES, "2")
     if needs_full_batch:
-        with pytest.raises(ValueError, match=re.escape(f"{name} cannot compute a batch in parts: {needs_full_batch}")):
+        with pytest.raises(ValueError, match=re.escape(f"{name} needs the full batch at once: {needs_full_batch}")):
             run(name, photos, acc)
         return
     in_parts = run(name, photos, acc)
-    monkeypatch.setenv(distributed.PARTS, "1")
+    monkeypatch.setenv(distributed.MICRO_BATCHES, "1")
     alone = run(name, photos, acc)
     assert_it_learned(alone)
     assert_same(in_parts, alone)
@@ -116,6 +116,6 @@ def test_the_proof_finds_what_reads_its_own_share_alone(said, monkeypatch):
     alone = run_local(Accelerator(cpu=True))
     with pytest.raises(AssertionError, match="not close"):
         assert_same(part_of(said[0][0], "local/1/"), alone)
-    monkeypatch.setenv(distributed.PARTS, "2")
+    monkeypatch.setenv(distributed.MICRO_BATCHES, "2")
     with pytest.raises(AssertionError, match="not close"):
         assert_same(run_local(Accelerator(cpu=True)), alone)

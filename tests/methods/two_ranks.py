@@ -119,13 +119,13 @@ def main(data: Path, out: Path) -> None:
     for name in METHODS:
         try:  # one method's failure is not the others'
             for parts in (1,) if make(name, "vit").needs_full_batch else (1, 2):
-                os.environ[distributed.PARTS] = str(parts)
+                os.environ[distributed.MICRO_BATCHES] = str(parts)
                 found |= {f"{name}/{parts}/{key}": value for key, value in run(name, photos, acc).items()}
-            os.environ[distributed.PARTS] = "1"
+            os.environ[distributed.MICRO_BATCHES] = "1"
             found[f"{name}/differs"] = torch.tensor(len(resumes(name, photos, acc)))
         except Exception:
             failed[name] = traceback.format_exc()
-    os.environ[distributed.PARTS] = "1"
+    os.environ[distributed.MICRO_BATCHES] = "1"
     for name in RESNETS:
         found |= {f"{name}/resnet/{key}": value for key, value in run(name, photos, acc, "resnet").items()}
     save_file({key: value.contiguous() for key, value in found.items()}, out / f"rank-{acc.process_index}.safetensors")

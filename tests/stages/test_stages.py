@@ -1,5 +1,8 @@
 """Stages as they are run: from one folder to the next."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from transformers import pipeline
 
@@ -24,7 +28,7 @@ from components.stages.adapt import AdaptConfig, adapt, confusion
 from components.stages.evaluate import EvaluateConfig, evaluate
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from components.stages.pretrain import configure, epoch_rows, pretrain
-from components.stages.scratch import clear, scratch
+from components.stages.scratch import clear, exclusive, scratch
 from tests.conftest import draw
 
 ROOT = Path(__file__).parents[2]
@@ -84,10 +88,10 @@ def test_what_cannot_work_is_refused_before_training(changes, said, prepared, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_smaller_than_views_are_told(prepared, tmp_path, capsys):
+def test_photos_smaller_than_the_views_give_a_warning(prepared, tmp_path, capsys):
     large = {**PARAMS["common"], "backbone": {**PARAMS["common"]["backbone"], "image_size": 40}, "epochs": 1}
     pretrain(configure("simclr", {**PARAMS, "common": large}), prepared, tmp_path / "out")
-    assert "pictures have 32 pixels on the shorter side, and image_size is 40" in capsys.readouterr().out
+    assert "photos have 32 pixels on the shorter side, and image_size is 40" in capsys.readouterr().out
 
 
 def test_every_epoch_has_every_row_once_in_another_order():
@@ -214,6 +218,24 @@ def test_scratch_is_the_same_for_the_same_run_alone():
     assert first != scratch("adapt", {"a": 1}, "x", modules=METHODS["moco"].modules)
     clear(first)
     assert not first.exists()
+
+
+def test_a_state_is_locked_until_its_run_ends_however_it_ends(tmp_path, monkeypatch):
+    acc = Accelerator(cpu=True)
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt), exclusive(tmp_path, acc):
+            with pytest.raises(ValueError, match=f"{os.getpid()} is doing this same run"), exclusive(tmp_path, acc):
+                pass
+            raise KeyboardInterrupt
+    with exclusive(tmp_path, acc):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with exclusive(tmp_path, acc):
+        pass
 
 
 @pytest.mark.slow

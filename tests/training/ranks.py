@@ -1,4 +1,4 @@
-"""Run by two gloo processes; prints what rank 0 has, for the test to compare with one process."""
+"""Run by two gloo processes; writes the loss and gradient of rank 0, for the test to compare with one process."""
 
 import json
 import sys
@@ -12,12 +12,12 @@ from components.methods.losses import nt_xent
 
 acc = Accelerator(cpu=True)
 torch.manual_seed(0)
-everything = torch.randn(8, 5)
+rows = torch.randn(8, 5)
 weight = torch.randn(5, 3, requires_grad=True)
-share = len(everything) // acc.num_processes
-mine = everything[acc.process_index * share : (acc.process_index + 1) * share]
-other = mine.flip(1)
-loss = nt_xent(mine @ weight, other @ weight, 0.2)
+count = len(rows) // acc.num_processes
+local = rows[acc.process_index * count : (acc.process_index + 1) * count]
+flipped = local.flip(1)
+loss = nt_xent(local @ weight, flipped @ weight, 0.2)
 loss.backward()
 gradient = acc.reduce(weight.grad, "mean")
 loss = acc.reduce(loss.detach(), "mean")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
-    out = tmp_path / "said.json"
+    out = tmp_path / "results.json"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*torchrun, str(Path(__file__).with_name("ranks.py")), str(out)],
@@ -26,23 +26,23 @@ def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(out.read_text())
+    results = json.loads(out.read_text())
     torch.manual_seed(0)
-    everything, weight = torch.randn(8, 5), torch.randn(5, 3, requires_grad=True)
-    loss = nt_xent(everything @ weight, everything.flip(1) @ weight, 0.2)
+    rows, weight = torch.randn(8, 5), torch.randn(5, 3, requires_grad=True)
+    loss = nt_xent(rows @ weight, rows.flip(1) @ weight, 0.2)
     loss.backward()
-    assert said["ranks"] == 2
-    assert said["loss"] == pytest.approx(loss.item(), abs=1e-6)
-    assert torch.allclose(torch.tensor(said["gradient"]), weight.grad.flatten(), atol=1e-6)
+    assert results["ranks"] == 2
+    assert results["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert torch.allclose(torch.tensor(results["gradient"]), weight.grad.flatten(), atol=1e-6)
 
 
-def test_alone_everything_is_the_identity():
+def test_with_one_process_gather_is_the_identity():
     x = torch.randn(3, 2)
     assert ranks.gather(x) is x
     assert (ranks.world(), ranks.rank()) == (1, 0)
 
 
-def test_relaunch_asks_for_torchrun_only_when_told_to(monkeypatch):
+def test_relaunch_runs_torchrun_only_for_several_processes(monkeypatch):
     calls = []
     monkeypatch.setattr(os, "execv", lambda _, argv: calls.append(argv))
     monkeypatch.delenv("LOCAL_RANK", raising=False)

@@ -1,4 +1,4 @@
-"""A run that was cut anywhere ends in the same weights, bit for bit."""
+"""A run that is stopped or killed at any step, and started again, ends in the same weights, bit for bit."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from components.machine import PRECISION
 from components.models import winograd
 from components.models.backbone import ResNetBackbone, ViTBackbone
 from components.models.backbone import build as build_backbone
-from components.training import checkpoints, distributed, loop
+from components.training import checkpoints, distributed, loop, micro_batches
 from components.training.loop import Stopped, fit
 from components.training.monitor import Run
 from components.training.objective import Objective
@@ -22,14 +22,14 @@ from components.training.optim import LARS, SGD, AdamW, Cosine, build
 
 
 class Toy(Objective):
-    """Has what methods have: dropout (randomness), batch norm and a buffer that moves outside the gradient."""
+    """Has what methods have: dropout (randomness), batch norm and a buffer that is updated without a gradient."""
 
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
-        self.register_buffer("moved", torch.zeros(()))
+        self.register_buffer("progress_sum", torch.zeros(()))
         self.stop_at = self.die_at = self.calls = 0
-        self.bad_at = self.spoil_at = -1
+        self.nan_at = self.overflow_at = -1
         self.stop_by = signal.SIGTERM
         self.error = None
 
@@ -38,15 +38,15 @@ class Toy(Objective):
         if self.error:
             raise self.error
         loss = self.net(batch).square().mean()
-        return {"loss": loss * float("nan") if self.calls == self.bad_at else loss}
+        return {"loss": loss * float("nan") if self.calls == self.nan_at else loss}
 
     def after_step(self):
-        self.moved += self.progress
+        self.progress_sum += self.progress
         if self.calls == self.stop_at:
             os.kill(os.getpid(), self.stop_by)
         if self.calls == self.die_at:
             raise KeyboardInterrupt
-        if self.calls == self.spoil_at:
+        if self.calls == self.overflow_at:
             self.net[0].weight.data.fill_(float("inf"))
 
 
@@ -77,7 +77,7 @@ def test_a_stopped_run_ends_in_the_same_weights(settings, by, tmp_path, capsys):
     whole = train(tmp_path / "whole", settings)
     with pytest.raises(Stopped) as stopped:
         train(tmp_path / "cut", settings, stop_at=14, stop_by=by)
-    assert "toy: stopped at step 20 of 40; the same command goes on there" in capsys.readouterr().out
+    assert "toy: stopped at step 20 of 40; the same command continues from there" in capsys.readouterr().out
     assert stopped.value.code == 75
     assert [path.name for path in checkpoints._all(tmp_path / "cut" / "state")] == [
         "step-10.safetensors",
@@ -98,12 +98,12 @@ def test_a_killed_run_ends_in_the_same_weights(die_at, tmp_path):
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_the_good_state_stays(tmp_path):
-    """Looked at every tenth step, told to the step."""
+def test_a_loss_that_is_nan_stops_the_run_and_the_last_good_state_stays(tmp_path):
+    """The loss is checked every tenth step; the message names the exact step."""
     with pytest.raises(
         FloatingPointError, match=r"toy: loss is nan at step 17; at step 16 it was [\d.]+\. The last good"
     ):
-        train(tmp_path, SETTINGS[0], bad_at=17)
+        train(tmp_path, SETTINGS[0], nan_at=17)
     assert [path.name for path in checkpoints._all(tmp_path / "state")] == ["step-10.safetensors"]
 
 
@@ -115,7 +115,7 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path):
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     """The loss of a step is computed before its update: a bad update shows in the weights first."""
     with pytest.raises(FloatingPointError, match=r"toy: not saved at step 20, for module\.net\..* is not finite"):
-        train(tmp_path, SETTINGS[0], spoil_at=20)
+        train(tmp_path, SETTINGS[0], overflow_at=20)
     assert [path.name for path in checkpoints._all(tmp_path / "state")] == ["step-10.safetensors"]
     assert torch.isfinite(train(tmp_path, SETTINGS[0])["net.0.weight"]).all()
 
@@ -123,19 +123,27 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 @pytest.mark.parametrize(
     ("error", "needs_full_batch", "advice"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "", "or SELFSIGHT_PARTS=2: the same batch in 2 parts"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "it says why", "in parts: it says why"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "",
+            "SELFSIGHT_MICRO_BATCHES=2: the same batch in 2 micro-b",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "the reason",
+            "in micro-batches: the reason",
+        ),
     ],
 )
-def test_without_memory_the_run_says_what_to_turn(error, needs_full_batch, advice, tmp_path):
-    pattern = "toy: no memory left for a batch_size of 16, 16 a process; try batch_size: 8, .*" + advice
+def test_an_error_for_lack_of_memory_names_the_settings_to_change(error, needs_full_batch, advice, tmp_path):
+    pattern = "toy: no memory left for a batch_size of 16, 16 per process; try batch_size: 8, .*" + advice
     with pytest.raises(MemoryError, match=pattern):
         train(tmp_path, SETTINGS[0], error=error, needs_full_batch=needs_full_batch)
     with pytest.raises(RuntimeError, match=r"^something else$"):
         train(tmp_path, SETTINGS[0], error=RuntimeError("something else"))
 
 
-def test_a_real_allocation_that_fails_is_understood(tmp_path):
+def test_a_real_allocation_that_fails_gives_the_same_advice(tmp_path):
     class Greedy(Toy):
         def forward(self, batch):
             return {"loss": torch.empty(2**46)[0] + batch.sum()}
@@ -144,7 +152,7 @@ def test_a_real_allocation_that_fails_is_understood(tmp_path):
         train(tmp_path, SETTINGS[0], kind=Greedy)
 
 
-def test_what_is_seen_of_a_run_is_in_its_log(tmp_path):
+def test_the_log_has_epochs_rates_and_memory(tmp_path):
     train(tmp_path, SETTINGS[0], per_epoch=20)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0.5, 1.0, 1.5, 2.0]
@@ -159,14 +167,14 @@ def test_the_last_two_states_are_kept(tmp_path):
     assert kept == ["step-30.safetensors", "step-40.safetensors"]
 
 
-def test_a_state_is_saved_at_the_step_it_was_asked_for(tmp_path):
+def test_states_are_saved_every_save_every_steps(tmp_path):
     run = Run("toy", 15, 16, tmp_path / "log.jsonl", tmp_path, save_every=7)
     toy = Toy()
     fit(toy, data, build(toy, SETTINGS[0], 256), SETTINGS[0], run, Accelerator(cpu=True))
     assert [path.name for path in checkpoints._all(tmp_path)] == ["step-7.safetensors", "step-14.safetensors"]
 
 
-def test_a_spoilt_state_costs_the_steps_since_the_one_before(tmp_path, capsys):
+def test_a_damaged_state_is_skipped_for_the_one_before(tmp_path, capsys):
     whole = train(tmp_path, SETTINGS[0])
     _, newest = checkpoints._all(tmp_path / "state")
     newest.write_bytes(newest.read_bytes()[:100])
@@ -207,7 +215,7 @@ def test_a_state_records_which_convolutions_it_was_computed_with(shape, matters,
     assert recorded[1] == {PRECISION: "fp32", winograd.WINOGRAD: "off"}
 
 
-def test_half_a_line_of_the_log_is_forgotten(tmp_path):
+def test_half_a_line_of_the_log_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, SETTINGS[0], die_at=27)
     with (tmp_path / "log.jsonl").open("a") as log:
@@ -218,7 +226,7 @@ def test_half_a_line_of_the_log_is_forgotten(tmp_path):
 
 
 class Convolution(Objective):
-    """In bf16 its weight lies channels last, and fused AdamW walks through memory."""
+    """In bf16 its weight is channels-last, and fused AdamW needs its state in the same memory layout."""
 
     def __init__(self):
         super().__init__()
@@ -237,19 +245,19 @@ class Convolution(Objective):
 def test_a_convolution_in_bf16_resumes_bit_for_bit(tmp_path):
     def run(name, die_at=0):
         torch.manual_seed(0)
-        made = Convolution()
-        made.die_at = die_at
-        todo = Run("convolution", 40, 16, tmp_path / name / "log.jsonl", tmp_path / name, save_every=10)
+        objective = Convolution()
+        objective.die_at = die_at
+        settings = Run("convolution", 40, 16, tmp_path / name / "log.jsonl", tmp_path / name, save_every=10)
         load = lambda step: torch.randn(4, 192, generator=torch.Generator().manual_seed(step))  # noqa: E731
         AcceleratorState._reset_state(reset_partial_state=True)
         try:
             acc = Accelerator(cpu=True, mixed_precision="bf16")
-            fit(made, load, build(made, SETTINGS[1], 256), SETTINGS[1], todo, acc)
+            fit(objective, load, build(objective, SETTINGS[1], 256), SETTINGS[1], settings, acc)
         except KeyboardInterrupt:
             assert die_at
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
-        return made.net.weight
+        return objective.net.weight
 
     whole = run("whole")
     assert whole.is_contiguous(memory_format=torch.channels_last)
@@ -257,7 +265,7 @@ def test_a_convolution_in_bf16_resumes_bit_for_bit(tmp_path):
     assert torch.equal(run("cut"), whole)
 
 
-def test_half_a_file_is_never_taken_for_a_state(tmp_path):
+def test_a_partly_written_file_is_not_a_state(tmp_path):
     train(tmp_path, SETTINGS[0], steps=20)
     (tmp_path / "state" / "part.tmp").write_bytes(b"half")
     toy = Toy()
@@ -265,22 +273,22 @@ def test_half_a_file_is_never_taken_for_a_state(tmp_path):
     assert checkpoints.restore(tmp_path / "nothing", toy, build(toy, SETTINGS[0], 256)) == 0
 
 
-def test_handlers_are_given_back(tmp_path):
+def test_signal_handlers_are_restored(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     train(tmp_path, SETTINGS[0], steps=10)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_a_second_ctrl_c_does_not_wait():
-    with loop._StopRequest() as stop:
+def test_a_second_ctrl_c_raises_at_once():
+    with loop._StopRequest() as request:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked
+        assert request.received
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
 class Line(Objective):
-    """Each row counts for itself, so that a batch may be computed in parts."""
+    """Has a loss per row, so that a batch may be computed in micro-batches."""
 
     def __init__(self):
         super().__init__()
@@ -295,30 +303,30 @@ class Line(Objective):
         self.steps += 1
 
 
-@pytest.mark.parametrize("parts", ["2", "4"])
-def test_a_batch_in_parts_is_the_batch(parts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("count", ["2", "4"])
+def test_micro_batches_give_the_losses_and_weights_of_the_full_batch(count, tmp_path, monkeypatch):
     def more(step):
         return {"x": data(step), "more": [data(step + 100)[:, :1], data(step + 200)[:, :1]]}
 
-    found = []
-    for given in ("1", parts):
-        monkeypatch.setenv(distributed.PARTS, given)
+    runs = []
+    for micro in ("1", count):
+        monkeypatch.setenv(distributed.MICRO_BATCHES, micro)
         torch.manual_seed(0)
         line = Line().double()
-        run = Run("line", 20, 16, tmp_path / given / "log.jsonl", tmp_path / given)
+        run = Run("line", 20, 16, tmp_path / micro / "log.jsonl", tmp_path / micro)
         load = lambda step: {"x": more(step)["x"].double(), "more": [m.double() for m in more(step)["more"]]}  # noqa: E731
         fit(line, load, build(line, SETTINGS[1], 256), SETTINGS[1], run, Accelerator(cpu=True))
         log = [json.loads(text) for text in run.log.read_text().splitlines()]
-        found.append((line.net.weight.detach(), [(at["loss"], at["seen"]) for at in log]))
-        assert line.steps == 20  # what moves outside the gradient moves once a step
-    assert torch.allclose(found[0][0], found[1][0], atol=1e-12)
-    for a, b in zip(found[0][1], found[1][1], strict=True):
+        runs.append((line.net.weight.detach(), [(at["loss"], at["seen"]) for at in log]))
+        assert line.steps == 20  # once per step, not per micro-batch
+    assert torch.allclose(runs[0][0], runs[1][0], atol=1e-12)
+    for a, b in zip(runs[0][1], runs[1][1], strict=True):
         assert a == pytest.approx(b, abs=1e-12)
 
 
-def test_what_must_not_be_split_says_why(tmp_path, monkeypatch):
-    monkeypatch.setenv(distributed.PARTS, "2")
-    with pytest.raises(ValueError, match="toy cannot compute a batch in parts: batch norm; unset it"):
+def test_an_objective_that_needs_the_full_batch_refuses_micro_batches(tmp_path, monkeypatch):
+    monkeypatch.setenv(distributed.MICRO_BATCHES, "2")
+    with pytest.raises(ValueError, match="toy needs the full batch at once: batch norm; unset it"):
         train(tmp_path, SETTINGS[0], needs_full_batch="batch norm")
-    with pytest.raises(ValueError, match="batch of 5 a process cannot be split in 2 equal parts"):
-        loop._split(torch.zeros(5), 2)
+    with pytest.raises(ValueError, match="batch of 5 per process cannot be split into 2 equal micro-batches"):
+        micro_batches.split(torch.zeros(5), 2)

@@ -36,7 +36,7 @@ def test_schedules_equal_their_closed_forms_point_by_point():
         assert multiplier(Constant(), progress) == 1
 
 
-def test_frozen_parameters_are_not_given_to_the_optimizer():
+def test_the_optimizer_has_no_frozen_parameters():
     frozen = model()
     frozen[0].weight.requires_grad_(False)
     assert sum(len(group["params"]) for group in build(frozen, SGD(lr=1), 256).param_groups) == 3
@@ -74,7 +74,7 @@ def test_lars_equals_the_formulas_of_simclr_and_of_barlow_twins(classic):
             assert torch.allclose(p, weights[name], rtol=0, atol=1e-10), (step, name)
 
 
-def test_lars_leaves_alone_what_has_no_norm():
+def test_lars_does_not_scale_the_update_of_a_zero_weight():
     net = nn.Linear(2, 2, bias=False)
     nn.init.zeros_(net.weight)
     optimizer = build(net, LARS(lr=1.0), 256)
@@ -83,7 +83,7 @@ def test_lars_leaves_alone_what_has_no_norm():
     assert torch.equal(net.weight, -torch.ones(2, 2))  # a ratio of 0 would leave it at zero for ever
 
 
-def test_rates_scale_with_the_root_where_asked():
+def test_rates_scale_with_the_square_root_of_the_batch_if_set():
     assert build(model(), SGD(lr=0.1, scaling="sqrt"), 1024).param_groups[0]["peak"] == pytest.approx(0.2)
     assert build(model(), SGD(lr=0.1), 1024).param_groups[0]["peak"] == pytest.approx(0.4)
 
@@ -141,6 +141,6 @@ def test_a_name_that_no_parameter_has_is_refused():
         build(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), SGD(lr=1, constant_lr=("0.", "predicter.")), 256)
 
 
-def test_milestones_are_shares_of_the_run():
+def test_milestones_are_fractions_of_the_run():
     with pytest.raises(ValueError, match="less than 1"):
         Steps(milestones=(30, 60))
