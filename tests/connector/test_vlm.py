@@ -1,4 +1,4 @@
-"""The traps are numbered as in the project's notes on connectors; each has cost someone a model."""
+"""The assembled model: masks, tokens, saving. T1 to T9 are known mistakes in connectors, each with a public report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAIRS = ([tiny.COLOR, tiny.SIDE], ["red", "a bright picture, all of it"])
 
 
 def inputs(processor: Any, questions: list[str], replies: list[str]) -> dict[str, Tensor]:
-    """What a forward pass needs, with a picture of noise a row."""
+    """Returns what a forward pass needs, with an image of noise in each row."""
     batch = Collator(processor, 64)(questions, replies)
     del batch["labels"]
     noise = torch.randn(len(questions), 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -56,10 +56,12 @@ def test_the_whole_prefix_sees_itself(pair: tuple[Any, Any]) -> None:
         before = model.model(**batch).last_hidden_state
         batch["input_ids"][:, 7] = 5  # a token of the question
         after = model.model(**batch).last_hidden_state
-    assert ((before - after)[:, :5].abs().amax((1, 2)) > 1e-4).all()  # the image, which comes first, has noticed
+    assert (
+        (before - after)[:, :5].abs().amax((1, 2)) > 1e-4
+    ).all()  # the image tokens, which come first, attend to the question
 
 
-def test_T1_no_answer_token_is_seen_by_those_before_it(pair: tuple[Any, Any]) -> None:
+def test_T1_tokens_do_not_attend_to_later_answer_tokens(pair: tuple[Any, Any]) -> None:
     """Exactly, and in a batch without any padding, where Gemma's mask could be skipped."""
     model, processor = pair
     batch = inputs(processor, [tiny.SIDE], ["a bright picture, all of it"])
@@ -74,7 +76,7 @@ def test_T1_no_answer_token_is_seen_by_those_before_it(pair: tuple[Any, Any]) ->
         assert not torch.equal(after[:, place], before[:, place])
 
 
-def test_T1_is_real_without_token_type_ids(tmp_path: Path) -> None:
+def test_T1_without_token_type_ids_gemma_attends_to_later_tokens(tmp_path: Path) -> None:
     model, processor = tiny.vlm(tmp_path, "gemma")
     batch = inputs(processor, [tiny.SIDE], ["a bright picture"])
     del batch["token_type_ids"]
@@ -83,33 +85,35 @@ def test_T1_is_real_without_token_type_ids(tmp_path: Path) -> None:
     assert not torch.equal(logits(model, batch)[:, :-1], logits(model, changed)[:, :-1])
 
 
-def test_T2_generation_reads_the_prompt_as_training_did(pair: tuple[Any, Any]) -> None:
+def test_T2_generation_has_the_logits_of_training(pair: tuple[Any, Any]) -> None:
     """Left padding, the processor's token types and a cache on one side; right padding and none of it on the other."""
     model, processor = pair
-    pictures = [Image.new("RGB", (20, 30), color) for color in ("red", "blue")]
-    said = processor(
-        images=[[picture] for picture in pictures],
+    images = [Image.new("RGB", (20, 30), color) for color in ("red", "blue")]
+    prompts = processor(
+        images=[[image] for image in images],
         text=["<image>" + question for question in PAIRS[0]],
         padding=True,
         return_tensors="pt",
     )
-    assert not said["attention_mask"].all()
-    del said["labels"]
-    steps = model.generate(**said, max_new_tokens=3, return_dict_in_generate=True, output_logits=True)
-    new = steps.sequences[:, said["input_ids"].shape[1] :]
+    assert not prompts["attention_mask"].all()
+    del prompts["labels"]
+    steps = model.generate(**prompts, max_new_tokens=3, return_dict_in_generate=True, output_logits=True)
+    new = steps.sequences[:, prompts["input_ids"].shape[1] :]
     for row, question in enumerate(PAIRS[0]):
         batch = inputs(processor, [question], [""])
         prefix = int((batch["token_type_ids"] == 0).sum())
         ids = torch.cat([batch["input_ids"][:, :prefix], new[row : row + 1]], 1)
         kinds = torch.tensor([[0] * prefix + [1] * new.shape[1]])
-        forced = logits(model, {"input_ids": ids, "token_type_ids": kinds, "pixel_values": said["pixel_values"][[row]]})
+        forced = logits(
+            model, {"input_ids": ids, "token_type_ids": kinds, "pixel_values": prompts["pixel_values"][[row]]}
+        )
         for step in range(new.shape[1]):
             torch.testing.assert_close(steps.logits[step][row], forced[0, prefix - 1 + step], atol=2e-4, rtol=1e-4)
             if new[row, step] == processor.tokenizer.eos_token_id:
                 break  # what follows is padding
 
 
-def test_T3_no_example_sees_its_neighbor(pair: tuple[Any, Any]) -> None:
+def test_T3_examples_do_not_depend_on_their_batch(pair: tuple[Any, Any]) -> None:
     """And padding on the right changes nothing."""
     model, processor = pair
     objective, collator = Connector(model, processor), Collator(processor, 64)
@@ -142,29 +146,29 @@ def test_T4_attention_that_ignores_the_mask_is_refused(tmp_path: Path, attention
         Connector(model, processor)
 
 
-def test_T5_no_answer_contains_a_token_that_stands_for_pixels(tmp_path: Path) -> None:
+def test_T5_answers_contain_no_image_tokens(tmp_path: Path) -> None:
     model, processor = tiny.vlm(tmp_path, tied=False)
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     prompt = processor(images=[[Image.new("RGB", (16, 16))]], text=["<image>" + tiny.SIDE], return_tensors="pt")
     del prompt["labels"]
     with torch.no_grad():
         state = model.model(**prompt).last_hidden_state[0, -1]
-        model.lm_head.weight[image] = 100 * state  # it longs for nothing else
-    asked = {**prompt, "max_new_tokens": 1}
-    assert model.generate(**asked, suppress_tokens=None)[0, -1] == image
-    assert model.generate(**asked)[0, -1] != image
+        model.lm_head.weight[image] = 100 * state  # now always the most likely token
+    options = {**prompt, "max_new_tokens": 1}
+    assert model.generate(**options, suppress_tokens=None)[0, -1] == image
+    assert model.generate(**options)[0, -1] != image
     model.save_pretrained(tmp_path / "saved")
     processor.save_pretrained(tmp_path / "saved")
     kept = load_vlm(tmp_path / "saved")[0].generation_config.suppress_tokens
     assert set(kept) == set(processor.tokenizer.convert_tokens_to_ids(["<image>", *EXTRA_TOKENS]))
 
 
-def test_T6_the_processors_labels_are_nobodys_loss(llama: tuple[Any, Any]) -> None:
+def test_T6_the_labels_of_the_processor_are_not_used(llama: tuple[Any, Any]) -> None:
     model, processor = llama
-    picture = Image.new("RGB", (16, 16))
-    stock = processor(images=[[picture]], text=["<image>" + tiny.SIDE], return_tensors="pt")
+    image = Image.new("RGB", (16, 16))
+    stock = processor(images=[[image]], text=["<image>" + tiny.SIDE], return_tensors="pt")
     assert (stock["labels"] == -100).all()
-    assert len(generate_answers(model, processor, [picture], [tiny.SIDE], 4)) == 1
+    assert len(generate_answers(model, processor, [image], [tiny.SIDE], 4)) == 1
     batch = {**Collator(processor, 8)([tiny.SIDE], ["no"]), "pixels": torch.zeros(1, 3, 16, 16, dtype=torch.uint8)}
     assert Connector(model, processor)(batch)["loss"].isfinite()
 
@@ -184,7 +188,7 @@ def test_T7_every_token_has_its_rows(tmp_path: Path, tied: bool) -> None:
     assert logits(model, batch).isfinite().all()
 
 
-def test_T7_an_llm_with_rows_to_spare_keeps_them(tmp_path: Path) -> None:
+def test_T7_spare_rows_of_the_embedding_are_kept(tmp_path: Path) -> None:
     """As Qwen2, whose matrix is longer than its tokenizer."""
     llm = tiny.llm()
     llm.resize_token_embeddings(2000, mean_resizing=False)
@@ -192,7 +196,7 @@ def test_T7_an_llm_with_rows_to_spare_keeps_them(tmp_path: Path) -> None:
     assert torch.equal(model.get_input_embeddings().weight, llm.get_input_embeddings().weight)
 
 
-def test_T8_only_the_projector_learns(pair: tuple[Any, Any]) -> None:
+def test_T8_only_the_projector_is_trainable(pair: tuple[Any, Any]) -> None:
     model, processor = pair
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert names == {f"model.multi_modal_projector.linear.{kind}" for kind in ("weight", "bias")}
@@ -221,47 +225,47 @@ def test_T9_the_projector_starts_small_but_not_at_zero(tmp_path: Path) -> None:
 def test_an_untied_head_survives_saving(tmp_path: Path) -> None:
     model, processor = tiny.vlm(tmp_path, tied=False)
     model.save_pretrained(tmp_path / "saved")
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").eval()
-    assert not again.config.tie_word_embeddings
-    assert torch.equal(again.lm_head.weight[: len(tiny.tokenizer())], tiny.llm(tied=False).lm_head.weight)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").eval()
+    assert not loaded.config.tie_word_embeddings
+    assert torch.equal(loaded.lm_head.weight[: len(tiny.tokenizer())], tiny.llm(tied=False).lm_head.weight)
     batch = inputs(processor, *PAIRS)
-    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
 
 
-def test_saved_and_loaded_it_says_the_same(pair: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_loaded_model_gives_the_same_answers(pair: tuple[Any, Any], tmp_path: Path) -> None:
     model, processor = pair
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    again, reader = load_vlm(tmp_path)
+    loaded, reader = load_vlm(tmp_path)
     batch = inputs(processor, *PAIRS)
-    assert torch.equal(logits(again, batch), logits(model, batch))
-    picture = Image.new("RGB", (40, 20), "green")
-    assert generate_answers(again, reader, [picture], [tiny.SIDE], 6) == generate_answers(
-        model, processor, [picture], [tiny.SIDE], 6
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
+    image = Image.new("RGB", (40, 20), "green")
+    assert generate_answers(loaded, reader, [image], [tiny.SIDE], 6) == generate_answers(
+        model, processor, [image], [tiny.SIDE], 6
     )
     assert "/" not in json.loads((tmp_path / "config.json").read_text())["vision_config"].get("_name_or_path", "")
     assert not list(tmp_path.glob("*.bin"))
 
 
-def test_two_assemblies_are_one(tmp_path: Path) -> None:
+def test_assembling_twice_gives_the_same_weights(tmp_path: Path) -> None:
     """Also in the tower's unused pooler."""
     one, other = (tiny.vlm(tmp_path)[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     assert not any(parameter.any() for parameter in one.model.vision_tower.pooler.parameters())
 
 
-def test_the_tower_sees_what_the_backbone_saw(tmp_path: Path) -> None:
+def test_the_tower_gives_the_tokens_of_the_backbone(tmp_path: Path) -> None:
     model, processor = tiny.vlm(tmp_path)
     pixels = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
-    picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
-    shown = processor(images=[[picture]], text=["<image>?"], return_tensors="pt")["pixel_values"]
+    image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    normalized = processor(images=[[image]], text=["<image>?"], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        seen = model.model.vision_tower(shown).last_hidden_state
-        torch.testing.assert_close(seen[:, 1:], load_backbone(tmp_path / "backbone").eval().tokens(pixels))
-    assert seen.shape[1] == processor.image_seq_length == 5
+        tokens = model.model.vision_tower(normalized).last_hidden_state
+        torch.testing.assert_close(tokens[:, 1:], load_backbone(tmp_path / "backbone").eval().tokens(pixels))
+    assert tokens.shape[1] == processor.image_seq_length == 5
 
 
-def test_a_photo_of_any_size_and_mode_can_be_asked_about(llama: tuple[Any, Any]) -> None:
+def test_images_of_any_size_and_mode_are_accepted(llama: tuple[Any, Any]) -> None:
     model, processor = llama
     photos = [Image.new("RGB", (640, 480), "red"), Image.new("L", (20, 300)), Image.new("RGBA", (33, 17))]
     assert len(generate_answers(model, processor, photos, [tiny.SIDE, tiny.COLOR, "?"], 4)) == 3

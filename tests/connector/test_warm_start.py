@@ -1,4 +1,4 @@
-"""The closed form is the minimum it claims to be, and a picture's tokens come to mean what is said about it."""
+"""The warm start is ridge regression, and brings image tokens near the words of their answers."""
 
 from pathlib import Path
 
@@ -14,20 +14,20 @@ def colors(count: int = 40) -> tuple[torch.Tensor, list[str]]:
     return (flat + 8 * torch.randn(flat.shape)) / 128 - 1, names
 
 
-def test_tokens_of_a_picture_come_nearest_to_the_words_said_about_it(tmp_path: Path) -> None:
+def test_tokens_of_an_image_are_nearest_to_the_words_of_its_answer(tmp_path: Path) -> None:
     model, processor = tiny.vlm(tmp_path)
     torch.manual_seed(0)
     pixels, names = colors()
     ids = {name: processor.tokenizer(name, add_special_tokens=False)["input_ids"] for name in tiny.COLORS}
     warm_start(model, [(pixels[:24], [ids[name] for name in names[:24]])])
     words = model.get_input_embeddings().weight
-    meant = torch.stack([words[torch.tensor(ids[name])].mean(0) for name in tiny.COLORS])
+    means = torch.stack([words[torch.tensor(ids[name])].mean(0) for name in tiny.COLORS])
     with torch.no_grad():
-        seen = model.model.vision_tower(pixels[24:]).last_hidden_state
-        projected = model.model.multi_modal_projector(seen).mean(1)
-    centered = meant - meant.mean(0)
-    said = ((projected - meant.mean(0)) @ centered.T).argmax(1)
-    assert [list(tiny.COLORS)[place] for place in said] == names[24:]
+        tokens = model.model.vision_tower(pixels[24:]).last_hidden_state
+        projected = model.model.multi_modal_projector(tokens).mean(1)
+    centered = means - means.mean(0)
+    nearest = ((projected - means.mean(0)) @ centered.T).argmax(1)
+    assert [list(tiny.COLORS)[place] for place in nearest] == names[24:]
 
 
 def test_it_is_ridge_regression_up_to_one_scale(tmp_path: Path) -> None:
@@ -38,9 +38,9 @@ def test_it_is_ridge_regression_up_to_one_scale(tmp_path: Path) -> None:
     warm_start(model, [(pixels[:5], ids[:5]), (pixels[5:], ids[5:])])
     words = model.get_input_embeddings().weight.double()
     with torch.no_grad():
-        seen = model.model.vision_tower(pixels).last_hidden_state.double()
-    x = seen.flatten(0, 1) - seen.flatten(0, 1).mean(0)
-    y = torch.stack([words[torch.tensor(i)].mean(0) for i in ids for _ in range(seen.shape[1])])
+        tokens = model.model.vision_tower(pixels).last_hidden_state.double()
+    x = tokens.flatten(0, 1) - tokens.flatten(0, 1).mean(0)
+    y = torch.stack([words[torch.tensor(i)].mean(0) for i in ids for _ in range(tokens.shape[1])])
     weight = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS([weight], max_iter=2000, line_search_fn="strong_wolfe", tolerance_change=1e-14)
     penalty = RIDGE * x.square().sum(0).mean()
@@ -53,5 +53,5 @@ def test_it_is_ridge_regression_up_to_one_scale(tmp_path: Path) -> None:
         return value
 
     solver.step(loss)
-    ours = model.model.multi_modal_projector.linear.weight.detach().double().flatten()
-    assert torch.cosine_similarity(ours, weight.detach().flatten(), dim=0) > 0.9999
+    actual = model.model.multi_modal_projector.linear.weight.detach().double().flatten()
+    assert torch.cosine_similarity(actual, weight.detach().flatten(), dim=0) > 0.9999

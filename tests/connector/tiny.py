@@ -1,4 +1,4 @@
-"""Everything a test of the connector needs, small enough for a second and with no network."""
+"""Small tokenizers, language models, backbones and data for tests of the connector; no network."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ BOS, EOS = "<|im_start|>", "<|im_end|>"
 
 def tokenizer(bos: bool = True) -> Any:
     """Byte-level BPE like SmolLM2's, of about 300 tokens."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    built = Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
         special_tokens=["<|endoftext|>", BOS, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator([COLOR, SIDE, DESCRIBE, "a bright picture, all of it", *COLORS] * 9, trainer)
+    built.train_from_iterator([COLOR, SIDE, DESCRIBE, "a bright picture, all of it", *COLORS] * 9, trainer)
     names = {"eos_token": EOS, "unk_token": "<|endoftext|>", **({"bos_token": BOS} if bos else {})}
-    return PreTrainedTokenizerFast(tokenizer_object=made, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=built, **names)
 
 
 def llm(kind: str = "llama", tied: bool = True, seed: int = 0) -> Any:
-    """A causal language model with random weights of any type that a PaliGemma can hold."""
+    """Returns a causal language model with random weights, of any type that a PaliGemma can hold."""
     shape = {
         "vocab_size": len(tokenizer()),
         "hidden_size": 64,
@@ -51,27 +51,27 @@ def llm(kind: str = "llama", tied: bool = True, seed: int = 0) -> Any:
         "eos_token_id": 2,
         "pad_token_id": 2,
         "tie_word_embeddings": tied,
-        "initializer_range": 0.2,  # random weights of the usual 0.02 would have no opinion on any token
+        "initializer_range": 0.2,  # with the usual 0.02 all logits would be nearly equal
     }
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**shape)).eval()
 
 
-def llm_folder(folder: Path, **chosen: Any) -> Path:
-    llm(**chosen).save_pretrained(folder)
+def llm_folder(folder: Path, **options: Any) -> Path:
+    llm(**options).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
 
 def backbone(folder: Path, seed: int = 0) -> Path:
-    """What pretrain writes: `folder`/backbone, a ViT of 2 x 2 patches."""
+    """Writes what pretrain writes: `folder`/backbone, a ViT of 2 x 2 patches."""
     torch.manual_seed(seed)
     build(ViTBackbone(image_size=16, patch_size=8, width=32, depth=2, heads=2)).save(folder / "backbone")
     return folder
 
 
 def vlm(folder: Path, kind: str = "llama", tied: bool = True) -> tuple[Any, Any]:
-    """A model and its processor, its projector wide awake."""
+    """Returns a model and its processor; its projector is large enough for answers to depend on the image."""
     model, processor = assemble(backbone(folder) / "backbone", llm(kind, tied), tokenizer())
     with torch.no_grad():
         model.model.multi_modal_projector.linear.weight.mul_(20)
@@ -79,26 +79,26 @@ def vlm(folder: Path, kind: str = "llama", tied: bool = True) -> tuple[Any, Any]
 
 
 def prepared(folder: Path, count: int = 80, questions: bool = True) -> Path:
-    """What prepare writes: pictures of one color each, with the questions a person would ask."""
+    """Writes what prepare writes: images of one color each, with questions and answers."""
     folder.mkdir(parents=True)
     r = np.random.default_rng(0)
-    rows, asked, pixels = [], [], []
+    rows, lines, pixels = [], [], []
     for row in range(count):
         name = list(COLORS)[row % len(COLORS)]
         height, width = (int(side) for side in r.integers(16, 33, 2))
-        picture = np.clip(np.array(COLORS[name]) + r.normal(0, 20, (height, width, 3)), 0, 255).astype(np.uint8)
+        image = np.clip(np.array(COLORS[name]) + r.normal(0, 20, (height, width, 3)), 0, 255).astype(np.uint8)
         split = ("train", "train", "train", "val", "test")[row // len(COLORS) % 5]
         place = {"offset": sum(map(len, pixels)), "packed_height": height, "packed_width": width}
         rows.append({"path": f"{row}.png", "split": split, "label": name, "caption": f"all {name}", **place})
-        pixels.append(picture.reshape(-1))
+        pixels.append(image.reshape(-1))
         bright = "yes" if name in ("yellow", "red") else "no"
         if questions:
-            told = ((COLOR, name), (SIDE, bright), (DESCRIBE, f"a bright picture, all {name}"))
-            asked += [{"row": row, "question": question, "answer": answer} for question, answer in told]
+            pairs = ((COLOR, name), (SIDE, bright), (DESCRIBE, f"a bright picture, all {name}"))
+            lines += [{"row": row, "question": question, "answer": answer} for question, answer in pairs]
     manifest = pl.DataFrame(rows)
     manifest.write_parquet(folder / "manifest.parquet")
     schema = {"row": pl.Int64, "question": pl.String, "answer": pl.String}
-    pl.DataFrame(asked, schema=schema).write_parquet(folder / "questions.parquet")
+    pl.DataFrame(lines, schema=schema).write_parquet(folder / "questions.parquet")
     np.concatenate(pixels).tofile(folder / "pixels.bin")
     write_index(folder, manifest)
     return folder

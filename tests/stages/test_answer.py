@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What connect left behind after half a minute's learning of what color a picture is."""
+    """A folder with what connect wrote after a short training on the colors of images."""
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFSIGHT_SCRATCH", str(folder / "scratch"))
@@ -49,15 +49,15 @@ def test_the_section_in_params_yaml_is_valid() -> None:
     assert read("answer", AnswerConfig).pictures >= 2
 
 
-def test_every_question_of_the_chosen_pictures_is_answered(world: Path, result: Any) -> None:
+def test_every_question_about_the_selected_images_is_answered(world: Path, result: Any) -> None:
     lines, metrics = result
     photos = Photos(world / "prepare")
     assert metrics["pictures"] == 12
     assert len(lines) == metrics["questions"] == 36
-    told = photos.manifest
+    manifest = photos.manifest
     for line in lines:
         assert list(line) == ["row", "path", "label", "question", "expected", "answer", "correct"]
-        row = told.row(line["row"], named=True)
+        row = manifest.row(line["row"], named=True)
         assert (line["path"], line["label"], "test") == (row["path"], row["label"], row["split"])
     expected = {(row, question): reply for row, question, reply in photos.questions("test").iter_rows()}
     assert all(expected[line["row"], line["question"]] == line["expected"] for line in lines)
@@ -77,7 +77,7 @@ def test_metrics_are_those_of_the_answers(world: Path, result: Any) -> None:
     assert json.loads((world / "answer" / "config.json").read_text())["pictures"] == 12
 
 
-def test_a_model_that_learned_looks_at_the_picture(result: Any) -> None:
+def test_answers_of_a_trained_model_depend_on_the_image(result: Any) -> None:
     assert result[1]["gap"]["low"] > 0
 
 
@@ -92,7 +92,7 @@ def test_a_blind_model_has_no_gap_and_is_no_better_than_a_guess(world: Path, tmp
     assert metrics["exact_match"]["value"] <= metrics["blind"]["value"]
 
 
-def test_the_pictures_are_the_same_each_time_and_others_with_another_seed(world: Path) -> None:
+def test_the_seed_decides_which_images_are_selected(world: Path) -> None:
     photos = Photos(world / "prepare")
     first, again, other = (
         set(select_questions(photos, AnswerConfig(pictures=4, seed=seed))["row"].to_list()) for seed in (0, 0, 1)
@@ -105,21 +105,21 @@ def test_the_blind_guess_is_scored_on_the_same_questions() -> None:
     lines = pl.DataFrame({"row": [0, 1, 2], "question": ["color?"] * 3, "expected": ["a red", "Red", "blue"]})
     lines = lines.with_columns(answer=pl.lit("blue"), correct=pl.Series([False, False, True]))
     training = pl.DataFrame({"row": [9, 9], "question": ["color?", "color?"], "answer": ["red", "red"]})
-    found = score_answers(lines, training, seed=0)
-    assert found["blind"]["value"] == pytest.approx(2 / 3)
-    assert found["exact_match"]["value"] == pytest.approx(1 / 3)
-    assert (found["exact_match"]["low"], found["exact_match"]["high"]) == (0.0, 1.0)  # of three pictures
-    assert found["per_question"] == {"color?": {"asked": 3, "exact_match": 1 / 3, "blind": 2 / 3}}
+    metrics = score_answers(lines, training, seed=0)
+    assert metrics["blind"]["value"] == pytest.approx(2 / 3)
+    assert metrics["exact_match"]["value"] == pytest.approx(1 / 3)
+    assert (metrics["exact_match"]["low"], metrics["exact_match"]["high"]) == (0.0, 1.0)  # of three images
+    assert metrics["per_question"] == {"color?": {"asked": 3, "exact_match": 1 / 3, "blind": 2 / 3}}
 
 
-def test_answers_that_are_all_wrong_leave_room_for_doubt() -> None:
+def test_the_interval_of_answers_that_are_all_wrong_has_a_width() -> None:
     rows = [{"row": row, "question": "color?", "expected": "red", "correct": False} for row in (0, 0, 1, 2)]
-    found = score_answers(pl.DataFrame(rows), pl.DataFrame({"question": ["color?"], "answer": ["blue"]}), seed=0)
-    assert found["exact_match"]["low"] == 0
-    assert found["exact_match"]["high"] == wilson(0, 3)[1] > 0.5
+    metrics = score_answers(pl.DataFrame(rows), pl.DataFrame({"question": ["color?"], "answer": ["blue"]}), seed=0)
+    assert metrics["exact_match"]["low"] == 0
+    assert metrics["exact_match"]["high"] == wilson(0, 3)[1] > 0.5
 
 
-def test_what_connect_skipped_answer_skips(tmp_path: Path) -> None:
+def test_answer_is_skipped_if_connect_was(tmp_path: Path) -> None:
     data = tiny.prepared(tmp_path / "mute", questions=False)
     (tmp_path / "connect").mkdir()
     (tmp_path / "connect" / "metrics.json").write_text('{"skipped": "nothing to learn from"}')
@@ -128,6 +128,6 @@ def test_what_connect_skipped_answer_skips(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "answer").iterdir()} == {"answers.jsonl", "config.json", "metrics.json"}
 
 
-def test_no_model_is_said_in_words(world: Path, tmp_path: Path) -> None:
+def test_a_missing_model_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run the connect stage first"):
         answer(AnswerConfig(pictures=4), tmp_path, world / "prepare", tmp_path / "answer")

@@ -43,15 +43,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(world: Path, **chosen: Any) -> ConnectConfig:
-    return ConnectConfig(**{"method": "simclr", "llm": str(world / "llm"), "steps": 20, "batch_size": 8, **chosen})
+def config(world: Path, **settings: Any) -> ConnectConfig:
+    return ConnectConfig(**{"method": "simclr", "llm": str(world / "llm"), "steps": 20, "batch_size": 8, **settings})
 
 
 def test_the_section_in_params_yaml_is_valid() -> None:
-    chosen = read("connect", ConnectConfig)
-    assert chosen.llm == "smollm2"
-    assert chosen.optimizer.clip == 1.0  # T9
-    assert chosen.optimizer.schedule.warmup * chosen.steps >= 20  # with fewer the rate throws the projector off
+    settings = read("connect", ConnectConfig)
+    assert settings.llm == "smollm2"
+    assert settings.optimizer.clip == 1.0  # T9
+    assert settings.optimizer.schedule.warmup * settings.steps >= 20  # with fewer warm-up steps the loss stays high
 
 
 def test_connect_writes_a_stock_folder(world: Path, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_connect_writes_a_stock_folder(world: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20]
     assert metrics["loss"] == pytest.approx(np.mean([line["loss"] for line in lines]))
-    assert not list((tmp_path / "scratch" / "connect").iterdir())  # a finished run needs no way back
+    assert not list((tmp_path / "scratch" / "connect").iterdir())  # the state of a finished run is removed
 
     modes = {file.stat().st_mode for file in (out / "model").iterdir()}
     assert len(modes) == 1  # whoever may read the folder may read the weights
@@ -79,7 +79,7 @@ def test_connect_writes_a_stock_folder(world: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, layers[name]) for name, value in llm.model.layers.state_dict().items())
 
 
-def test_the_same_again_is_the_same_again(world: Path, tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_weights_each_time(world: Path, tmp_path: Path) -> None:
     runs = [connect(config(world), world / "simclr", world / "prepare", tmp_path / name) for name in "ab"]
     assert runs[0] == runs[1]
     first, second = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab")
@@ -88,8 +88,8 @@ def test_the_same_again_is_the_same_again(world: Path, tmp_path: Path) -> None:
     assert other["loss"] != runs[0]["loss"]
 
 
-def test_a_run_goes_on_where_it_was_stopped(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept on the way is the projector, and no copy of what is frozen."""
+def test_a_stopped_run_is_resumed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saved state holds the projector and no frozen weights."""
     whole = connect(config(world), world / "simclr", world / "prepare", tmp_path / "whole")
     real = module.loader
 
@@ -104,7 +104,7 @@ def test_a_run_goes_on_where_it_was_stopped(world: Path, tmp_path: Path, monkeyp
         return stop
 
     monkeypatch.setattr(module, "loader", stopping)
-    monkeypatch.setattr(module, "Run", lambda *given: dataclasses.replace(Run(*given), save_every=10))
+    monkeypatch.setattr(module, "Run", lambda *args: dataclasses.replace(Run(*args), save_every=10))
     with pytest.raises(KeyboardInterrupt):
         connect(config(world), world / "simclr", world / "prepare", tmp_path / "resumed")
     (state,) = (tmp_path / "scratch" / "connect").glob("*/step-10.safetensors")
@@ -114,66 +114,66 @@ def test_a_run_goes_on_where_it_was_stopped(world: Path, tmp_path: Path, monkeyp
     assert resumed == whole
 
 
-def test_batches_are_a_function_of_the_step_and_are_shared_out(world: Path, tmp_path: Path) -> None:
+def test_batches_depend_on_the_step_only_and_are_divided_among_processes(world: Path, tmp_path: Path) -> None:
     photos = Photos(world / "prepare")
-    asked = photos.questions("train")
+    questions = photos.questions("train")
     _, processor = assemble(world / "simclr" / "backbone", tiny.llm(), tiny.tokenizer())
-    collator, chosen = Collator(processor, 64), config(world)
-    alone = loader(photos, asked, collator, 16, chosen, (0, 1))
-    again = loader(photos, asked, collator, 16, chosen, (0, 1))
-    shared = [loader(photos, asked, collator, 16, chosen, (rank, 2)) for rank in range(2)]
-    again(0)
-    for step in (7, 3, len(asked) // 8 + 1):
-        batch, other = alone(step), again(step)
+    collator, settings = Collator(processor, 64), config(world)
+    single = loader(photos, questions, collator, 16, settings, (0, 1))
+    repeated = loader(photos, questions, collator, 16, settings, (0, 1))
+    shared = [loader(photos, questions, collator, 16, settings, (rank, 2)) for rank in range(2)]
+    repeated(0)
+    for step in (7, 3, len(questions) // 8 + 1):
+        batch, other = single(step), repeated(step)
         assert all(torch.equal(batch[name], other[name]) for name in batch)
         parts = [load(step)["pixels"] for load in shared]
         assert torch.equal(torch.stack(parts, 1).flatten(0, 1), batch["pixels"])
         assert batch["pixels"].dtype == torch.uint8
 
 
-def test_without_questions_it_says_why_there_is_nothing_to_do(world: Path, tmp_path: Path) -> None:
+def test_without_questions_connect_skips_and_says_why(world: Path, tmp_path: Path) -> None:
     data = tiny.prepared(tmp_path / "mute", questions=False)
     out = tmp_path / "connect"
-    metrics = connect(config(world, llm="/not/even/looked/for"), world / "simclr", data, out)
+    metrics = connect(config(world, llm="/missing"), world / "simclr", data, out)
     assert metrics == {"skipped": "there are no questions, labels or captions to learn from"}
     assert {path.name for path in out.iterdir()} == {"config.json", "metrics.json"}
 
 
 def test_with_a_resnet_connect_skips_and_says_why(world: Path, tmp_path: Path) -> None:
     build(ResNetBackbone(kind="resnet18", image_size=32)).save(tmp_path / "r" / "backbone")
-    chosen = config(world, llm="/not/even/looked/for")
-    metrics = connect(chosen, tmp_path / "r", world / "prepare", tmp_path / "out")
+    settings = config(world, llm="/missing")
+    metrics = connect(settings, tmp_path / "r", world / "prepare", tmp_path / "out")
     assert "ViT backbones only, and this one is a resnet18" in metrics["skipped"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "metrics.json"}
 
 
-def test_too_few_questions(world: Path, tmp_path: Path) -> None:
+def test_fewer_questions_than_a_batch_are_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size 4096 is larger than the 144 training questions"):
         connect(config(world, batch_size=4096), world / "simclr", world / "prepare", tmp_path)
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(world: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_metrics_of_one(world: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
         f"connect: {{method: simclr, llm: {world / 'llm'}, steps: 20, batch_size: 8, seed: 0}}\n"
     )
-    given = ["--backbone", str(world / "simclr"), "--data", str(world / "prepare")]
+    args = ["--backbone", str(world / "simclr"), "--data", str(world / "prepare")]
     root = str(Path(__file__).resolve().parents[2])
-    found = []
+    metrics = []
     for processes in "12":
-        command = [sys.executable, "-m", "components.stages.connect", *given, "--out", processes]
+        command = [sys.executable, "-m", "components.stages.connect", *args, "--out", processes]
         env = {**os.environ, "PYTHONPATH": root, "SELFSIGHT_PROCESSES": processes, "OMP_NUM_THREADS": "1"}
         env[PRECISION] = "fp32"  # in bf16 each rounding of a sum in another order is 0.4 %
         subprocess.run(command, cwd=tmp_path, env=env, check=True)
-        found.append(json.loads((tmp_path / processes / "metrics.json").read_text()))
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+        metrics.append(json.loads((tmp_path / processes / "metrics.json").read_text()))
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
 
 
-def test_the_command_line_says_it_in_words(tmp_path: Path) -> None:
-    given = ["--backbone", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+def test_the_command_line_prints_the_error_without_a_traceback(tmp_path: Path) -> None:
+    args = ["--backbone", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     done = subprocess.run(
-        [sys.executable, "-m", "components.stages.connect", *given], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "components.stages.connect", *args], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr.strip().endswith("run the pretrain stage first")
