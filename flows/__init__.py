@@ -1,1 +1,1 @@
-"""Prefect says when. Whether anything needs to run is DVC's business, and how is the stages'."""
+"""Prefect flows over the DVC stages: Prefect says when, DVC says whether a stage has to run, the stage says how."""

@@ -6,9 +6,9 @@ Runs the stage `adapt`, and before it whatever it needs that is not up to date.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, python sees flows/ and not the root
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's first path is flows/, not the root
 
-from flows import script, stage, turns  # isort: split
+from flows import exclusive, script, stage  # isort: split
 
 from prefect import State, flow
 
@@ -16,7 +16,7 @@ from prefect import State, flow
 @flow
 def adapt() -> State[None] | None:
     """Fit an adapter to a frozen backbone."""
-    return turns.take(lambda: stage.repro("adapt"))
+    return exclusive.run_exclusive(lambda: stage.repro("adapt"))
 
 
 if __name__ == "__main__":

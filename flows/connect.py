@@ -1,4 +1,4 @@
-"""Give a language model eyes.
+"""Connect a frozen backbone to a language model.
 
 Runs the stage `connect`, and before it whatever it needs that is not up to date.
 """
@@ -6,17 +6,17 @@ Runs the stage `connect`, and before it whatever it needs that is not up to date
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, python sees flows/ and not the root
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's first path is flows/, not the root
 
-from flows import script, stage, turns  # isort: split
+from flows import exclusive, script, stage  # isort: split
 
 from prefect import State, flow
 
 
 @flow
 def connect() -> State[None] | None:
-    """Give a language model eyes."""
-    return turns.take(lambda: stage.repro("connect"))
+    """Connect a frozen backbone to a language model."""
+    return exclusive.run_exclusive(lambda: stage.repro("connect"))
 
 
 if __name__ == "__main__":

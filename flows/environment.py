@@ -1,12 +1,16 @@
-"""A flow behaves the same wherever it is started from. Imported before prefect, which reads its settings once.
+"""Prepares the environment of a flow, so that it behaves the same wherever it is started from.
 
-Prefect looks for prefect.toml, and DVC for dvc.yaml, in the current folder and nowhere else.
+Imported before prefect, which reads its settings once. Prefect looks for prefect.toml, and DVC for dvc.yaml, in the
+current folder and nowhere else.
 """
 
+import http.client
+import json
 import os
-import urllib.error
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVER = "http://127.0.0.1:4200/api"
@@ -19,23 +23,32 @@ SETTINGS = {
 }
 
 
-def answers(url: str) -> bool:
-    """Whether a Prefect server on this machine answers at `url`."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on loopback
+def is_prefect_server(url: str) -> bool:
+    """Returns True if what answers at `url` is a Prefect server of our major version, not another program."""
     try:
-        with direct.open(f"{url.rstrip('/')}/health", timeout=1) as response:
-            return bool(response.status == 200)
-    except OSError:
+        server = _get_json(f"{url.rstrip('/')}/admin/version")
+        return _get_json(f"{url.rstrip('/')}/health") is True and _major(server) == _major(version("prefect"))
+    except (OSError, ValueError, http.client.HTTPException):  # nothing, not in time, not JSON, not HTTP
         return False
 
 
-def settle() -> None:
-    """Go to the root, keep telemetry off, and use the local server if there is one; what is already set, stays."""
+def _get_json(url: str) -> Any:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine itself
+    with direct.open(url, timeout=1) as response:
+        return json.loads(response.read(1000))
+
+
+def _major(text: Any) -> str:
+    return str(text).partition(".")[0]
+
+
+def prepare_environment() -> None:
+    """Change to the root, turn telemetry off, and use the local server if there is one. What is set already stays."""
     os.chdir(ROOT)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_API_URL" not in os.environ and answers(SERVER):
+    if "PREFECT_API_URL" not in os.environ and is_prefect_server(SERVER):
         os.environ["PREFECT_API_URL"] = SERVER
 
 
-settle()
+prepare_environment()

@@ -1,4 +1,4 @@
-"""Measure a backbone: what its features are worth as they are.
+"""Evaluate the frozen features of a backbone.
 
 Runs the stage `evaluate@METHOD`, and before it whatever it needs that is not up to date, pretraining included.
 """
@@ -6,30 +6,30 @@ Runs the stage `evaluate@METHOD`, and before it whatever it needs that is not up
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, python sees flows/ and not the root
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's first path is flows/, not the root
 
-from flows import script, stage, tracked, turns  # isort: split
+from flows import exclusive, method_list, script, stage  # isort: split
 
 from prefect import State, flow
 
 
 @flow
-def evaluate(method: tracked.Method = tracked.NAMES[0]) -> State[None] | None:
-    """Measure what the features of a backbone are worth as they are.
+def evaluate(method: method_list.Method = method_list.NAMES[0]) -> State[None] | None:
+    """Evaluate the frozen features of a backbone.
 
     Args:
-        method: whose backbone
+        method: the method of the backbone
     """
 
     def work() -> None:
-        tracked.track(method, stage.logger().info)
-        stage.repro(f"evaluate@{method}")
+        with method_list.listed(method, stage.logger().info):
+            stage.repro(f"evaluate@{method}")
 
-    return turns.take(work)
+    return exclusive.run_exclusive(work)
 
 
 if __name__ == "__main__":
     parser = script.parser(__doc__)
-    parser.add_argument("--method", required=True, choices=tracked.NAMES, help="whose backbone")
-    given = parser.parse_args()
-    raise SystemExit(script.launch(lambda: evaluate(given.method)))
+    parser.add_argument("--method", required=True, type=method_list.method_name, metavar="NAME", help="of the backbone")
+    args = parser.parse_args()
+    raise SystemExit(script.launch(lambda: evaluate(args.method)))

@@ -1,4 +1,4 @@
-"""Read the pictures, check them, and pack them.
+"""Read the photos, check them, and pack them.
 
 Runs the stage `prepare`, and before it whatever it needs that is not up to date.
 """
@@ -6,17 +6,17 @@ Runs the stage `prepare`, and before it whatever it needs that is not up to date
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, python sees flows/ and not the root
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's first path is flows/, not the root
 
-from flows import script, stage, turns  # isort: split
+from flows import exclusive, script, stage  # isort: split
 
 from prefect import State, flow
 
 
 @flow
 def prepare() -> State[None] | None:
-    """Read the pictures, check them, and pack them."""
-    return turns.take(lambda: stage.repro("prepare"))
+    """Read the photos, check them, and pack them."""
+    return exclusive.run_exclusive(lambda: stage.repro("prepare"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Whoever starts a process also ends it, and everything it started in turn.
+"""Runs a command with its output line by line, and ends it together with all processes that it started.
 
-torchrun gives its workers sessions of their own, so that killing a process group is not enough, and a parent that was
-killed no longer leads to its children, so that walking the tree is not enough either. Every process therefore carries
-the mark of its run in its environment, which children inherit.
+torchrun gives its workers sessions of their own, so killing a process group is not enough; and a killed parent no
+longer leads to its children, so walking the process tree is not enough either. Every process therefore carries a mark
+of its run in its environment, which children inherit.
 """
 
 import os
@@ -29,17 +29,16 @@ _stopped: set[str] = set()  # of those that we were asked to end
 
 
 class CommandError(RuntimeError):
-    """A command failed. Shows the tail of its output; `stopped` says whether we ended it ourselves."""
+    """A command failed. `tail` has the last lines of its output; `stopped` is True if we ended it ourselves."""
 
     def __init__(self, argv: Sequence[str], code: int, tail: Sequence[str], stopped: bool = False) -> None:  # noqa: FBT001, FBT002
         super().__init__(argv, code, tail, stopped)  # all of them, so that Prefect can pickle it
         self.argv, self.code, self.tail, self.stopped = list(argv), code, list(tail), stopped
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:  # without the output, which has been logged line by line
         return f"exit code {self.code}: {' '.join(self.argv)}"
 
-    def __str__(self) -> str:
-        return "\n".join([repr(self), *self.tail[-12:]])
+    __repr__ = __str__
 
 
 def run_streaming(
@@ -64,7 +63,7 @@ def run_streaming(
         encoding="utf-8",
         errors="replace",
         bufsize=1,
-        start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
+        start_new_session=True,  # Ctrl-C in the terminal reaches only us; we end the command
     )
     _live.add(mark)
     tail: deque[str] = deque(maxlen=TAIL)
@@ -91,20 +90,20 @@ def _follow(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[s
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    heard = time.monotonic()
+    last_output = time.monotonic()
     running = True
     while True:
         try:
             line = lines.get(timeout=0.25)  # short: signals are only handled between two waits
         except queue.Empty:
             if running and process.poll() is not None:
-                running, heard = False, time.monotonic()  # its last lines may still be on their way
-            if not running and time.monotonic() - heard > LINGER:
+                running, last_output = False, time.monotonic()  # its last lines may still be on their way
+            if not running and time.monotonic() - last_output > LINGER:
                 return
             continue
         if line is None:
             return
-        heard = time.monotonic()
+        last_output = time.monotonic()
         if line:
             tail.append(line)
             log(line)
@@ -123,13 +122,13 @@ def kill_tree(mark: str, grace: float = GRACE) -> None:
         return {process for process in family if _parent(process) in known}
 
     try:
-        if _tell(below(), psutil.Process.terminate):
+        if _signal_all(below(), psutil.Process.terminate):
             _await_none(below, grace - 2 * LEAVE)
             _await_none(lambda: _family(mark), LEAVE)
-        if _tell(_family(mark), psutil.Process.terminate):
+        if _signal_all(_family(mark), psutil.Process.terminate):
             _await_none(lambda: _family(mark), LEAVE)
     finally:  # a second Ctrl-C comes through here: no more patience, but no orphans either
-        if _tell(_family(mark), psutil.Process.kill):
+        if _signal_all(_family(mark), psutil.Process.kill):
             _await_none(lambda: _family(mark), LEAVE)
 
 
@@ -174,8 +173,8 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _tell(processes: set[psutil.Process], action: Callable[[psutil.Process], None]) -> bool:
-    """Whether there was anyone to tell."""
+def _signal_all(processes: set[psutil.Process], action: Callable[[psutil.Process], None]) -> bool:
+    """Returns True if there was any process."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             action(process)

@@ -1,4 +1,4 @@
-"""Draw the page that shows all of it.
+"""Draw the page that shows all results.
 
 Runs the stage `report`, and before it whatever it needs that is not up to date; its table also goes to the Prefect UI.
 """
@@ -6,9 +6,9 @@ Runs the stage `report`, and before it whatever it needs that is not up to date;
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, python sees flows/ and not the root
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's first path is flows/, not the root
 
-from flows import environment, script, stage, turns  # isort: split
+from flows import environment, exclusive, script, stage  # isort: split
 
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
@@ -17,11 +17,11 @@ FOLDER = Path("artifacts/report")
 
 
 def markdown(folder: Path) -> str | None:
-    """What the UI shows: the table, and where the page lies. None if the stage wrote no table."""
+    """Returns the table and the path of the page for the UI, or None if the stage wrote no table."""
     summary, page = folder / "summary.md", (folder / "index.html").resolve()
     if not summary.is_file():
         return None
-    # a browser follows no link from http to file, hence the path in full
+    # browsers follow no link from http to file, so the path is shown too
     return f"{summary.read_text(encoding='utf-8').rstrip()}\n\nIn full: [index.html]({page.as_uri()}), `{page}`\n"
 
 
@@ -36,13 +36,13 @@ def publish(root: Path = environment.ROOT) -> None:
 
 @flow
 def report() -> State[None] | None:
-    """Draw the page that shows all of it."""
+    """Draw the page that shows all results."""
 
     def work() -> None:
         stage.repro("report")
         publish()
 
-    return turns.take(work)
+    return exclusive.run_exclusive(work)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def launch(run: Callable[[], object]) -> int:
     try:
         run()
     except CommandError as error:
-        print(f"\n{error}", file=sys.stderr)
+        print(f"\n{error}\nThe cause is in the lines above.", file=sys.stderr)
         return 1
     except ValueError as error:
         print(f"\n{error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Whether a stage has anything to do is for DVC alone to decide, so nothing here is cached."""
+"""Runs DVC stages as Prefect tasks. Only DVC decides whether a stage has to run, so Prefect caches nothing."""
 
 import json
 import logging
@@ -25,26 +25,35 @@ RWLOCK = Path(".dvc/tmp/rwlock")
 DEFAULT_PROCESSES = int(os.environ.get(PROCESSES, "1"))
 
 
-def argv(target: str, *, single: bool = False) -> list[str]:
-    """The command for one stage. Alone (`single`), or with all that it needs."""
+def dvc_command(target: str, *, single: bool = False) -> list[str]:
+    """Returns the command for one stage: alone (`single`), or with all stages that it needs."""
     return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *(["--single-item"] if single else []), target]
 
 
 def environment(processes: int) -> dict[str, str]:
-    """What a stage finds: our own python first on the path, and progress bars that print a line every ten seconds."""
+    """Returns the variables of a stage: this Python first on the path, progress bars with a line every ten seconds."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {"PATH": path, "TQDM_MININTERVAL": "10", PROCESSES: str(processes)}
 
 
 def worth_a_retry(error: CommandError) -> bool:
-    """Whether it may go better the second time: killed by a signal, or stopped with a state saved (75, EX_TEMPFAIL).
+    """Returns True if a second try may succeed: killed by a signal, or stopped with a state saved (75, EX_TEMPFAIL).
 
-    What a stage says with any other code, such as of a setting that does not exist, it would say again. DVC's own code
-    is 255 in any case; the stage's is in what DVC and torchrun print.
+    A stage that ended with another code, such as for a setting that does not exist, would end so again.
     """
-    said = [int(code) for code in re.findall(r"(?:exited with|exitcode\s*:)\s*(-?\d+)", "\n".join(error.tail))]
-    again = [code for code in (error.code, *said) if code < 0 or code == 75 or 128 < code <= 128 + signal.NSIG]
+    again = [code for code in exit_codes(error) if code < 0 or code == 75 or 128 < code <= 128 + signal.NSIG]
     return bool(again) and not error.stopped
+
+
+def caused_by_settings(error: CommandError) -> bool:
+    """Returns True if a stage or the check refused its settings, which is exit code 2."""
+    return 2 in exit_codes(error) and not error.stopped
+
+
+def exit_codes(error: CommandError) -> list[int]:
+    """Returns the codes of DVC, which is 255 for all failures, and of the stage, which DVC and torchrun print."""
+    printed = re.findall(r"(?:exited with|exitcode\s*:)\s*(-?\d+)", "\n".join(error.tail))
+    return [error.code, *map(int, printed)]
 
 
 def _retry(_task: object, _run: object, state: State[Any]) -> bool:
@@ -60,34 +69,35 @@ def _retry(_task: object, _run: object, state: State[Any]) -> bool:
     retry_condition_fn=_retry,
 )
 def repro(target: str, processes: int = DEFAULT_PROCESSES, *, single: bool = False) -> bool:
-    """`dvc repro` for one stage. Whether it had to run.
+    """Run `dvc repro` for one stage. Returns True if it had to run.
 
     Raises CommandError with the tail of its output if it fails.
     """
     log, ran = logger(), False
 
-    def tell(line: str) -> None:
+    def log_line(line: str) -> None:
         nonlocal ran
         ran = ran or line.startswith(f"Running stage '{target}'")
         log.info("%s", line)
 
-    mend(ROOT / RWLOCK)
-    run_streaming(argv(target, single=single), tell, ROOT, environment(processes))
+    remove_corrupt_lock(ROOT / RWLOCK)
+    allow_no_git(ROOT)
+    run_streaming(dvc_command(target, single=single), log_line, ROOT, environment(processes))
     if not ran:
         log.info("%s is up to date, so nothing ran; DVC does not count processes or GPUs.", target)
     return ran
 
 
 def check() -> None:
-    """Whether params.yaml is whole. Raises CommandError with all that is wrong if it is not."""
+    """Check params.yaml. Raises CommandError, after all problems are logged, if there are any."""
     log = logger()
     command = [sys.executable, "-m", "components.commands.check"]
     run_streaming(command, lambda line: log.info("%s", line), ROOT, environment(1))
 
 
-def mend(lock: Path) -> None:
-    """Remove a lock file of DVC's that it was killed while writing: it would refuse to run until somebody did."""
-    for patience in (1.0, 0.0):  # it may also be being written just now
+def remove_corrupt_lock(lock: Path) -> None:
+    """Remove a lock file that DVC was killed while writing, and with which it would never run again."""
+    for patience in (1.0, 0.0):  # it may be being written at this moment
         if not lock.is_file():
             return
         try:
@@ -95,17 +105,28 @@ def mend(lock: Path) -> None:
             return
         except ValueError:
             time.sleep(patience)
-    logger().warning("%s is not readable, left so by a run that was killed; removing it.", lock)
+    logger().warning("Removing %s, which is not readable: the run that wrote it was killed.", lock)
     lock.unlink()
 
 
+def allow_no_git(root: Path) -> None:
+    """Let DVC run in a copy without git, such as an unpacked zip file. With git, DVC keeps using it."""
+    if any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return
+    config = root / ".dvc" / "config.local"
+    if not config.is_file() or "no_scm" not in config.read_text(encoding="utf-8"):
+        command = [sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"]
+        run_streaming(command, logger().info, root)
+        logger().info("There is no git here: `dvc repro` works, `dvc exp` and `dvc diff` do not.")
+
+
 def logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
-    """The run's own log; outside of a run, a plain one."""
+    """Returns the log of the flow run; outside of a run, an ordinary one."""
     return get_run_logger() if flow_run.id else logging.getLogger("flows")
 
 
-class _Brief(logging.Filter):
-    """A command that fails has said why; sixty lines of how we called it would hide that."""
+class HideTraceback(logging.Filter):
+    """Hides the traceback of a failed command, whose own output has the cause."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], CommandError):
@@ -114,4 +135,4 @@ class _Brief(logging.Filter):
 
 
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
-    logging.getLogger(_name).addFilter(_Brief())
+    logging.getLogger(_name).addFilter(HideTraceback())

@@ -61,7 +61,7 @@ def check(path: Path = PARAMS, data: Path | None = None) -> Findings:
     errors = [f"{path}: no section {name!r}; known: {known_names(name, names)}" for name in unknown]
     others = [str(name) for name in pretrain if name != "common" and name not in listed]
     checks: list[Callable[[], object]] = [
-        *(partial(_method, name, pretrain, photos, path) for name in listed),
+        *(partial(_method, name, pretrain, photos) for name in listed),
         *(partial(_known, name, path) for name in others),
         *(partial(read, name, schema, path) for name, schema in SECTIONS.items()),
         partial(_source, path),
@@ -88,10 +88,8 @@ def problems(action: Callable[[], object]) -> list[str]:
     return []
 
 
-def _method(name: str, pretrain: dict[str, Any], photos: Photos | None, path: Path) -> None:
+def _method(name: str, pretrain: dict[str, Any], photos: Photos | None) -> None:
     """Raises ValueError where the settings of a listed method, the networks built of them and the photos disagree."""
-    if name in METHODS and name not in pretrain:
-        raise ValueError(f"{path}, section pretrain: no {name}, which `methods` lists; add `{name}: {{}}`")
     config = configure_for(name, pretrain, photos) if photos else configure(name, pretrain, ANY_SIZE)
     if photos:
         config = resolve(config, photos, processes())

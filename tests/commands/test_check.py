@@ -120,7 +120,6 @@ def test_sections_of_methods_that_are_not_listed_give_warnings_but_no_unknown_na
     for part in (
         "section pretrain: no method 'simlcr'; known: ",
         "did you mean simclr?",
-        "section pretrain: no simclr, which `methods` lists; add `simclr: {}`",
         "no section 'repprt'; known: methods, pretrain, data",
         "section pretrain.dino: local_size 20 is not a multiple",
         "data.source is 'nowhere', which is no folder here",

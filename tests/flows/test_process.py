@@ -66,12 +66,11 @@ def test_environment_and_folder(tmp_path: Path) -> None:
 
 
 def test_a_failure_shows_the_tail() -> None:
-    with pytest.raises(CommandError, match=r"exit code 3: .*\n(.*\n)*line 99") as caught:
+    with pytest.raises(CommandError, match=r"exit code 3: ") as caught:
         run_streaming(python("[print('line', i) for i in range(100)]; raise SystemExit(3)"), lambda line: None)
     assert caught.value.code == 3
     assert caught.value.tail == [f"line {i}" for i in range(100 - process.TAIL, 100)]
-    assert "line 1\n" not in str(caught.value)
-    assert "\n" not in repr(caught.value)
+    assert "\nline" not in str(caught.value)  # each line has been logged already
     assert not caught.value.stopped
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # Prefect stores it
 

@@ -1,6 +1,8 @@
 import logging
 import os
 import re
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -11,36 +13,37 @@ import yaml
 from prefect.cache_policies import NO_CACHE
 
 from components.training import distributed
-from flows import pipeline, pretrain, process, report, stage, turns
+from flows import exclusive, pipeline, pretrain, process, report, stage
 from flows.process import CommandError
 
 STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
 def test_dvc_need_not_be_on_the_path() -> None:
-    assert stage.argv("prepare") == [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "prepare"]
-    assert stage.argv("prepare", single=True)[-2:] == ["--single-item", "prepare"]
+    assert stage.dvc_command("prepare") == [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "prepare"]
+    assert stage.dvc_command("prepare", single=True)[-2:] == ["--single-item", "prepare"]
 
 
 def test_a_stages_python_is_ours() -> None:
-    found = stage.environment(2)
-    assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
-    assert found[distributed.PROCESSES] == "2"
+    variables = stage.environment(2)
+    assert variables["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert variables[distributed.PROCESSES] == "2"
 
 
 def test_a_task_tells_what_dvc_says(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flows")
-    asked = {}
+    call = {}
 
     def run(argv, log, cwd, env):
-        asked.update(argv=argv, cwd=cwd, env=env)
+        call.update(argv=argv, cwd=cwd, env=env)
         log("Stage 'prepare' didn't change, skipping")
         log("Running stage 'pretrain@moco':" if argv[-1] == "pretrain@moco" else "Data and pipelines are up to date.")
 
     monkeypatch.setattr(stage, "run_streaming", run)
+    monkeypatch.setattr(stage, "allow_no_git", lambda root: None)
     assert stage.repro.fn("pretrain@moco", 2)
-    assert asked["argv"] == stage.argv("pretrain@moco")
-    assert asked["env"][distributed.PROCESSES] == "2"
+    assert call["argv"] == stage.dvc_command("pretrain@moco")
+    assert call["env"][distributed.PROCESSES] == "2"
     assert "up to date, so nothing ran" not in caplog.text
     assert not stage.repro.fn("pretrain@simclr", 2)
     assert "pretrain@simclr is up to date, so nothing ran" in caplog.text
@@ -71,17 +74,17 @@ def test_only_what_may_go_better_is_tried_again(code: int, said: str, again: boo
 
 def test_a_lock_file_that_dvc_was_killed_over_is_removed(tmp_path: Path) -> None:
     lock = tmp_path / "rwlock"
-    stage.mend(lock)
+    stage.remove_corrupt_lock(lock)
     lock.write_text('{"some": {"write": []}}', encoding="utf-8")
-    stage.mend(lock)
+    stage.remove_corrupt_lock(lock)
     assert lock.exists()
     lock.write_text("", encoding="utf-8")
-    stage.mend(lock)
+    stage.remove_corrupt_lock(lock)
     assert not lock.exists()
 
 
-def test_flows_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "ROOT", tmp_path)
+def test_flows_take_exclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exclusive, "ROOT", tmp_path)
     order: list[str] = []
     begun = threading.Event()
 
@@ -91,23 +94,23 @@ def test_flows_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         time.sleep(1)  # for the second to come in between, if it could
         order.append("first ends")
 
-    first = threading.Thread(target=turns.take, args=(slowly,))
+    first = threading.Thread(target=exclusive.run_exclusive, args=(slowly,))
     first.start()
     assert begun.wait(60)
-    assert turns.take(lambda: order.append("second")) is None
+    assert exclusive.run_exclusive(lambda: order.append("second")) is None
     first.join()
     assert order == ["first begins", "first ends", "second"]
 
 
 def test_a_failure_is_not_a_cancellation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "ROOT", tmp_path)
+    monkeypatch.setattr(exclusive, "ROOT", tmp_path)
 
     def fail() -> None:
         raise CommandError(["dvc"], 255, [])
 
     with pytest.raises(CommandError):
-        turns.take(fail)
-    turns.take(lambda: None)  # and the lock is free again
+        exclusive.run_exclusive(fail)
+    exclusive.run_exclusive(lambda: None)  # and the lock is free again
 
 
 def test_a_failure_is_logged_without_sixty_lines_of_how_it_was_called(caplog: pytest.LogCaptureFixture) -> None:
@@ -132,13 +135,47 @@ def test_the_pipeline_has_every_stage_after_what_it_needs() -> None:
             assert max(places) < order.index(target)
 
 
-def test_pretrain_tracks_the_method_and_runs_its_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pretrain_adds_the_method_and_runs_its_two_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     did: list[object] = []
-    monkeypatch.setattr(turns, "ROOT", tmp_path)
-    monkeypatch.setattr(pretrain.tracked, "track", lambda method, log: did.append(method))
+    monkeypatch.setattr(exclusive, "ROOT", tmp_path)
+    monkeypatch.setattr(pretrain.method_list, "add_to_methods", lambda method, *_: did.append(method))
+    monkeypatch.setattr(pretrain, "outcome", lambda method, artifacts: [])
     monkeypatch.setattr(stage, "repro", lambda *args: did.append(args))
     assert pretrain.pretrain.fn("moco", 2) is None
-    assert did == ["moco", ("pretrain@moco", 2)]
+    assert did == ["moco", ("pretrain@moco", 2), ("evaluate@moco", 2)]
+
+
+def test_pretrain_ends_with_the_backbone_and_the_next_command(tmp_path: Path) -> None:
+    (tmp_path / "pretrain" / "moco" / "backbone").mkdir(parents=True)
+    lines = pretrain.outcome("moco", tmp_path)
+    assert lines[0] == f"backbone: {tmp_path}/pretrain/moco/backbone"
+    assert "selfsight report" in lines[-1]
+
+
+def test_without_git_dvc_is_told_so(tmp_path: Path) -> None:
+    """A copy of the project as an unpacked zip file has it."""
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(Path(name), tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    shutil.copy(".dvc/config", tmp_path / ".dvc")
+    if any((folder / ".git").exists() for folder in tmp_path.parents):
+        pytest.skip("the folder for temporary files is inside a git repository")
+    command = [sys.executable, "-m", "dvc", "repro", "--dry", "prepare"]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "not a git repository" in refused.stderr
+    stage.allow_no_git(tmp_path)
+    stage.allow_no_git(tmp_path)  # a second time changes nothing
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "not a git repository" not in done.stderr
+    assert "no_scm = true" in (tmp_path / ".dvc" / "config.local").read_text()
+    make = Path("Makefile").read_text(encoding="utf-8").split("\nrun: setup\n")[1].split("\n\n")[0]
+    assert "git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true" in make
+
+
+def test_with_git_dvc_keeps_using_it(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    stage.allow_no_git(tmp_path)
+    assert not (tmp_path / ".dvc").exists()
 
 
 def test_the_report_in_the_ui(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""In one work tree, one flow at a time; and when it is canceled, all that it started ends with it.
+"""Runs one flow at a time in a work tree, and ends all processes of a flow that is canceled.
 
-DVC's own locks make a second run fail rather than wait.
+DVC's own locks would make a second run fail rather than wait.
 """
 
 import contextvars
@@ -30,52 +30,52 @@ class _CanceledError(RuntimeError):
     pass
 
 
-def take(work: Callable[[], object]) -> State[None] | None:
-    """Do `work` when no other flow works in this folder, and see to it that a cancellation reaches what it starts.
+def run_exclusive(work: Callable[[], object]) -> State[None] | None:
+    """Run `work` as soon as no other flow runs in this folder. A cancellation ends the processes that it started.
 
-    What the flow returns: nothing, or the state Cancelled.
+    Returns what the flow returns: None, or the state Cancelled.
     """
-    canceled, over = threading.Event(), threading.Event()
-    if flow_run.id and not deployment.id:  # a served run is watched over by its runner, and a script by nobody
+    canceled, finished = threading.Event(), threading.Event()
+    if flow_run.id and not deployment.id:  # the runner watches a served run, nothing a script
         context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(_watch, str(flow_run.id), canceled, over), daemon=True).start()
+        threading.Thread(target=context.run, args=(_watch, str(flow_run.id), canceled, finished), daemon=True).start()
     try:
-        with _alone(ROOT / LOCK, canceled):
+        with _lock(ROOT / LOCK, canceled):
             work()
     except (CommandError, _CanceledError):
         if not canceled.is_set():
             raise
         return Cancelled(message="Canceled on request; nothing was left running.")
     finally:
-        over.set()
+        finished.set()
         kill_all()
     return None
 
 
 @contextmanager
-def _alone(path: Path, canceled: threading.Event) -> Iterator[None]:
-    """Hold the lock of this work tree. The system takes it back when we die, however we die."""
+def _lock(path: Path, canceled: threading.Event) -> Iterator[None]:
+    """Hold the lock of this work tree. The system releases it when this process ends, in whatever way."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        told = False
+        logged = False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told:
-                    logger().info("Another flow is at work in %s; waiting for it.", ROOT)
-                    told = True
+                if not logged:
+                    logger().info("Another flow is running in %s; waiting for it.", ROOT)
+                    logged = True
             if canceled.is_set():
                 raise _CanceledError
             time.sleep(0.5)
         yield
 
 
-def _watch(run: str, canceled: threading.Event, over: threading.Event) -> None:
-    """End what runs once somebody cancels the run in the UI, and again should a next stage have begun meanwhile."""
+def _watch(run: str, canceled: threading.Event, finished: threading.Event) -> None:
+    """End all processes once the run is canceled in the UI, and again if a next stage has begun meanwhile."""
     with get_client(sync_client=True) as client:
-        while not over.wait(WATCH_EVERY):
+        while not finished.wait(WATCH_EVERY):
             try:
                 state = client.read_flow_run(uuid.UUID(run)).state
             except httpx.HTTPError:  # the server may come back
