@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 
 SCRIPT = """
 import os, sys
-import components, torch, transformers, accelerate, polars, matplotlib  # once for all
+for module in sys.argv[1:]:
+    __import__(module)  # and with it torch and the like, once for all
+for name in [name for name in sys.modules if name.startswith("components")]:
+    del sys.modules[name]
 for module in sys.argv[1:]:
     sys.stdout.flush()
     if os.fork() == 0:
