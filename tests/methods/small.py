@@ -1,7 +1,14 @@
-"""Every method of METHODS in a size for tests: one place for all tests that go through the whole dict."""
+"""Every method of METHODS in a size for tests that go through the whole dict.
 
+A method that SMALL does not name has every whole number above 8 among its settings reduced to 8.
+"""
+
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from components.config import parse
@@ -26,7 +33,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "simsiam": {"dim": 8, "predictor_hidden": 4},
     "barlowtwins": {"dim": 8},
     "vicreg": {"dim": 8},
-    "supervised": {"classes": 10},
     "mae": {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
     "ijepa": {"targets": 3, "predictor_dim": 8, "predictor_depth": 1},
     "lejepa": {
@@ -46,15 +52,40 @@ SHAPES: dict[str, Any] = {
 BATCH = 8
 
 
+def settings(name: str) -> dict[str, Any]:
+    """Returns the settings of a method for tests."""
+    if name in SMALL:
+        return SMALL[name]
+    defaults = METHODS[name].config().model_dump().items()
+    return {key: 8 for key, value in defaults if type(value) is int and value > 8}
+
+
+@cache
+def stand_in() -> Photos:
+    """Returns 128 black photos of ten classes, from which a method that asks the data can complete its settings."""
+    folder, count = Path(tempfile.mkdtemp()), 128
+    (folder / "pixels.bin").write_bytes(bytes(count * 3))
+    np.savez(
+        folder / "index.npz",
+        offsets=3 * np.arange(count),
+        shapes=np.ones((count, 2), np.int64),
+        splits=np.zeros(count, np.int8),
+        labels=np.arange(count) % 10,
+        classes=np.array([str(label) for label in range(10)]),
+    )
+    return Photos(folder)
+
+
 def make(name: str, shape: str) -> Method:
-    """The method on a new small backbone, the same at every call. Raises ValueError if it refuses such a backbone."""
+    """Returns the method on a new small backbone, always the same. Raises ValueError if it refuses the backbone."""
     torch.manual_seed(0)
     recipe = METHODS[name]
-    return recipe.method(build(SHAPES[shape]), parse(recipe.config, SMALL.get(name, {}), name)).train()
+    config = recipe.method.resolve(parse(recipe.config, settings(name), name), stand_in())
+    return recipe.method(build(SHAPES[shape]), config).train()
 
 
 def batch(name: str, photos: Photos, epoch: int, first: int = 0, count: int = BATCH) -> list[torch.Tensor]:
-    """`count` pictures from the `first` on, as the method looks at them."""
+    """Returns the method's batch of `count` training photos, from the `first` on."""
     recipe = METHODS[name]
-    views = recipe.method.views(parse(recipe.config, SMALL.get(name, {}), name), SHAPES["vit"].image_size)
-    return make_batch(photos, photos.rows("train")[first : first + count], views, 0, epoch)
+    fields = recipe.method.views(parse(recipe.config, settings(name), name), SHAPES["vit"].image_size)
+    return make_batch(photos, photos.rows("train")[first : first + count], fields, 0, epoch)

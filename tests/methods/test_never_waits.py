@@ -8,7 +8,7 @@ import contextlib
 
 import pytest
 import torch
-from small import BATCH, SHAPES, SMALL, make
+from small import BATCH, SHAPES, make, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -60,7 +60,7 @@ def test_what_waits_is_noticed():
 def given(name):
     """A batch of the method's views, as it lies on the device."""
     recipe = METHODS[name]
-    for view in recipe.method.views(parse(recipe.config, SMALL.get(name, {}), name), SHAPES["vit"].image_size):
+    for view in recipe.method.views(parse(recipe.config, settings(name), name), SHAPES["vit"].image_size):
         yield view.empty(BATCH, DEVICE)
 
 
