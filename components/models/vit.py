@@ -1,4 +1,7 @@
-"""ViTs: transformers' ViTModel (Dosovitskiy et al., ICLR 2021, https://arxiv.org/abs/2010.11929), taken to pieces."""
+"""ViTs: transformers' ViTModel, with access to its parts.
+
+Dosovitskiy et al., ICLR 2021, https://arxiv.org/abs/2010.11929.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from components.models.heads import sincos
 from components.models.interface import Backbone, ViTBackbone
 
-AS_BUILT = ("hidden_act", "intermediate_size", "num_channels", "qkv_bias")  # not ours to choose
+AS_BUILT = ("hidden_act", "intermediate_size", "num_channels", "qkv_bias")  # fixed in this class
 
 disable_progress_bar()  # one bar a saved file is noise
 
@@ -67,7 +70,7 @@ class ViT(Backbone):
         return x + self._positions(height, width)
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """Of the class token and of height × width patches: [1, 1 + N, D].
+        """Returns the positions of the class token and of height × width patches: [1, 1 + N, D].
 
         What transformers interpolates, as one matrix product: its gradient is summed in a fixed order on a GPU too.
         """
@@ -111,16 +114,16 @@ class ViT(Backbone):
     def class_token(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], what `sequence` has first, to rounding.
 
-        The last block is asked for this token alone: it reads the others' keys and values, but what becomes of them in
-        it nobody would read. That is 10 / 12 of a block's work: 7 % of a ViT's of depth 12, 28 % of one's of depth 3.
+        The last block computes this token alone, from the keys and values of all, as no other output is needed. That is
+        10 / 12 of a block's work: 7 % of a ViT's of depth 12, 28 % of one's of depth 3.
         """
         last = self.trunk.layers[-1]
         x = self._through(self.embed(pixels), self.trunk.layers[:-1])
-        told = last.layernorm_before(x)
+        normed = last.layernorm_before(x)
         heads = (-1, last.attention.head_dim)
-        query = last.attention.q_proj(told[:, 0]).unflatten(-1, heads)[:, :, None]  # [B, heads, 1, D / heads]
-        key = last.attention.k_proj(told).unflatten(-1, heads).transpose(1, 2)
-        value = last.attention.v_proj(told).unflatten(-1, heads).transpose(1, 2)
+        query = last.attention.q_proj(normed[:, 0]).unflatten(-1, heads)[:, :, None]  # [B, heads, 1, D / heads]
+        key = last.attention.k_proj(normed).unflatten(-1, heads).transpose(1, 2)
+        value = last.attention.v_proj(normed).unflatten(-1, heads).transpose(1, 2)
         weights = (last.attention.scaling * query @ key.transpose(2, 3)).softmax(-1)
         x = x[:, 0] + last.attention.o_proj((weights @ value).flatten(1))
         return self.trunk.layernorm(x + last.mlp(last.layernorm_after(x)))
@@ -132,12 +135,12 @@ class ViT(Backbone):
         return self.class_token(pixels) if self.pool == "class" else self._pooled(self.sequence(pixels))
 
     def _blocks(self, pixels: Tensor) -> list[Tensor]:
-        x, found = self.embed(pixels), []
+        x, features = self.embed(pixels), []
         self.trunk.config._attn_implementation = attention(x.device)
         for layer in self.trunk.layers:
             x = layer(x, None)
-            found.append(self._pooled(self.trunk.layernorm(x)))
-        return found
+            features.append(self._pooled(self.trunk.layernorm(x)))
+        return features
 
     def as_stock(self) -> Self:
         self.pool = "class"
@@ -156,15 +159,15 @@ class ViT(Backbone):
         if info["missing_keys"]:
             raise ValueError(f"{folder} lacks weights: {', '.join(sorted(info['missing_keys']))}")
         for name in AS_BUILT:
-            given, ours = (getattr(trunk.config, name) for trunk in (loaded, self.trunk))
-            if given != ours:
-                raise ValueError(f"{folder / 'config.json'}: {name} is {given!r}; only {ours!r} can be read here")
+            value, allowed = (getattr(trunk.config, name) for trunk in (loaded, self.trunk))
+            if value != allowed:
+                raise ValueError(f"{folder / 'config.json'}: {name} is {value!r}; only {allowed!r} can be read here")
         self.trunk.load_state_dict(loaded.state_dict())
 
 
 @cache
 def bicubic(side: int, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What makes height × width values of a grid of side²: [height · width, side²]."""
+    """Returns the matrix that interpolates a grid of side² values to height × width: [height · width, side²]."""
     with torch.inference_mode(mode=False):  # it is kept, also for those who train
         grids = torch.eye(side**2, dtype=dtype).view(side**2, 1, side, side)
         return interpolate(grids, (height, width), mode="bicubic").flatten(1).T.to(device, non_blocking=True)

@@ -80,7 +80,7 @@ def test_defaults_are_the_papers():
 
 
 def test_chunks_raise_if_they_would_change_the_features():
-    with pytest.raises(ValueError, match="chunk 4 would change the features, for batch norm in the backbone"):
+    with pytest.raises(ValueError, match="chunk 4 would change the features, because the backbone's batch norm"):
         BarlowTwins(build(ResNetBackbone(kind="resnet18", image_size=8)), BarlowTwinsConfig(dim=6, chunk=4))
 
 
