@@ -10,15 +10,15 @@ def test_pixels_labels_and_splits_agree_with_the_manifest(folder, photos):
     table = photos.manifest
     assert len(photos) == len(table) == 96
     for row in (0, 41, 95):
-        wanted = Image.open(folder / table["path"][row]).convert("RGB")
+        expected = Image.open(folder / table["path"][row]).convert("RGB")
         assert photos[row].shape[2] == table["packed_width"][row]
-        assert abs(photos[row].float().mean().item() - np.asarray(wanted).mean()) < 1
+        assert abs(photos[row].float().mean().item() - np.asarray(expected).mean()) < 1
         assert photos.classes[photos.labels(np.array([row]))[0]] == table["label"][row] == photos.label(row)
     assert sorted(np.concatenate([photos.rows(s) for s in ("train", "val", "test")])) == list(range(96))
     assert all(table["split"][int(row)] == "test" for row in photos.rows("test"))
 
 
-def test_squares_are_what_the_stock_processor_makes(photos, tiny, tmp_path):
+def test_squares_equal_those_of_the_stock_processor(photos, tiny, tmp_path):
     """Same resize, so that the features of `evaluate` are those a user gets from the saved folder."""
     from transformers import AutoImageProcessor
 
@@ -28,15 +28,15 @@ def test_squares_are_what_the_stock_processor_makes(photos, tiny, tmp_path):
     backbone.save(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     image = Image.fromarray(photos[3].permute(1, 2, 0).numpy())
-    theirs = processor(image, return_tensors="pt")["pixel_values"]
-    ours = backbone.normalize(photos.squares(np.array([3]), tiny.image_size).float())
-    assert (theirs - ours).abs().max() < 0.03  # one of 255 levels, divided by std
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    actual = backbone.normalize(photos.squares(np.array([3]), tiny.image_size).float())
+    assert (actual - expected).abs().max() < 0.03  # one of 255 levels, divided by std
 
 
-def test_questions_ask_what_is_there(photos):
-    asked = photos.questions("test")
-    assert set(asked["row"]) <= set(photos.rows("test").tolist())
-    assert set(asked["answer"]) == {"red", "green"}
+def test_questions_and_answers_belong_to_the_split(photos):
+    questions = photos.questions("test")
+    assert set(questions["row"]) <= set(photos.rows("test").tolist())
+    assert set(questions["answer"]) == {"red", "green"}
 
 
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path):
@@ -51,7 +51,7 @@ def test_half_a_file_is_refused(prepared, tmp_path):
         Photos(tmp_path)
 
 
-def test_pictures_are_views_of_the_file(photos):
+def test_photos_are_views_of_the_file(photos):
     assert photos[0].untyped_storage().data_ptr() != 0
     assert photos[0].dtype == torch.uint8
     assert np.shares_memory(photos[0].numpy(), photos.pixels(np.arange(2)).flat)
