@@ -1,4 +1,4 @@
-"""A thing is known by its silhouette and by what is inside it: ten small objects, each a list of flat parts.
+"""Ten small objects for `scenes`, each a list of flat parts that show its silhouette and its details.
 
 Everything is drawn in the object's own square, x to the right and y down, both from -1 to 1, and knows neither color
 nor place: a part names a tone (`body`, `pale`, `ink`, ...) and `scenes` decides how that looks, for all classes alike.

@@ -1,9 +1,9 @@
-"""A tool must be tried before any photo is at hand: small made-up scenes, as hard for raw pixels as photos are.
+"""Generated scenes, to try everything without photos; as hard to classify by raw pixels as photos are.
 
 A scene is a few objects of one kind (its class) among nuisances: colors, sizes, places, turns, surfaces, background,
-pebbles, light, shadow, lens and noise, all drawn independently of the class; what is said about it is true. Whatever
-two crops of one picture share and other pictures do not is what contrastive learning picks up first, and here that has
-to be the kind of object: so colors change within a picture, and backgrounds are few.
+pebbles, light, shadow, lens and noise, all drawn independently of the class. Its caption and answers are true.
+Contrastive learning picks up first what two crops of one image share and other images do not. Here that has to be the
+kind of object, so colors change within an image, and backgrounds are few.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Scene:
 
 
 def draw(seed: int, index: int) -> Scene:
-    """The scene that `seed` and `index` alone decide; each ten indices from a multiple of ten hold every class once."""
+    """Returns the scene that `seed` and `index` determine; every ten from a multiple of ten hold each class once."""
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must not be negative, got {seed} and {index}")
     # shuffled within its ten: with index % 10, whoever keeps every fifth picture for testing would test two classes
@@ -63,7 +63,7 @@ def draw(seed: int, index: int) -> Scene:
 
 
 def _words(r: np.random.Generator, label: str, background: str, count: int) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The caption and the questions, each in one of two wordings."""
+    """Returns the caption and the questions, each in one of two wordings."""
     where, number = BACKGROUNDS[background], NUMBERS[count]
     things = f"{number} {_several(label)}"
     caption = (f"{things} {where}", f"a picture of {things} {where}")[r.integers(2)]
@@ -100,7 +100,7 @@ def _pixels(r: np.random.Generator, label: str, background: str, count: int) -> 
 
 
 def _objects(r: np.random.Generator, label: str, count: int) -> Image.Image:
-    """The objects as RGBA, 64x64, each about in its own quarter and in a color of its own."""
+    """Returns the objects as RGBA, 64x64, each near the middle of a quarter and in a color of its own."""
     canvas = Image.new("RGBA", (SIDE * FINER,) * 2, (*TONES["ink"], 0))
     for quarter in r.permutation(4)[:count]:
         middle = [17 + 30 * half + r.uniform(-SHAKE, SHAKE) for half in (quarter % 2, quarter // 2)]
@@ -109,7 +109,7 @@ def _objects(r: np.random.Generator, label: str, count: int) -> Image.Image:
 
 
 def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle: list[float]) -> None:
-    """One object, its middle at (x, y) in pixels; the picture's edge may cut it."""
+    """Draws one object with its middle at (x, y) in pixels; the edge of the image may cut it."""
     color = list(COLORS.values())[r.integers(len(COLORS))]
     body = tuple(int(np.clip(c + r.integers(-14, 15), 0, 255)) for c in color)
     shade, pale = tuple(int(c * 0.68) for c in body), tuple(int(c * 0.5 + 120) for c in body)
@@ -128,7 +128,7 @@ def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle
 
 
 def _blurred(plane: Floats, radius: float) -> Floats:
-    """[64, 64, 1] in 0 ... 1, likewise."""
+    """Blurs [64, 64, 1] in 0 ... 1."""
     picture = Image.fromarray((plane[..., 0] * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
     return np.asarray(picture, np.float32)[..., None] / np.float32(255)
 
@@ -152,7 +152,7 @@ def _stretched(grid: npt.NDArray[np.float64], side: int) -> Floats:
 
 
 def _light(r: np.random.Generator, lamp: Floats) -> Floats:
-    """What lamp and lens leave of the light, [64, 64, 3]."""
+    """Returns the light's factor per pixel after falloff, vignette and tint, [64, 64, 3]."""
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)[..., None]
     falloff = 1 + r.uniform(0, 0.25) * (x * lamp[0] + y * lamp[1])
     vignette = 1 - r.uniform(0, 0.3) * (x**2 + y**2) / 2
@@ -172,7 +172,7 @@ def _pebbles(r: np.random.Generator, ground: Floats) -> Floats:
 
 
 def _ground(r: np.random.Generator, background: str) -> Floats:
-    """A window of the one large picture there is of each background, [64, 64, 3]: a place, not a fingerprint."""
+    """Returns a window of the one large image of a background, [64, 64, 3], so that images share backgrounds."""
     return _window(r, _grounds()[background]) * np.float32(r.uniform(0.85, 1.1))
 
 
