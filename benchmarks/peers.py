@@ -36,8 +36,8 @@ from PIL import Image
 
 from benchmarks.machine import ceiling, chip
 from components.data import scenes
-from components.machine import PRECISION, uses_bf16
 from components.models import winograd
+from components.precision import PRECISION, uses_bf16
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 
 ROOT = Path(__file__).parents[1]

@@ -1,34 +1,19 @@
-"""What the machine can do: the precision it computes in, memory, torch.compile, repeatable results."""
+"""What a process asks of the machine: memory that stays, repeatable results, compiled blocks, readable files."""
 
 from __future__ import annotations
 
-import copy
 import ctypes
-import fcntl
-import hashlib
-import json
 import os
-import platform
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-M = TypeVar("M", bound=nn.Module)
-
-CPUINFO = Path("/proc/cpuinfo")
-PRECISION = "SELFSIGHT_PRECISION"  # auto, fp32 or bf16: what matrix products are computed in
 SYSTEM_MALLOC = "SELFSIGHT_SYSTEM_MALLOC"  # set to anything: the C library frees memory as it likes
 TOP_PAD, TRIM_THRESHOLD, MMAP_THRESHOLD = -2, -1, -3  # of malloc.h
-BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16", "svebf16"}  # flags of x86 and of ARM
-MIN_SPEEDUP = 1.2  # below, bf16 is not worth its rounding
-EMULATED = 4  # times as slow as fp32 in a small product: not even tried in a large one
 
 
 def keep_memory() -> bool:
@@ -61,162 +46,6 @@ def make_readable(folder: Path) -> None:
     mode = (folder / "config.json").stat().st_mode & 0o777
     for file in folder.glob("*.safetensors"):
         file.chmod(mode)
-
-
-def setting(name: str, allowed: tuple[str, ...]) -> str:
-    """Returns the value of an environment variable, the first of `allowed` where it is not set.
-
-    Raises ValueError if it has another value.
-    """
-    value = os.environ.get(name) or allowed[0]
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-    return value
-
-
-def processor() -> tuple[str, frozenset[str]]:
-    """Returns the CPU's name and flags (instruction sets); where there is no /proc/cpuinfo, no flags."""
-    try:
-        first = CPUINFO.read_text(encoding="utf-8").partition("\n\n")[0]
-    except OSError:
-        return platform.processor() or platform.machine(), frozenset()
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
-    name = fields.get("model name") or " ".join(fields.get(key, "") for key in ("CPU implementer", "CPU part")).strip()
-    return name or platform.machine(), frozenset((fields.get("flags") or fields.get("Features") or "").split())
-
-
-def uses_bf16() -> bool:
-    """Returns True if matrix products are to be computed in bf16.
-
-    SELFSIGHT_PRECISION decides if it is set. Otherwise a GPU decides by what it supports, and a CPU that has bf16 units
-    by a measurement, which is kept (see `measured`).
-    """
-    precision = setting(PRECISION, ("auto", "fp32", "bf16"))
-    if precision != "auto":
-        return precision == "bf16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return not BF16_UNITS.isdisjoint(processor()[1]) and measured("bf16", bf16_speedup) >= MIN_SPEEDUP
-
-
-@cache
-def measured(name: str, measure: Callable[[], float]) -> float:
-    """Returns measure(), a speedup, that the first process on this machine keeps in a file of the user's cache.
-
-    So later processes, a resumed run among them, decide by the same number. The key holds what it depends on: CPU,
-    torch, threads, and variables that restrict instruction sets. If no file can be written, each process measures once.
-    """
-    limits = [os.environ.get(limit) for limit in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
-    cpu, flags = processor()
-    key = json.dumps([cpu, sorted(flags), torch.__version__, torch.get_num_threads(), limits])
-    path = _cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:  # two that measure at once would slow each other
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if (kept := _read_speedup(path)) is not None:
-                return kept
-            speedup = measure()
-            record = {"speedup": speedup, "cpu": cpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
-            part = path.with_suffix(".tmp")
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            part.replace(path)
-    except OSError:
-        kept = _read_speedup(path)
-        return measure() if kept is None else kept
-    return speedup
-
-
-def _cache_folder() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfsight"
-    except RuntimeError:  # nobody's home
-        return Path(tempfile.gettempdir()) / "selfsight"
-
-
-def _read_speedup(path: Path) -> float | None:
-    """Returns the number in the file, None if there is no file or if it is damaged."""
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["speedup"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def bf16_speedup() -> float:
-    """Returns how many times as fast as in fp32 this CPU trains in bf16: a linear layer or a convolution, the smaller.
-
-    Returns 0 where bf16 turns out to be emulated.
-    """
-    with measuring():
-        full = torch.randn(128, 128)
-        half = full.bfloat16()
-        plain, emulated = best_seconds(lambda: full @ full, lambda: half @ half)
-        if emulated > EMULATED * plain:
-            return 0.0
-        layers = [
-            (nn.Linear(192, 768), torch.randn(2048, 192)),  # of a ViT-T
-            (nn.Conv2d(64, 64, 3, padding=1, bias=False), torch.randn(8, 64, 32, 32)),  # of a ResNet-18
-        ]
-        return min(_layer_speedup(layer, x) for layer, x in layers)
-
-
-def _layer_speedup(layer: nn.Module, x: Tensor) -> float:
-    def train(*, bf16: bool) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            y = layer(x)
-        y.float().square().sum().backward()
-
-    fp32, bf16 = best_seconds(lambda: train(bf16=False), lambda: train(bf16=True))
-    return fp32 / bf16
-
-
-@contextmanager
-def measuring() -> Iterator[None]:
-    """Sets one thread, gradients and no autocast; restores the number of threads and torch's random state."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # others would count while they spin
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def best_seconds(*functions: Callable[[], object], rounds: int = 5) -> list[float]:
-    """Returns the least CPU time of each function over some rounds.
-
-    The functions alternate, and the time of other processes is not counted, so the ratio holds on a busy machine too.
-    """
-    best = [float("inf")] * len(functions)
-    for function in functions:
-        function()  # the first call prepares: it compiles, allocates, reorders
-    for _ in range(rounds):
-        for index, function in enumerate(functions):
-            start = time.process_time()
-            function()
-            best[index] = min(best[index], time.process_time() - start)
-    return best
-
-
-def with_bf16_weights(module: M) -> M:
-    """Returns the module for use under autocast, with the frozen weights of its matrix products held in bf16.
-
-    Autocast casts an fp32 weight at every call; the results are the same. `module` keeps its own fp32 weights, and
-    shares all others with what is returned. Frozen is what has no gradient: without grad mode, everything.
-    """
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    held = copy.deepcopy(module, shared)
-    for layer in held.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            for name, weight in list(layer.named_parameters(recurse=False)):
-                if not (torch.is_grad_enabled() and weight.requires_grad):
-                    setattr(layer, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
-    return held
 
 
 def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from components import machine
+from components import machine, measurement, precision
 
 ROOT = Path(__file__).parents[1]
 FAULTS = """
@@ -65,26 +65,26 @@ def test_the_environment_may_set_the_precision(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: pytest.fail("the chip does not matter"))
     for value, expected in (("bf16", True), ("fp32", False)):
-        monkeypatch.setenv(machine.PRECISION, value)
-        assert machine.uses_bf16() is expected
-    monkeypatch.setenv(machine.PRECISION, "fp16")
+        monkeypatch.setenv(precision.PRECISION, value)
+        assert precision.uses_bf16() is expected
+    monkeypatch.setenv(precision.PRECISION, "fp16")
     with pytest.raises(ValueError, match="SELFSIGHT_PRECISION is 'fp16'; allowed: auto, fp32, bf16"):
-        machine.uses_bf16()
+        precision.uses_bf16()
 
 
 @pytest.fixture
 def cpu(monkeypatch, tmp_path):
     """Returns a function that sets the CPU's flags; the cache of measurements is empty."""
-    monkeypatch.setenv(machine.PRECISION, "auto")
+    monkeypatch.setenv(precision.PRECISION, "auto")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(measurement, "CPUINFO", tmp_path / "cpuinfo")
 
     def described(flags, field="flags"):
         (tmp_path / "cpuinfo").write_text(f"processor : 0\nmodel name\t: A CPU\n{field} : {flags}\n\nprocessor : 1\n")
 
     yield described
-    machine.measured.cache_clear()
+    measurement.measured.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -98,28 +98,28 @@ def cpu(monkeypatch, tmp_path):
 )
 def test_bf16_needs_units_and_a_measured_speedup(cpu, flags, speedup, expected, monkeypatch):
     cpu(flags)
-    monkeypatch.setattr(machine, "bf16_speedup", lambda: speedup)
-    assert machine.uses_bf16() is expected
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: speedup)
+    assert precision.uses_bf16() is expected
 
 
 def test_arm_and_unknown_processors(cpu, monkeypatch, tmp_path):
     cpu("asimd bf16", field="Features")
-    assert machine.processor() == ("A CPU", {"asimd", "bf16"})
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "no such file")
-    assert machine.processor()[1] == frozenset()
-    assert not machine.uses_bf16()
+    assert measurement.processor() == ("A CPU", {"asimd", "bf16"})
+    monkeypatch.setattr(measurement, "CPUINFO", tmp_path / "no such file")
+    assert measurement.processor()[1] == frozenset()
+    assert not precision.uses_bf16()
 
 
 def test_a_cpu_without_bf16_units_is_not_measured(cpu, monkeypatch):
     cpu("avx2 fma")
-    monkeypatch.setattr(machine, "bf16_speedup", lambda: pytest.fail("measured"))
-    assert not machine.uses_bf16()
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: pytest.fail("measured"))
+    assert not precision.uses_bf16()
 
 
 def measure_once(values):
     """Returns measured() as a new process would call it; `values` are the measurements to come."""
-    machine.measured.cache_clear()
-    return machine.measured("test", lambda: values.pop(0))
+    measurement.measured.cache_clear()
+    return measurement.measured("test", lambda: values.pop(0))
 
 
 def test_a_measurement_is_kept_for_later_processes_on_the_same_machine(cpu, monkeypatch, tmp_path):
@@ -151,36 +151,36 @@ def test_without_a_place_to_write_each_process_measures_once(cpu, monkeypatch, t
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     values, measure = [2.0], lambda: values.pop(0)
-    assert machine.measured("test", measure) == 2.0
-    assert machine.measured("test", measure) == 2.0
+    assert measurement.measured("test", measure) == 2.0
+    assert measurement.measured("test", measure) == 2.0
 
 
 def test_the_first_of_two_threads_measures(cpu):
     cpu("avx2")
-    measured, values = machine.measured.__wrapped__, [2.0]
+    measured, values = measurement.measured.__wrapped__, [2.0]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda _: measured("test", lambda: values.pop(0)), range(2)))
     assert results == [2.0, 2.0]
 
 
 def test_emulated_bf16_is_tried_in_a_small_product_only(monkeypatch):
-    monkeypatch.setattr(machine, "best_seconds", lambda *functions: [1.0, 20.0])
-    monkeypatch.setattr(machine, "_layer_speedup", lambda *_: pytest.fail("a large one"))
+    monkeypatch.setattr(measurement, "best_seconds", lambda *functions: [1.0, 20.0])
+    monkeypatch.setattr(precision, "_layer_speedup", lambda *_: pytest.fail("a large one"))
     before = torch.get_rng_state()
-    assert machine.bf16_speedup() == 0
+    assert precision.bf16_speedup() == 0
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_smaller_speedup_of_a_linear_layer_and_a_convolution_counts(monkeypatch):
-    monkeypatch.setattr(machine, "best_seconds", lambda *functions: [1.0, 1.0])
+    monkeypatch.setattr(measurement, "best_seconds", lambda *functions: [1.0, 1.0])
     speedups = [2.0, 1.5]
-    monkeypatch.setattr(machine, "_layer_speedup", lambda *_: speedups.pop(0))
-    assert machine.bf16_speedup() == 1.5
+    monkeypatch.setattr(precision, "_layer_speedup", lambda *_: speedups.pop(0))
+    assert precision.bf16_speedup() == 1.5
 
 
 def test_the_best_time_of_each_function_counts():
     calls = []
-    times = machine.best_seconds(lambda: calls.append("a"), lambda: calls.append("b"), rounds=2)
+    times = measurement.best_seconds(lambda: calls.append("a"), lambda: calls.append("b"), rounds=2)
     assert calls == ["a", "b", "a", "b", "a", "b"]
     assert all(0 <= seconds < float("inf") for seconds in times)
 
@@ -190,7 +190,7 @@ def test_frozen_weights_are_held_in_bf16_and_nothing_else_changes():
     net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 4), nn.Linear(4, 2)).requires_grad_(False)
     net[3].requires_grad_()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    held = machine.with_bf16_weights(net)
+    held = precision.with_bf16_weights(net)
     assert [held[index].weight.dtype for index in range(4)] == [
         torch.bfloat16,
         torch.float32,
@@ -203,4 +203,4 @@ def test_frozen_weights_are_held_in_bf16_and_nothing_else_changes():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(held(x), net(x))  # the same casts of the same weights
     with torch.no_grad():
-        assert machine.with_bf16_weights(net)[3].weight.dtype == torch.bfloat16
+        assert precision.with_bf16_weights(net)[3].weight.dtype == torch.bfloat16

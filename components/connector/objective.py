@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from components.connector.collate import IGNORE
-from components.machine import uses_bf16, with_bf16_weights
+from components.precision import uses_bf16, with_bf16_weights
 from components.training.objective import Objective
 
 

@@ -124,7 +124,8 @@ def read(content: bytes | Image.Image, size: int, rules: Rules) -> DecodedImage:
         format_ = image.format or "unknown"
     mode, channels, (width, height) = image.mode, len(image.getbands()), image.size
     _check(image, rules)
-    is_deep = mode in SIXTEEN_BIT or any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    rawmodes = [str(tile.args).replace("BGR;16", "") for tile in getattr(image, "tile", ())]  # a BMP of 16 bits a pixel
+    is_deep = mode in SIXTEEN_BIT or any(";16" in rawmode for rawmode in rawmodes)
     orientation, notes = _decode(image, size)
     rgb = to_rgb(image, rules.bit_depth)
     peak = _peak(image, rgb, rules) if is_deep else None

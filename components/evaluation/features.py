@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from components.data.photos import Photos
-from components.machine import uses_bf16, with_bf16_weights
 from components.models.backbone import Backbone
+from components.precision import uses_bf16, with_bf16_weights
 from components.progress import progress
 
 

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from components.machine import PRECISION, uses_bf16
 from components.models import winograd
 from components.models.resnet import Conv2d
+from components.precision import PRECISION, uses_bf16
 
 KEPT = 2
 

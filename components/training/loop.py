@@ -14,8 +14,9 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from components.machine import PRECISION, repeat_exactly, uses_bf16
+from components.machine import repeat_exactly
 from components.models import winograd
+from components.precision import PRECISION, uses_bf16
 from components.progress import progress
 from components.training import checkpoints, distributed, micro_batches, optim
 from components.training.monitor import Monitor, Run, memory_advice

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from components.connector.answering import generate_answers
 from components.connector.collate import IGNORE, Collator
 from components.connector.objective import Connector
-from components.machine import PRECISION
+from components.precision import PRECISION
 from tests.connector import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -10,8 +10,8 @@ from components.evaluation.features import center, features, standardize
 from components.evaluation.health import effective_rank, feature_std
 from components.evaluation.scoring import baselines, cannot_score, score, selection_score
 from components.evaluation.statistics import proportion_with_ci, wilson
-from components.machine import PRECISION
 from components.models.backbone import build
+from components.precision import PRECISION
 
 
 def blobs(count, classes=3, dim=5, noise=0.3, seed=0):

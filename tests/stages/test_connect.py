@@ -17,9 +17,9 @@ from components.connector.answering import load_vlm
 from components.connector.collate import Collator
 from components.connector.vlm import assemble
 from components.data.photos import Photos
-from components.machine import PRECISION
 from components.models.backbone import ResNetBackbone, build
 from components.models.backbone import load as load_backbone
+from components.precision import PRECISION
 from components.stages import connect as module
 from components.stages.connect import ConnectConfig, connect, loader
 from components.training.monitor import Run

@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from components.machine import PRECISION
 from components.models import winograd
 from components.models.backbone import ResNetBackbone, ViTBackbone
 from components.models.backbone import build as build_backbone
+from components.precision import PRECISION
 from components.training import checkpoints, distributed, loop, micro_batches
 from components.training.loop import Stopped, fit
 from components.training.monitor import Run
