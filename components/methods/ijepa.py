@@ -23,7 +23,7 @@ from components.data.augment import View
 from components.data.fields import Draws
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, patches_of
-from components.models.heads import Blocks, plain_start, sincos
+from components.models.heads import Blocks, init_linear, sincos
 from components.models.memory import EMA
 from components.training.optim import AdamW, Cosine, Optimizer
 
@@ -77,8 +77,8 @@ class IJEPA(Method):
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)  # three axes: weight decay skips vectors
         self.predictor = Blocks(width, config.predictor_depth, vit.config.heads)
         self.from_predictor = nn.Linear(width, vit.dim)
-        self.to_predictor.apply(plain_start)
-        self.from_predictor.apply(plain_start)
+        self.to_predictor.apply(init_linear)
+        self.from_predictor.apply(init_linear)
         self.register_buffer("positions", sincos(vit.side, width), persistent=False)  # [N, W]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from components.data.fields import Draws
 from components.data.randomness import expand_draws
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone, patches_of
-from components.models.heads import Blocks, plain_start, sincos
+from components.models.heads import Blocks, init_linear, sincos
 from components.training.optim import AdamW, Cosine, Optimizer
 
 
@@ -62,8 +62,8 @@ class MAE(Method):
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)  # three axes: weight decay skips vectors
         self.decoder = Blocks(width, config.decoder_depth, config.decoder_heads)
         self.to_pixels = nn.Linear(width, 3 * vit.config.patch_size**2)
-        self.to_decoder.apply(plain_start)
-        self.to_pixels.apply(plain_start)
+        self.to_decoder.apply(init_linear)
+        self.to_pixels.apply(init_linear)
         positions = torch.cat([torch.zeros(1, width), sincos(vit.side, width)])  # [1 + N, W]
         self.register_buffer("positions", positions, persistent=False)
 

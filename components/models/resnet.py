@@ -1,6 +1,6 @@
 """torchvision's ResNets (He et al., CVPR 2016, https://arxiv.org/abs/1512.03385).
 
-Where images are small, with the stem of SimCLR's CIFAR runs (appendix B.9 of https://arxiv.org/abs/2002.05709).
+Networks for small images have the stem of SimCLR's CIFAR runs (appendix B.9 of https://arxiv.org/abs/2002.05709).
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from components.models import winograd
 from components.models.interface import Backbone, ResNetBackbone
 from components.models.norm import BatchNorm2d
 
-SMALL_MAP, MANY = 16, 512  # places and channels
-SMALL_IMAGE = 64  # up to this many pixels a ResNet keeps its resolution in the stem
+# a matrix product is faster up to MAX_POSITIONS of the output, from MIN_CHANNELS of it on
+MAX_POSITIONS, MIN_CHANNELS = 16, 512
+SMALL_IMAGE = 64  # up to this image size in pixels the stem does not reduce the resolution
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that uses Winograd's filtering on a CPU where that is faster (see `winograd.applies`).
+    """A convolution without bias that uses Winograd's filtering on a CPU where that is faster (see `winograd.applies`).
 
-    Otherwise small maps with many channels are one matrix product on a CPU: training is 1.2 to 1.4 times faster,
-    measured in fp32 on AVX2. With fewer channels, larger maps or a kernel of 1 × 1 it was slower. The product needs the
-    memory of the unfolded map, which is larger by the number of places in the kernel.
+    Otherwise a CPU computes small feature maps with many channels as one matrix product: training is 1.2 to 1.4 times
+    faster, measured in fp32 on AVX2. With fewer channels, larger maps or a kernel of 1 × 1 it was slower. The product
+    needs memory for the unfolded map, which is kernel height × kernel width times as large as the map.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if winograd.applies(self, x):
             return winograd.convolve(x, self.weight)
-        height, width = ((side - 1) // self.stride[0] + 1 for side in x.shape[-2:])  # padding is half of the kernel
-        small = len(x) > 0 and height * width <= SMALL_MAP and self.out_channels >= MANY and self.kernel_size != (1, 1)
-        if x.device.type != "cpu" or not small:
+        height, width = ((side - 1) // self.stride[0] + 1 for side in x.shape[-2:])  # padding: half of the kernel
+        is_small = height * width <= MAX_POSITIONS and self.out_channels >= MIN_CHANNELS and self.kernel_size != (1, 1)
+        if x.device.type != "cpu" or len(x) == 0 or not is_small:
             return super().forward(x)
-        columns = unfold(
-            x, self.kernel_size, padding=self.kernel_size[0] // 2, stride=self.stride
-        )  # [B, C · kernel, places]
-        flat = columns.transpose(1, 2).flatten(0, 1) @ self.weight.flatten(1).T
-        return flat.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+        # [B, C · kernel, positions]
+        columns = unfold(x, self.kernel_size, padding=self.kernel_size[0] // 2, stride=self.stride)
+        outputs = columns.transpose(1, 2).flatten(0, 1) @ self.weight.flatten(1).T  # [B · positions, out_channels]
+        return outputs.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
 
 class ResNet(Backbone):
-    """torchvision's ResNet without its classifier; its state dict's keys are torchvision's."""
+    """torchvision's ResNet without its classifier. The state dict has torchvision's keys."""
 
     config: ResNetBackbone
 
@@ -68,12 +68,13 @@ class ResNet(Backbone):
         return self.trunk(self.normalize(pixels))
 
     def _stages(self, pixels: Tensor) -> list[Tensor]:
-        trunk, found = self.trunk, []
+        """Returns the feature maps [B, D, h, w] after each of the four stages."""
+        trunk, feature_maps = self.trunk, []
         x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(self.normalize(pixels)))))
         for stage in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4):
-            x = stage(x)  # [B, D, h, w]
-            found.append(x)
-        return found
+            x = stage(x)
+            feature_maps.append(x)
+        return feature_maps
 
     def _blocks(self, pixels: Tensor) -> list[Tensor]:
         return [self.trunk.avgpool(x).flatten(1) for x in self._stages(pixels)]
@@ -82,8 +83,8 @@ class ResNet(Backbone):
         return self._stages(pixels)[-1].flatten(2).transpose(1, 2)
 
     def _save(self, folder: Path) -> None:
-        said = {"model_type": self.config.kind, **self.config.model_dump(mode="json"), "patches": self.patches}
-        (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        config = {"model_type": self.config.kind, **self.config.model_dump(mode="json"), "patches": self.patches}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file({k: v.contiguous() for k, v in self.trunk.state_dict().items()}, folder / "model.safetensors")
 
     def read_weights(self, folder: Path) -> None:
@@ -94,8 +95,8 @@ class ResNet(Backbone):
 def zero_init_residual(backbone: Backbone) -> None:
     """Sets the scale of the last batch norm of each block to 0, so that every block of a ResNet starts as the identity.
 
-    For a network with random weights, before training: Goyal et al., 2017, section 5.1
-    (https://arxiv.org/abs/1706.02677). Changes nothing in a ViT.
+    Call it once, before training from random weights: Goyal et al., 2017, section 5.1
+    (https://arxiv.org/abs/1706.02677). A ViT stays as it is.
     """
     for block in backbone.modules():
         if isinstance(block, Bottleneck):

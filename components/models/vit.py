@@ -80,16 +80,16 @@ class ViT(Backbone):
         matrix = bicubic(self.side, height, width, learned.device, learned.dtype)
         return torch.cat([learned[:, :1], matrix @ learned[:, 1:]], dim=1)
 
-    def encode(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Any tokens that `embed` made, or a part of them, through all blocks and the norm: [B, M, D] -> [B, M, D].
+    def encode(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Returns tokens from `embed`, or a subset of them, after all blocks and the norm: [B, M, D] -> [B, M, D].
 
-        seen: bool [B, M], the tokens that any of them may look at; what comes out of the others means nothing.
+        visible: bool [B, M], the tokens that the others may attend to; the outputs of the rest are meaningless.
         """
-        return self.trunk.layernorm(self._through(x, self.trunk.layers, seen))
+        return self.trunk.layernorm(self._through(x, self.trunk.layers, visible))
 
-    def _through(self, x: Tensor, layers: nn.ModuleList, seen: Tensor | None = None) -> Tensor:
-        attended = None if seen is None else seen[:, None, None, :]  # [B, heads, from, to]
-        self.trunk.config._attn_implementation = attention(x.device, masked=seen is not None)
+    def _through(self, x: Tensor, layers: nn.ModuleList, visible: Tensor | None = None) -> Tensor:
+        attended = None if visible is None else visible[:, None, None, :]  # [B, heads, from, to]
+        self.trunk.config._attn_implementation = attention(x.device, masked=visible is not None)
         for layer in layers:
             x = layer(x, attended)
         return x

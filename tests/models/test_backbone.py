@@ -25,20 +25,20 @@ def backbone(request):
     return build(request.param).eval()
 
 
-def test_saved_and_loaded_it_gives_the_same_features(backbone, tmp_path):
+def test_a_saved_and_loaded_backbone_gives_the_same_features(backbone, tmp_path):
     backbone.save(tmp_path)
-    again = load(tmp_path).eval()
-    assert again.config == backbone.config
-    assert torch.equal(again(PIXELS), backbone(PIXELS))
-    assert torch.equal(again.tokens(PIXELS), backbone.tokens(PIXELS))
+    loaded = load(tmp_path).eval()
+    assert loaded.config == backbone.config
+    assert torch.equal(loaded(PIXELS), backbone(PIXELS))
+    assert torch.equal(loaded.tokens(PIXELS), backbone.tokens(PIXELS))
 
 
-def test_shapes(backbone):
+def test_features_and_tokens_have_their_documented_shapes(backbone):
     assert backbone(PIXELS).shape == (3, backbone.dim)
     assert backbone.tokens(PIXELS).shape == (3, 4, backbone.dim)
 
 
-def test_a_saved_vit_is_transformers_own(tmp_path):
+def test_transformers_loads_a_saved_vit_with_the_same_features(tmp_path):
     backbone = build(SHAPES[0]).eval()
     backbone.save(tmp_path)
     stock = AutoModel.from_pretrained(tmp_path).eval()
@@ -48,16 +48,16 @@ def test_a_saved_vit_is_transformers_own(tmp_path):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_the_class_token_alone_is_what_the_sequence_has_first_and_so_are_its_gradients(depth):
+def test_class_token_equals_the_first_token_of_the_sequence_and_so_do_the_gradients(depth):
     torch.manual_seed(0)
     vit = build(SHAPES[0].model_copy(update={"depth": depth})).double()
-    wanted = torch.randn(3, 16, dtype=torch.float64)
-    found = []
-    for told in (vit.class_token(PIXELS), vit.sequence(PIXELS)[:, 0]):
-        gradients = torch.autograd.grad((told * wanted).sum(), list(vit.parameters()))
-        found.append([told, *gradients])
-    for alone, of_all in zip(*found, strict=True):
-        assert torch.allclose(alone, of_all, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn(3, 16, dtype=torch.float64)
+    results = []
+    for token in (vit.class_token(PIXELS), vit.sequence(PIXELS)[:, 0]):
+        gradients = torch.autograd.grad((token * upstream).sum(), list(vit.parameters()))
+        results.append([token, *gradients])
+    for actual, expected in zip(*results, strict=True):
+        assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_saved_resnet_has_torchvisions_keys(tmp_path):
@@ -70,28 +70,28 @@ def test_a_saved_resnet_has_torchvisions_keys(tmp_path):
 
 @pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 3)])
 @pytest.mark.parametrize("side", [7, 8])
-def test_a_small_map_is_convolved_by_one_product(stride, kernel, side, monkeypatch):
-    monkeypatch.setattr(resnet, "SMALL_MAP", 64)
-    monkeypatch.setattr(resnet, "MANY", 5)
+def test_a_small_map_is_convolved_as_one_matrix_product(stride, kernel, side, monkeypatch):
+    monkeypatch.setattr(resnet, "MAX_POSITIONS", 64)
+    monkeypatch.setattr(resnet, "MIN_CHANNELS", 5)
     plain = torch.nn.Conv2d(3, 5, kernel, stride, padding=kernel // 2, bias=False).double()
-    made = copy.deepcopy(plain)
-    made.__class__ = resnet.Conv2d
+    conv = copy.deepcopy(plain)
+    conv.__class__ = resnet.Conv2d
     x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *_: pytest.fail("not by one product"))
-    found = made(x)
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *_: pytest.fail("torch's own convolution was called"))
+    actual = conv(x)
     monkeypatch.undo()
     gradients = [
-        torch.autograd.grad(y.square().sum(), (x, net.weight)) for y, net in ((found, made), (plain(x), plain))
+        torch.autograd.grad(y.square().sum(), (x, net.weight)) for y, net in ((actual, conv), (plain(x), plain))
     ]
-    assert torch.allclose(found, plain(x), atol=1e-12)
+    assert torch.allclose(actual, plain(x), atol=1e-12)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(("kernel", "images"), [(1, 2), (3, 0)])
-def test_what_one_product_does_not_help_is_left_to_torch(kernel, images, monkeypatch):
-    made = resnet.Conv2d(3, 512, kernel, padding=kernel // 2, bias=False)
+def test_convolutions_that_one_matrix_product_would_slow_down_are_torchs(kernel, images, monkeypatch):
+    conv = resnet.Conv2d(3, 512, kernel, padding=kernel // 2, bias=False)
     monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda _, x: x.new_zeros(7))
-    assert made(torch.randn(images, 3, 4, 4)).shape == (7,)
+    assert conv(torch.randn(images, 3, 4, 4)).shape == (7,)
 
 
 def test_small_images_keep_their_resolution_in_the_stem():
@@ -100,18 +100,18 @@ def test_small_images_keep_their_resolution_in_the_stem():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4)])
-def test_positions_of_other_sizes_are_those_of_transformers(height, width):
+def test_positions_at_other_image_sizes_equal_those_of_transformers(height, width):
     vit = build(ViTBackbone(image_size=24, patch_size=8, width=16, depth=1, heads=2))
     pixels = torch.zeros(2, 3, 8 * height, 8 * width, dtype=torch.uint8)
     stock = vit.trunk.embeddings(vit.normalize(pixels), interpolate_pos_encoding=True)
     assert torch.allclose(vit.embed(pixels), stock, atol=1e-6)
 
 
-def test_a_vit_looks_at_other_sizes_too():
+def test_a_vit_takes_images_of_other_sizes():
     assert build(SHAPES[0])(PIXELS.repeat(1, 1, 2, 2)).shape == (3, 16)
 
 
-def test_what_is_no_backbone_is_refused(tmp_path):
+def test_a_folder_without_a_backbone_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no backbone: config.json, model.safetensors"):
         load(tmp_path)
     build(SHAPES[0]).save(tmp_path)
@@ -131,7 +131,7 @@ def test_a_vit_with_another_activation_or_without_biases_is_refused(name, value,
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-12, 1e-2])
 def test_the_epsilon_of_layer_norm_is_saved_and_loaded(eps, tmp_path):
-    """1e-6 by default, as timm, DINO and MAE; folders from before have transformers' 1e-12."""
+    """The default is 1e-6, as in timm, DINO and MAE; backbones saved by earlier versions have transformers' 1e-12."""
     assert ViTBackbone().layer_norm_eps == 1e-6
     backbone = build(SHAPES[0].model_copy(update={"layer_norm_eps": eps})).eval()
     assert {module.eps for module in backbone.modules() if isinstance(module, torch.nn.LayerNorm)} == {eps}
@@ -143,8 +143,8 @@ def test_the_epsilon_of_layer_norm_is_saved_and_loaded(eps, tmp_path):
     assert torch.allclose(features, backbone(PIXELS), atol=1e-5)
 
 
-def test_a_vits_weights_start_as_maes():
-    """Xavier over each layer's matrix, of which query, key and value are one: [3 · width, width]."""
+def test_a_vit_is_initialized_as_in_mae():
+    """Xavier for each layer's matrix; query, key and value count as one matrix [3 · width, width]."""
     torch.manual_seed(0)
     vit = build(ViTBackbone(image_size=16, patch_size=8, width=64, depth=1, heads=2))
     layer = vit.trunk.layers[0]
@@ -157,31 +157,31 @@ def test_a_vits_weights_start_as_maes():
         assert float(weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.03)
 
 
-def test_a_slow_copy_follows_by_the_formula_and_keeps_its_own_statistics():
+def test_the_ema_follows_its_formula_and_keeps_its_own_batch_norm_statistics():
     student = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
-    slow = EMA(student)
-    before = copy.deepcopy(slow.module.state_dict())
+    ema = EMA(student)
+    before = copy.deepcopy(ema.module.state_dict())
     with torch.no_grad():
         for p in student.parameters():
             p.add_(1)
     student[1].running_mean.fill_(9)
-    slow.update(student, 0.9)
-    for name, p in slow.module.named_parameters():
+    ema.update(student, 0.9)
+    for name, p in ema.module.named_parameters():
         assert torch.allclose(p, before[name] * 0.9 + (before[name] + 1) * 0.1)
-    assert torch.equal(slow.module[1].running_mean, torch.zeros(3))
-    assert not any(p.requires_grad for p in slow.parameters())
+    assert torch.equal(ema.module[1].running_mean, torch.zeros(3))
+    assert not any(p.requires_grad for p in ema.parameters())
 
 
-def test_a_queue_forgets_the_oldest_and_wraps():
+def test_a_queue_overwrites_its_oldest_items():
     queue = Queue(5, 2)
     assert torch.allclose(queue.items.norm(dim=1), torch.ones(5))
     for start in (0, 3, 6):
         queue.push(torch.arange(start, start + 3).float()[:, None].repeat(1, 2))
-    assert queue.items[:, 0].tolist() == [5, 6, 7, 8, 4]  # 9 went in, 5 stay
+    assert queue.items[:, 0].tolist() == [5, 6, 7, 8, 4]  # the last 5 of the 9 that were pushed
     assert int(queue.cursor) == 4
 
 
-def test_a_part_of_the_tokens_can_be_encoded():
+def test_a_subset_of_the_tokens_can_be_encoded():
     torch.manual_seed(0)
     vit = build(ViTBackbone(image_size=16, patch_size=8, width=16, depth=2, heads=2))
     pixels = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
@@ -193,14 +193,14 @@ def test_a_part_of_the_tokens_can_be_encoded():
     hidden = torch.zeros(3, 4, dtype=torch.bool)
     hidden[0, 2] = True
     token = torch.full((16,), 7.0)
-    seen = vit.embed(pixels, hidden, token)
+    masked = vit.embed(pixels, hidden, token)
     position = vit.trunk.embeddings.position_embeddings[0, 3]
-    assert torch.allclose(seen[0, 3], token + position)
-    seen[0, 3] = whole[0, 3]
-    assert torch.equal(seen, whole)  # nothing else was hidden
+    assert torch.allclose(masked[0, 3], token + position)
+    masked[0, 3] = whole[0, 3]
+    assert torch.equal(masked, whole)  # no other token has changed
 
 
-def test_the_mean_of_the_patches_is_a_choice_that_is_saved(tmp_path):
+def test_mean_pooling_is_saved_and_loaded(tmp_path):
     vit = build(ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2)).eval()
     pixels = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
     vit.pool = "mean"
@@ -210,16 +210,16 @@ def test_the_mean_of_the_patches_is_a_choice_that_is_saved(tmp_path):
     AutoModel.from_pretrained(tmp_path)
 
 
-def test_tokens_that_are_not_seen_might_as_well_be_away():
+def test_tokens_that_are_not_visible_have_the_same_effect_as_absent_ones():
     torch.manual_seed(0)
     vit = build(SHAPES[0]).double().eval()
     x = vit.embed(PIXELS)
-    seen = torch.tensor([[True, True, False, True, False]] * 3)
-    assert torch.allclose(vit.encode(x, seen)[seen], vit.encode(x[:, [0, 1, 3]]).flatten(0, 1), atol=1e-9)
-    assert not torch.allclose(vit.encode(x)[seen], vit.encode(x[:, [0, 1, 3]]).flatten(0, 1), atol=1e-3)
+    visible = torch.tensor([[True, True, False, True, False]] * 3)
+    assert torch.allclose(vit.encode(x, visible)[visible], vit.encode(x[:, [0, 1, 3]]).flatten(0, 1), atol=1e-9)
+    assert not torch.allclose(vit.encode(x)[visible], vit.encode(x[:, [0, 1, 3]]).flatten(0, 1), atol=1e-3)
 
 
-def test_fixed_positions_are_sines_and_none_for_the_class_token():
+def test_fixed_positions_are_sines_and_zero_for_the_class_token():
     vit = build(SHAPES[0])
     vit.fix_positions()
     positions = vit.trunk.embeddings.position_embeddings
@@ -228,66 +228,66 @@ def test_fixed_positions_are_sines_and_none_for_the_class_token():
     assert torch.equal(positions[0, 1:], sincos(2, 16))
 
 
-def test_the_blocks_end_with_the_features(backbone):
-    found = backbone.blocks(PIXELS)
-    assert len(found) == (2 if backbone.config.kind == "vit" else 4)
-    assert torch.allclose(found[-1], backbone(PIXELS), atol=1e-6)
-    assert not torch.allclose(found[0], found[-1][:, : found[0].shape[1]])
+def test_the_features_of_the_last_block_are_the_backbones(backbone):
+    features = backbone.blocks(PIXELS)
+    assert len(features) == (2 if backbone.config.kind == "vit" else 4)
+    assert torch.allclose(features[-1], backbone(PIXELS), atol=1e-6)
+    assert not torch.allclose(features[0], features[-1][:, : features[0].shape[1]])
     backbone.pool, backbone.patches = "mean", 8
     assert torch.allclose(backbone.blocks(PIXELS)[-1], backbone(PIXELS), atol=1e-6)
 
 
-def test_features_of_patches_are_a_choice_that_is_saved(backbone, tmp_path):
+def test_averaging_over_patches_is_saved_and_loaded(backbone, tmp_path):
     pixels = PIXELS[:, :, :, :14].repeat(1, 1, 1, 2)[:, :, :, :20]  # 16 high, 20 wide
     backbone.patches = 8
     cuts = [pixels[:, :, top : top + 8, left : left + 8] for top in (0, 4, 8) for left in (0, 6, 12)]
-    for pool in ("class", "mean"):  # either may be averaged
+    for pool in ("class", "mean"):
         backbone.pool = pool
         assert torch.allclose(backbone(pixels), sum(map(backbone.whole, cuts)) / 9, atol=1e-6)
     backbone.save(tmp_path)
-    again = load(tmp_path).eval()
-    assert (again.patches, again.config.patches) == (8, 8)
-    assert torch.allclose(again(pixels), backbone(pixels), atol=1e-6)
-    assert backbone.tokens(PIXELS).shape[1] == 4  # of the whole picture, as ever
+    loaded = load(tmp_path).eval()
+    assert (loaded.patches, loaded.config.patches) == (8, 8)
+    assert torch.allclose(loaded(pixels), backbone(pixels), atol=1e-6)
+    assert backbone.tokens(PIXELS).shape[1] == 4  # tokens are always those of the whole image
 
 
-def test_as_stock_it_is_the_class_token_of_the_whole_picture(backbone):
-    wanted = backbone(PIXELS)
+def test_as_stock_returns_the_default_features_of_the_whole_image(backbone):
+    expected = backbone(PIXELS)
     backbone.patches = 8
     if backbone.config.kind == "vit":
         backbone.pool = "mean"
-    assert not torch.allclose(backbone(PIXELS), wanted)
-    assert torch.equal(backbone.as_stock()(PIXELS), wanted)
+    assert not torch.allclose(backbone(PIXELS), expected)
+    assert torch.equal(backbone.as_stock()(PIXELS), expected)
 
 
-def test_patches_larger_than_the_picture_are_refused():
+def test_patches_larger_than_the_image_are_refused():
     with pytest.raises(ValueError, match="patches 20 is larger than image_size 16"):
         ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2, patches=20)
 
 
-def test_both_implementations_of_attention_are_one_and_chosen_by_where_they_are_fast(monkeypatch):
-    """On a CPU in bf16 the fused one is slow backwards only."""
+def test_both_attention_implementations_agree_and_the_faster_one_is_used(monkeypatch):
+    """On a CPU in bf16 only the backward pass of the fused one is slow."""
     torch.manual_seed(0)
     vit = build(SHAPES[0])
-    wanted = vit(PIXELS)
+    expected = vit(PIXELS)
     monkeypatch.setattr("components.models.vit.attention", lambda _device, **_: "eager")
-    assert torch.allclose(vit(PIXELS), wanted, atol=1e-5)
+    assert torch.allclose(vit(PIXELS), expected, atol=1e-5)
     monkeypatch.undo()
     with torch.autocast("cpu", torch.bfloat16):
-        near = vit(PIXELS)
+        in_bf16 = vit(PIXELS)
         assert vit.trunk.config._attn_implementation == "eager"
         with torch.no_grad():
             vit(PIXELS)
     assert vit.trunk.config._attn_implementation == "sdpa"
-    assert torch.allclose(near.float(), wanted, atol=0.1)
+    assert torch.allclose(in_bf16.float(), expected, atol=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_not_to_be_seen_is_not_seen_in_any_precision(dtype):
+def test_tokens_that_are_not_visible_have_no_effect_in_any_precision(dtype):
     torch.manual_seed(0)
     vit = build(SHAPES[0])
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         x = vit.embed(PIXELS)
-        seen = torch.tensor([True, True, False, True, False]).expand(3, -1)
-        other = torch.where(seen[:, :, None], x, torch.randn_like(x))
-        assert torch.equal(vit.encode(x, seen)[seen], vit.encode(other, seen)[seen])
+        visible = torch.tensor([True, True, False, True, False]).expand(3, -1)
+        other = torch.where(visible[:, :, None], x, torch.randn_like(x))
+        assert torch.equal(vit.encode(x, visible)[visible], vit.encode(other, visible)[visible])

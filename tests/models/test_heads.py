@@ -8,7 +8,7 @@ from components.models.heads import Blocks, mlp, sincos
 from components.models.norm import BatchNorm1d
 
 
-def test_layers_are_the_papers():
+def test_mlp_has_the_layers_its_arguments_describe():
     kinds = lambda net: [type(layer).__name__ for layer in net]  # noqa: E731
     assert kinds(mlp(4, 8, 2, norm=False)) == ["Linear", "ReLU", "Linear"]
     assert kinds(mlp(4, 8, 8, 2)) == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]
@@ -22,33 +22,33 @@ def test_layers_are_the_papers():
     assert [p.requires_grad for p in scale[1].parameters()] == [True, False]
 
 
-def test_alone_batch_norm_is_torchs():
-    ours, torchs = BatchNorm1d(3), nn.BatchNorm1d(3)
+def test_batch_norm_in_one_process_equals_torchs():
+    norm, torch_norm = BatchNorm1d(3), nn.BatchNorm1d(3)
     x = torch.randn(5, 3)
-    assert torch.equal(ours(x), torchs(x))
-    assert torch.equal(ours.running_var, torchs.running_var)
+    assert torch.equal(norm(x), torch_norm(x))
+    assert torch.equal(norm.running_var, torch_norm.running_var)
 
 
-def test_sine_positions_equal_their_formula_place_by_place():
-    found = sincos(3, 8)
-    assert found.shape == (9, 8)
+def test_each_sine_position_equals_its_formula():
+    positions = sincos(3, 8)
+    assert positions.shape == (9, 8)
     for row in range(3):
         for column in range(3):
-            wanted = []
-            for place in (column, row):
-                wanted += [math.sin(place / 10000 ** (i / 2)) for i in range(2)]
-                wanted += [math.cos(place / 10000 ** (i / 2)) for i in range(2)]
-            assert found[3 * row + column].tolist() == pytest.approx(wanted, abs=1e-6)
+            expected = []
+            for coordinate in (column, row):
+                expected += [math.sin(coordinate / 10000 ** (i / 2)) for i in range(2)]
+                expected += [math.cos(coordinate / 10000 ** (i / 2)) for i in range(2)]
+            assert positions[3 * row + column].tolist() == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ValueError, match="multiple of 4, not 6"):
         sincos(3, 6)
 
 
-def by_hand(blocks, x):
-    """The blocks' formulas for one sequence [M, D], a head and a token at a time."""
+def naive_blocks(blocks, x):
+    """Returns what the formulas of the blocks give for one sequence [M, D], one head and one token at a time."""
 
     def norm(layer, v):
-        deviation = (v.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
-        return (v - v.mean(-1, keepdim=True)) / deviation * layer.weight + layer.bias
+        std = (v.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+        return (v - v.mean(-1, keepdim=True)) / std * layer.weight + layer.bias
 
     for layer in blocks.layers:
         attention = layer.self_attn
@@ -70,15 +70,15 @@ def by_hand(blocks, x):
     return norm(blocks.norm, x)
 
 
-def test_blocks_are_their_formula_and_who_is_not_seen_might_as_well_be_away():
+def test_blocks_equal_their_formulas_and_tokens_that_are_not_visible_have_no_effect():
     torch.manual_seed(0)
     blocks = Blocks(8, 2, 2).double()
     x = torch.randn(2, 5, 8).double()
-    for row, found in zip(x, blocks(x), strict=True):
-        assert torch.allclose(found, by_hand(blocks, row), atol=1e-10)
-    seen = torch.tensor([[True, False, True, True, False], [True, True, True, True, True]])
-    for row, there, found in zip(x, seen, blocks(x, seen), strict=True):
-        assert torch.allclose(found[there], by_hand(blocks, row[there]), atol=1e-10)
+    for row, actual in zip(x, blocks(x), strict=True):
+        assert torch.allclose(actual, naive_blocks(blocks, row), atol=1e-10)
+    visible = torch.tensor([[True, False, True, True, False], [True, True, True, True, True]])
+    for row, mask, actual in zip(x, visible, blocks(x, visible), strict=True):
+        assert torch.allclose(actual[mask], naive_blocks(blocks, row[mask]), atol=1e-10)
     assert all(not layer.linear1.bias.any() and layer.linear1.weight.any() for layer in blocks.layers)
     with pytest.raises(ValueError, match="width 8 is not a multiple of heads 3; try 9"):
         Blocks(8, 1, 3)

@@ -1,4 +1,4 @@
-"""Winograd's filtering against the plain sum in float64."""
+"""Winograd's filtering is compared with torch's convolution in float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(
     "shape", [(2, 3, 5, 8, 8), (1, 4, 2, 7, 5), (3, 2, 2, 4, 4), (2, 5, 3, 1, 1), (5, 8, 4, 9, 12)]
 )
-def test_the_convolution_and_its_gradients_are_the_plain_ones(shape, layout):
+def test_the_convolution_and_its_gradients_equal_torchs_in_float64(shape, layout):
     count, channels, kernels, *sides = shape
     torch.manual_seed(0)
     x = torch.randn(count, channels, *sides).to(memory_format=layout).requires_grad_()
@@ -35,9 +35,10 @@ def test_the_convolution_and_its_gradients_are_the_plain_ones(shape, layout):
     assert relative_error(actual.detach(), expected.detach()) < 1e-5
     upstream = torch.randn(expected.shape)
     gradients = (torch.autograd.grad(y, (x, weight), upstream.to(y.dtype)) for y in (actual, expected))
-    for ours, reference in zip(*gradients, strict=True):
-        assert ours.shape == reference.shape
-        assert relative_error(ours, reference) < 1e-5  # fp32 has 1.2e-7; the transforms magnify rounding some ten times
+    for gradient, reference in zip(*gradients, strict=True):
+        assert gradient.shape == reference.shape
+        # fp32 has 1.2e-7; the transforms amplify rounding about tenfold
+        assert relative_error(gradient, reference) < 1e-5
 
 
 def test_a_large_batch_is_computed_in_chunks(monkeypatch):
@@ -45,21 +46,22 @@ def test_a_large_batch_is_computed_in_chunks(monkeypatch):
     whole = winograd.convolve(x, weight)
     gradients = torch.autograd.grad(whole.square().sum(), (x, weight))
     monkeypatch.setattr(winograd, "CHUNK_BYTES", 3 * 36 * 4 * 7 * 4)  # tiles, channels, bytes
-    assert [part.start for part in winograd._chunks(x, weight)] == [0, 3, 6]
-    parts = winograd.convolve(x, weight)
-    assert relative_error(parts.detach(), whole.detach()) < 1e-6
-    for one, other in zip(torch.autograd.grad(parts.square().sum(), (x, weight)), gradients, strict=True):
-        assert relative_error(one, other) < 1e-6
+    assert [chunk.start for chunk in winograd._chunks(x, weight)] == [0, 3, 6]
+    in_chunks = winograd.convolve(x, weight)
+    assert relative_error(in_chunks.detach(), whole.detach()) < 1e-6
+    chunked = torch.autograd.grad(in_chunks.square().sum(), (x, weight))
+    for actual, expected in zip(chunked, gradients, strict=True):
+        assert relative_error(actual, expected) < 1e-6
 
 
-def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch):
+def test_only_the_gradients_that_are_needed_are_computed(monkeypatch):
     x, weight = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(3, 4, 3, 3, requires_grad=True)
-    ways, join = [], winograd._from_tiles
-    monkeypatch.setattr(winograd, "_from_tiles", lambda *given: ways.append(given[1].shape) or join(*given))
-    for one, other in ((x, weight.detach()), (x.detach(), weight), (x, weight)):
-        winograd.convolve(one, other).sum().backward()
+    shapes, from_tiles = [], winograd._from_tiles
+    monkeypatch.setattr(winograd, "_from_tiles", lambda *args: shapes.append(args[1].shape) or from_tiles(*args))
+    for image, kernel in ((x, weight.detach()), (x.detach(), weight), (x, weight)):
+        winograd.convolve(image, kernel).sum().backward()
     out, to_x, to_weight = (4, 6), (6, 6), (3, 6)
-    assert ways == [out, to_x, out, to_weight, out, to_x, to_weight]
+    assert shapes == [out, to_x, out, to_weight, out, to_x, to_weight]
     assert not winograd.convolve(x.detach(), weight.detach()).requires_grad
 
 
@@ -91,7 +93,7 @@ print(torch.get_num_threads(), winograd._threads(4), torch.get_num_threads())
     assert done.stdout.split() == ["1", "1", "1"]
 
 
-def test_the_loops_give_the_same_bits_with_two_threads():
+def test_the_loops_give_the_same_bits_with_one_and_two_threads():
     x, weight = torch.randn(5, 6, 9, 8), torch.randn(4, 6, 3, 3)
     before = torch.get_num_threads()
     actual = []
@@ -100,11 +102,11 @@ def test_the_loops_give_the_same_bits_with_two_threads():
             torch.set_num_threads(threads)
             if winograd._threads(5) != threads:
                 pytest.skip("one core")
-            cut = winograd._to_tiles(winograd._channels_last(x), winograd.INPUT, 1)
+            tiles = winograd._to_tiles(winograd._channels_last(x), winograd.INPUT, 1)
             kernels = winograd._to_tiles(winograd._channels_last(weight), winograd.KERNEL)
             out = torch.zeros(5, 9, 8, 6)
-            winograd._from_tiles(cut, winograd.OUTPUT, out)
-            actual.append([cut, kernels, out])
+            winograd._from_tiles(tiles, winograd.OUTPUT, out)
+            actual.append([tiles, kernels, out])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*actual, strict=True))
@@ -128,12 +130,12 @@ def test_the_measurement_leaves_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_nan_spreads_to_its_tiles_alone():
+def test_a_nan_stays_in_the_tiles_that_contain_it():
     x = torch.ones(1, 2, 8, 8)
     x[0, 1, 2, 2] = torch.nan
     actual = winograd.convolve(x, torch.ones(3, 2, 3, 3))
     assert actual[:, :, 1:4, 1:4].isnan().all()
-    assert actual[:, :, :, 5:].isfinite().all()  # another tile, out of its reach
+    assert actual[:, :, :, 5:].isfinite().all()  # in other tiles
 
 
 @pytest.fixture
@@ -191,8 +193,8 @@ def test_few_images_half_precision_and_other_devices_are_left_to_torch():
 
 
 @pytest.mark.usefixtures("always_on")
-def test_a_resnet_is_as_exact_as_without(monkeypatch):
-    """Against float64. A ReLU magnifies rounding, so the limit is relative to the error of torch's own convolutions."""
+def test_a_resnet_with_winograd_is_about_as_exact_as_with_torchs_convolutions(monkeypatch):
+    """Both are compared with float64. A ReLU amplifies rounding, so the limit is a multiple of the error of torch's."""
     torch.manual_seed(0)
     net, pixels, calls = build(ResNetBackbone(kind="resnet18", image_size=32)).train(), torch.rand(40, 3, 32, 32), []
 
@@ -203,11 +205,11 @@ def test_a_resnet_is_as_exact_as_without(monkeypatch):
         return [actual.detach(), *(weight.grad for weight in net.parameters() if weight.dim() == 4)]
 
     convolve = winograd.convolve
-    monkeypatch.setattr(winograd, "convolve", lambda *given: calls.append(given) or convolve(*given))
-    ours = computed(copy.deepcopy(net), pixels)
-    assert len(calls) == 13  # of 17 of 3 x 3 one is the stem, and three have a stride
+    monkeypatch.setattr(winograd, "convolve", lambda *args: calls.append(args) or convolve(*args))
+    actual = computed(copy.deepcopy(net), pixels)
+    assert len(calls) == 13  # of the 17 of 3 x 3 one is the stem, and three have a stride
     monkeypatch.setattr(winograd, "applies", lambda *_: False)
     plain, expected = computed(copy.deepcopy(net), pixels), computed(net.double(), pixels.double())
     assert len(calls) == 13
-    for one, other, both in zip(ours, plain, expected, strict=True):
-        assert relative_error(one.detach(), both) < 12 * relative_error(other, both)
+    for tensor, torch_tensor, exact in zip(actual, plain, expected, strict=True):
+        assert relative_error(tensor.detach(), exact) < 12 * relative_error(torch_tensor, exact)
