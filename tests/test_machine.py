@@ -164,7 +164,7 @@ def test_the_first_of_two_threads_measures(cpu):
 
 
 def test_emulated_bf16_is_tried_in_a_small_product_only(monkeypatch):
-    monkeypatch.setattr(measurement, "best_seconds", lambda *functions: [1.0, 20.0])
+    monkeypatch.setattr(precision, "best_seconds", lambda *functions: [1.0, 20.0])
     monkeypatch.setattr(precision, "_layer_speedup", lambda *_: pytest.fail("a large one"))
     before = torch.get_rng_state()
     assert precision.bf16_speedup() == 0
@@ -172,7 +172,7 @@ def test_emulated_bf16_is_tried_in_a_small_product_only(monkeypatch):
 
 
 def test_the_smaller_speedup_of_a_linear_layer_and_a_convolution_counts(monkeypatch):
-    monkeypatch.setattr(measurement, "best_seconds", lambda *functions: [1.0, 1.0])
+    monkeypatch.setattr(precision, "best_seconds", lambda *functions: [1.0, 1.0])
     speedups = [2.0, 1.5]
     monkeypatch.setattr(precision, "_layer_speedup", lambda *_: speedups.pop(0))
     assert precision.bf16_speedup() == 1.5
