@@ -171,7 +171,7 @@ def _tags(data: bytearray, random: np.random.Generator) -> bytearray:
 
 
 def _png_checksums(data: bytearray, random: np.random.Generator) -> bytearray:
-    """Flips bytes of a PNG and makes its checksums right again, so that the damage is not found by them."""
+    """Flips bytes of a PNG and corrects its checksums, so that they do not reveal the damage."""
     data = _flip(data, random)
     position = 8
     while data[1:4] == b"PNG" and position + 12 <= len(data):

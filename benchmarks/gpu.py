@@ -126,16 +126,16 @@ def throughput(args: Namespace) -> None:
         side = 32 if config.backbone.image_size == 32 else config.backbone.image_size * 8 // 7
         with tempfile.TemporaryDirectory() as root:
             pack(Path(root) / "data", noise(2 * config.batch_size, side))
-            ready = setup(config, Path(root) / "data", acc)
-            ready.method.to(acc.device)
-            batch = ready.load(0)
+            run_setup = setup(config, Path(root) / "data", acc)
+            run_setup.method.to(acc.device)
+            batch = run_setup.load(0)
             with acc.autocast():
-                flops = operations(lambda ready=ready, batch=batch: ready.method(batch)["loss"])  # type: ignore[misc]
-            ready.method.zero_grad()
+                flops = operations(lambda run_setup=run_setup, batch=batch: run_setup.method(batch)["loss"])  # type: ignore[misc]
+            run_setup.method.zero_grad()
             if acc.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            timed(ready, args.untimed, acc)
-            seconds = timed(ready, args.steps, acc)
+            timed(run_setup, args.untimed, acc)
+            seconds = timed(run_setup, args.steps, acc)
         memory = torch.cuda.max_memory_allocated() / 2**30 if acc.device.type == "cuda" else 0.0
         share = flops / seconds / peak
         rate = config.batch_size / seconds
@@ -144,8 +144,8 @@ def throughput(args: Namespace) -> None:
             frames = counters["frames"]
             print(f"{name}: {frames['ok']} of {frames['total']} functions compiled", file=sys.stderr)
             counters.clear()
-        del ready, batch
-        acc.free_memory()  # models and optimizers it was given, and the GPU's cache
+        del run_setup, batch
+        acc.free_memory()  # prepared models and optimizers, and the GPU's cache
 
 
 def train(args: Namespace) -> None:

@@ -43,7 +43,7 @@ def stage(name: str, *arguments: str | Path, cwd: Path, threads: int | None = No
 def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads: int | None) -> dict[str, Any]:
     """Trains and evaluates one method in out/METHOD and returns its row; if that was done before, only reads it.
 
-    Raises ValueError if what is there was made of other pictures or settings.
+    Raises ValueError if what is there was made from other photos or settings.
     """
     place = out / method
     result = place / "result.json"
@@ -55,8 +55,8 @@ def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads:
     paths = {name: place / name for name in ("pretrain", "evaluate")}
     stage("pretrain", "--method", method, "--data", data, "--out", paths["pretrain"], cwd=place, threads=threads)
     minutes = (time.monotonic() - started) / 60
-    given = ("--backbone", paths["pretrain"], "--data", data, "--out", paths["evaluate"])
-    stage("evaluate", *given, cwd=place, threads=threads)
+    args = ("--backbone", paths["pretrain"], "--data", data, "--out", paths["evaluate"])
+    stage("evaluate", *args, cwd=place, threads=threads)
     config, metrics = (
         json.loads((place / name).read_text(encoding="utf-8"))
         for name in ("pretrain/config.json", "evaluate/metrics.json")
@@ -92,8 +92,9 @@ def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return {**below, **above, **both}
 
 
-def percent(said: dict[str, Any]) -> str:
-    return f"{said['value']:.1%} ({100 * said['low']:.1f} to {100 * said['high']:.1f})".replace("%", " %")
+def percent(score: dict[str, Any]) -> str:
+    """Returns a proportion with its 95 % interval."""
+    return f"{score['value']:.1%} ({100 * score['low']:.1f} to {100 * score['high']:.1f})".replace("%", " %")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -126,8 +127,8 @@ def write_cards(rows: list[dict[str, Any]], what: str, cards: Path) -> None:
         if not mark:
             raise ValueError(f"{card} has no line {MARK}")
         after = rest[rest.index("\n## ") :] if "\n## " in rest else "\n"
-        said = f"{MARK}\n{what} Seed {row['seed']}, {row['epochs']} epochs.\n\n{table([row])}\n"
-        card.write_text(before + said + after, encoding="utf-8")
+        section = f"{MARK}\n{what} Seed {row['seed']}, {row['epochs']} epochs.\n\n{table([row])}\n"
+        card.write_text(before + section + after, encoding="utf-8")
 
 
 def main() -> None:
@@ -140,32 +141,32 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="methods at once; each gets its share of the cores")
     parser.add_argument("--epochs", type=float, default=1.0, help="times the epochs of the parameters")
     parser.add_argument("--cards", action="store_true", help="write the numbers into docs/methods")
-    given = parser.parse_args()
+    args = parser.parse_args()
     named = list(METHODS)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    if file := given.params or (ROOT / LONG if given.budget == "long" else None):
+    if file := args.params or (ROOT / LONG if args.budget == "long" else None):
         other = yaml.safe_load(file.read_text(encoding="utf-8"))
         params, named = overlaid(params, other), other.get("methods", named)
-    names = given.methods or named
+    names = args.methods or named
     if (folder := ROOT / params["data"]["source"]).is_dir():  # stages run in folders of their own
         params["data"]["source"] = str(folder)
     for settings in params["pretrain"].values():
         if "epochs" in settings:
-            settings["epochs"] = max(1, round(settings["epochs"] * given.epochs))
-    out = given.out.resolve()
-    data = given.data.resolve() if given.data else out / "prepare"
-    if not given.data:
+            settings["epochs"] = max(1, round(settings["epochs"] * args.epochs))
+    out = args.out.resolve()
+    data = args.data.resolve() if args.data else out / "prepare"
+    if not args.data:
         claim(out, {name: params[name] for name in ("data", "prepare")})
     if not (data / "manifest.parquet").is_file():
         stage("prepare", "--out", data, "--downloads", ROOT / "data", cwd=out)
-    threads = max(1, (os.cpu_count() or 1) // given.jobs) if given.jobs > 1 else None
-    with ThreadPoolExecutor(given.jobs) as pool:  # threads that only wait for processes
+    threads = max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None
+    with ThreadPoolExecutor(args.jobs) as pool:  # threads that only wait for processes
         rows = list(pool.map(lambda method: measure(method, params, data, out, threads), names))
     command = "`python -m benchmarks.methods" + "".join(f" {word}" for word in sys.argv[1:]) + "`"
     what = f"Data {Path(params['data']['source']).name}, {machine()}: {command}."
     text = f"{what}\n\n{table(rows)}\n"
     (out / "table.md").write_text(text, encoding="utf-8")
-    if given.cards:
+    if args.cards:
         write_cards(rows, what, ROOT / "docs" / "methods")
     print(text)
 

@@ -41,39 +41,39 @@ def main() -> None:
     parser.add_argument("--operations", type=int, default=12, help="how many of the longest are named")
     args = parser.parse_args()
     acc = accelerator()
-    ready = setup(configure_for(args.method, section("pretrain"), Photos(args.data)), args.data, acc)
-    size = ready.config.batch_size
+    run_setup = setup(configure_for(args.method, section("pretrain"), Photos(args.data)), args.data, acc)
+    size = run_setup.config.batch_size
 
-    timed(ready, UNTIMED, acc)
-    plain = timed(ready, args.steps, acc)
+    timed(run_setup, UNTIMED, acc)
+    plain = timed(run_setup, args.steps, acc)
     before = time.thread_time()
-    ready.load(0)
-    looked = time.thread_time() - before
+    run_setup.load(0)
+    load_seconds = time.thread_time() - before
     on_gpu = acc.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
-        timed(ready, args.steps, acc)
-    print(report(seen.key_averages(), args, plain, looked, size))
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
+        timed(run_setup, args.steps, acc)
+    print(report(profiled.key_averages(), args, plain, load_seconds, size))
 
 
-def timed(ready: Setup, steps: int, acc: Accelerator) -> float:
+def timed(run_setup: Setup, steps: int, acc: Accelerator) -> float:
     """Train for `steps` and keep nothing: seconds a step."""
-    config = ready.config
+    config = run_setup.config
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config.method, steps, config.batch_size, Path(folder) / "log.jsonl", Path(folder) / "state")
         started = time.monotonic()
-        fit(ready.method, ready.load, ready.optimizer, config.settings.optimizer, run, acc)
+        fit(run_setup.method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
         return (time.monotonic() - started) / steps
 
 
-def report(events: Any, args: Any, plain: float, looked: float, size: int) -> str:
+def report(events: Any, args: Any, plain: float, load_seconds: float, size: int) -> str:
     """Milliseconds a step. Parts are time of the thread that drives; on a GPU operations are the device's own."""
     on_gpu = torch.cuda.is_available()
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events_by_name = {event.key: event for event in events if event.device_type == DeviceType.CPU}
     whole = sum(events_by_name[name].cpu_time_total for name in PARTS)
     lines = [
-        f"{args.method}: {1000 * plain:.1f} ms a step, {size / plain:.0f} images/s; a look at a batch takes "
-        f"{1000 * looked:.1f} ms of one thread beside it",
+        f"{args.method}: {1000 * plain:.1f} ms a step, {size / plain:.0f} images/s; loading a batch takes "
+        f"{1000 * load_seconds:.1f} ms of one thread beside it",
         "",
         "| part | ms a step | share |",
         "|---|---|---|",

@@ -44,12 +44,12 @@ from components.training.monitor import Run
 
 def ours(config: PretrainConfig, data: Path) -> Backbone:
     acc = accelerator()
-    ready = setup(config, data, acc)
-    steps = config.epochs * ready.per_epoch
+    run_setup = setup(config, data, acc)
+    steps = config.epochs * run_setup.per_epoch
     with tempfile.TemporaryDirectory() as root:
         run = Run("ours", steps, config.batch_size, Path(root) / "log.jsonl", Path(root) / "state", seed=config.seed)
-        fit(ready.method, ready.load, ready.optimizer, config.settings.optimizer, run, acc)
-    return ready.method.keep()
+        fit(run_setup.method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
+    return run_setup.method.keep()
 
 
 class Pictures(Dataset[Any]):
@@ -68,15 +68,15 @@ def lightly(config: PretrainConfig, data: Path) -> Backbone:
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
 
-    said: Any = config.settings
+    settings: Any = config.settings
     photos, size = Photos(data), config.backbone.image_size
-    strength = said.color_strength
-    transform = SimCLRTransform(size, cj_strength=strength, min_scale=said.crop[0], gaussian_blur=said.blur)
+    strength = settings.color_strength
+    transform = SimCLRTransform(size, cj_strength=strength, min_scale=settings.crop[0], gaussian_blur=settings.blur)
     torch.manual_seed(config.seed)
     backbone = build(config.backbone)
-    student = nn.Sequential(backbone, SimCLRProjectionHead(backbone.dim, said.hidden, said.dim)).train()
-    criterion = NTXentLoss(temperature=said.temperature)
-    optimizer = optim.build(student, said.optimizer, config.batch_size)
+    student = nn.Sequential(backbone, SimCLRProjectionHead(backbone.dim, settings.hidden, settings.dim)).train()
+    criterion = NTXentLoss(temperature=settings.temperature)
+    optimizer = optim.build(student, settings.optimizer, config.batch_size)
     rows = photos.rows("train")
     per_epoch = len(rows) // config.batch_size
     steps = config.epochs * per_epoch
@@ -85,19 +85,19 @@ def lightly(config: PretrainConfig, data: Path) -> Backbone:
     for step, views in enumerate(DataLoader(Pictures(photos, transform), batch_sampler=batches)):
         # normalized already, by the same numbers: back to what our network takes
         a, b = student(torch.cat([view * backbone.std + backbone.mean for view in views])).chunk(2)
-        optim.set_rates(optimizer, said.optimizer, step / steps)
+        optim.set_rates(optimizer, settings.optimizer, step / steps)
         optimizer.zero_grad()
         criterion(a, b).backward()
-        optim.clip(optimizer, said.optimizer)
+        optim.clip(optimizer, settings.optimizer)
         optimizer.step()
     return backbone
 
 
 def neighbors(backbone: Backbone, photos: Photos, k: int) -> float:
-    """Share of test pictures whose class their k nearest training pictures vote for."""
-    found: Tensor = features(backbone, photos)
+    """Returns the kNN accuracy: the share of test photos whose k nearest training photos vote for their class."""
+    vectors: Tensor = features(backbone, photos)
     train, test = photos.rows("train", labeled=True), photos.rows("test", labeled=True)
-    bank, queries = center(found[train], found[test])
+    bank, queries = center(vectors[train], vectors[test])
     return float((knn.classify(queries, bank, photos.labels(train), k) == photos.labels(test)).float().mean())
 
 
@@ -138,11 +138,11 @@ def main() -> None:
 
     pairs = [(side, seed) for seed in args.seeds for side in ("ours", "lightly")]
     with ThreadPoolExecutor(args.jobs) as pool:
-        found = dict(zip(pairs, pool.map(run, pairs), strict=True))
+        results = dict(zip(pairs, pool.map(run, pairs), strict=True))
     print(f"{processor()}, torch {torch.__version__}, lightly {peer_version()}, {args.jobs} at once\n")
     print(f"| | kNN, seeds {', '.join(map(str, args.seeds))} | mean | training, s |\n|---|---|---|---|")
     for side in ("ours", "lightly"):
-        shares, seconds = zip(*(found[side, seed] for seed in args.seeds), strict=True)
+        shares, seconds = zip(*(results[side, seed] for seed in args.seeds), strict=True)
         each = ", ".join(f"{100 * share:.1f}" for share in shares)
         print(f"| {side} | {each} % | {statistics.mean(shares):.1%} | {statistics.mean(seconds):.0f} |")
 

@@ -112,11 +112,11 @@ def _load(path: Path) -> dict[str, Any]:
     return params
 
 
-def known_names(name: str, known: Iterable[str]) -> str:
+def known_names(name: str, names: Iterable[str]) -> str:
     """Returns the known names for an error message about an unknown one, and a similar one if there is any."""
-    known = list(known)
-    similar = get_close_matches(name, known, 1)
-    return ", ".join(known) + (f"; did you mean {similar[0]}?" if similar else "")
+    names = list(names)
+    similar = get_close_matches(name, names, 1)
+    return ", ".join(names) + (f"; did you mean {similar[0]}?" if similar else "")
 
 
 def fill_auto(schema: type[Strict], values: dict[str, Any], data: Any) -> dict[str, Any]:

@@ -67,11 +67,11 @@ def test_a_long_run_on_a_gpu_machine_goes_on_where_its_time_was_over(folder, tmp
         for index, path in enumerate(sorted(folder.rglob("*.png"))):
             archive.add(path, f"photos/{'test' if index % 4 == 0 else 'train'}/{path.parent.name}/{path.name}")
     smaller = json.dumps({"backbone": TINY, "batch_size": 16, "epochs": 150})
-    given = ["train", "--method", "simclr", "--photos", "photos.tar.xz", "--out", "out", "--smaller", smaller]
-    first = run("gpu", *given, "--seconds", "1", cwd=tmp_path)
+    args = ["train", "--method", "simclr", "--photos", "photos.tar.xz", "--out", "out", "--smaller", smaller]
+    first = run("gpu", *args, "--seconds", "1", cwd=tmp_path)
     assert first.returncode == 1, first.stderr
     assert "run the same command again" in first.stderr
-    second = run("gpu", *given, "--seconds", "500", cwd=tmp_path)
+    second = run("gpu", *args, "--seconds", "500", cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     assert re.search(r"simclr: resumed at step [1-9]\d* of 600", second.stdout)
     score = re.search(r"simclr: done, kNN (.*)% of 24; 150 epochs", second.stdout)
@@ -112,24 +112,24 @@ def test_sides_do_the_same_work(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(peers.PEERS)
     monkeypatch.setenv("LIGHTLY_DID_VERSION_CHECK", "True")
-    known = [own.ours, own.torchvision, *([peer.plain] if peers.PEERS.is_dir() else [])]
-    seen = [side(work, 1, 0, "fp32") for side in known]
-    for clock, _ in seen:
+    all_sides = [own.ours, own.torchvision, *([peer.plain] if peers.PEERS.is_dir() else [])]
+    results = [side(work, 1, 0, "fp32") for side in all_sides]
+    for clock, _ in results:
         assert len(clock.steps) == 5  # two untimed, one timed, the last, and one that never began
         assert all(seconds > 0 for seconds in clock.seconds().values())
-    mine, *theirs = [flops for _, flops in seen]
-    assert all(flops == pytest.approx(mine, rel=0.02) for flops in theirs)
+    our_flops, *peer_flops = [flops for _, flops in results]
+    assert all(flops == pytest.approx(our_flops, rel=0.02) for flops in peer_flops)
 
 
 @pytest.mark.slow
 def test_a_side_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "COUNT", 12)
     line = peers.Line("simclr", "vit", 32, 4)
-    found = peers.measure(line, "ours/0/fp32", peers.packed(None, tmp_path, line.packed), 2)
-    assert found["seconds"] == pytest.approx(sum(found["parts"].values()))
-    assert all(found["parts"][part] > 0 for part in ("outside", "forward", "backward", "optimizer"))
-    assert found["flops"] > 1e9
-    assert found["memory"] > 1e8
+    results = peers.measure(line, "ours/0/fp32", peers.packed(None, tmp_path, line.packed), 2)
+    assert results["seconds"] == pytest.approx(sum(results["parts"].values()))
+    assert all(results["parts"][part] > 0 for part in ("outside", "forward", "backward", "optimizer"))
+    assert results["flops"] > 1e9
+    assert results["memory"] > 1e8
 
 
 @pytest.mark.slow

@@ -31,22 +31,22 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-@pytest.mark.parametrize("asked", [True, False])
-def test_pages_are_asked_for_once(asked):
+@pytest.mark.parametrize("enabled", [True, False])
+def test_memory_pages_are_requested_only_once(enabled):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", FAULTS],
-        env={**clean, "PYTHONPATH": str(ROOT), **({} if asked else {"SELFSIGHT_SYSTEM_MALLOC": "1"})},
+        env={**clean, "PYTHONPATH": str(ROOT), **({} if enabled else {"SELFSIGHT_SYSTEM_MALLOC": "1"})},
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    assert said[0] == str(asked)
-    if asked:
-        assert int(said[1]) < 1000
+    assert output[0] == str(enabled)
+    if enabled:
+        assert int(output[1]) < 1000
 
 
-def test_a_gpu_is_asked_to_repeat_itself(monkeypatch):
+def test_a_gpu_is_set_to_deterministic_algorithms(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     before = torch.are_deterministic_algorithms_enabled()

@@ -30,20 +30,20 @@ class Captions:
     notes: list[str] = field(default_factory=list)
 
 
-def read(root: Path, known: Collection[str], key: Callable[[str], str]) -> Captions:
+def read(root: Path, image_keys: Collection[str], key: Callable[[str], str]) -> Captions:
     """Reads the captions files at the top of `root`. Columns: path, and caption or question and answer.
 
-    known: keys of the images that are there. key: turns a path into its key.
+    image_keys: the keys of all images. key: turns a path into its key.
     Raises ValueError if the first line of a CSV does not name the columns.
     """
     table = Captions()
     for file in (root / name for name in FILES if (root / name).is_file()):
         lines, repairs = _lines(file.read_bytes()), Counter[str]()
         is_csv = file.suffix == ".csv"
-        rows = _csv_rows(file, lines, lambda path: key(path) in known, repairs) if is_csv else _json_rows(lines)
+        rows = _csv_rows(file, lines, lambda path: key(path) in image_keys, repairs) if is_csv else _json_rows(lines)
         for line, row in rows:
             table.count += 1
-            why = row if isinstance(row, str) else _problem(row, key(row.get("path", "")) in known)
+            why = row if isinstance(row, str) else _problem(row, key(row.get("path", "")) in image_keys)
             if isinstance(row, str) or why:
                 table.rejected.append(BadRow(file.name, line, why))
             elif any(row.get(text) for text in TEXTS):
@@ -120,16 +120,16 @@ def _csv_rows(
 def _header(file: Path, lines: list[str]) -> tuple[int, str, list[str]]:
     """Returns the position of the line that names the columns, the delimiter and the names."""
     first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("sep=")), None)
-    given = "" if first is None else lines[first].strip()
+    header = "" if first is None else lines[first].strip()
     for delimiter in ",;\t":
-        columns = [name.strip().lower() for name in next(csv.reader([given], delimiter=delimiter), [])]
+        columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
         while columns and not columns[-1]:
             columns.pop()
         if first is not None and "path" in columns and ("caption" in columns or {"question", "answer"} <= {*columns}):
             return first, delimiter, columns
     raise ValueError(
         f"{file}, line {1 if first is None else first + 1}: the first line has to name the columns: path, and "
-        f"caption or question and answer, with commas, semicolons or tabs between them; given: {given[:200]!r}"
+        f"caption or question and answer, with commas, semicolons or tabs between them; given: {header[:200]!r}"
     )
 
 

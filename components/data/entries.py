@@ -1,4 +1,4 @@
-"""What every source of photos produces: one entry per photo, with all that is known before it is read."""
+"""What every source of photos produces: one entry per photo, with what is known before the photo is read."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from components.data.view_params import ViewParams
 class BatchSource:
     """The photos of one batch, and the key of their random numbers.
 
-    rows: int64 [B], row numbers in `photos`; device: where the batch is wanted.
+    rows: int64 [B], row numbers in `photos`; device: where the batch is created.
     """
 
     photos: Photos
@@ -55,7 +55,7 @@ class Field(ABC):
     """One tensor of a batch, with the photos along its first axis."""
 
     dtype: ClassVar[torch.dtype]
-    needs_labels: ClassVar[bool] = False  # a method that asks for it is given labeled photos only
+    needs_labels: ClassVar[bool] = False  # if so, the method is trained on labeled photos only
 
     @property
     @abstractmethod

@@ -47,9 +47,9 @@ def read(root: Path) -> Source:
     """
     listing = list_images(root)
     if not listing.images:
-        found = f"; it has {_counted(listing.other_suffixes)}" if listing.other_suffixes else ""
+        others = f"; it has {_counted(listing.other_suffixes)}" if listing.other_suffixes else ""
         raise ValueError(
-            f"{root.resolve()} holds no image; looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders{found}"
+            f"{root.resolve()} holds no image; looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders{others}"
         )
     notes = [*listing.problems]
     if listing.other_suffixes:
@@ -154,8 +154,8 @@ def split_folders(tops: set[str], root: Path) -> dict[str, str]:
     """
     names = {top: _plain(top) for top in tops}
     evaluation = "val" if "test" in map(SPLIT_NAMES.get, names.values()) else "test"
-    known = {**SPLIT_NAMES, **dict.fromkeys(EVALUATION, evaluation)}
-    splits = {top: known[name] for top, name in names.items() if name in known}
+    split_by_name = {**SPLIT_NAMES, **dict.fromkeys(EVALUATION, evaluation)}
+    splits = {top: split_by_name[name] for top, name in names.items() if name in split_by_name}
     if len(splits) == len(tops):
         return splits if len(tops) > 1 or "train" in splits.values() else {}
     if len(splits) > 1:

@@ -68,12 +68,12 @@ def _words(r: np.random.Generator, label: str, background: str, count: int) -> t
     things = f"{number} {_several(label)}"
     caption = (f"{things} {where}", f"a picture of {things} {where}")[r.integers(2)]
     other = str(r.choice([name for name in CLASSES if name != label]))
-    asked, answer = ((label, "yes"), (other, "no"))[r.integers(2)]
+    subject, answer = ((label, "yes"), (other, "no"))[r.integers(2)]
     ways = (
         (("What is in the picture?", "What are these?"), _several(label)),
         (("How many are there?", f"How many {_several(label)} do you see?"), number),
         (("What is the background?", f"What are the {_several(label)} on?"), background),
-        ((f"Are there {_several(asked)} in the picture?", f"Do you see {_several(asked)}?"), answer),
+        ((f"Are there {_several(subject)} in the picture?", f"Do you see {_several(subject)}?"), answer),
     )
     return caption, tuple((wordings[r.integers(2)], short) for wordings, short in ways)
 
@@ -142,7 +142,7 @@ def _relief(cover: Floats, lamp: Floats) -> Floats:
 
 
 def _texture(r: np.random.Generator) -> Floats:
-    """What the surface is made of, [64, 64, 1]: smooth, mottled or brushed, faint enough to leave the color alone."""
+    """Returns a surface texture [64, 64, 1]: smooth, mottled or brushed, too faint to change the color."""
     grid = ((1, 1), (16, 16), (32, 4))[r.integers(3)]
     return _stretched(r.uniform(0.86, 1.14, grid), SIDE)[..., None]
 

@@ -48,21 +48,21 @@ def class_warnings(classes: Mapping[str, Mapping[str, int]], max_imbalance: floa
     single = [name for name, count in train.items() if count == 1]
     unmeasured = [name for name, splits in classes.items() if not splits.get("test", 0)]
     has_test = len(unmeasured) < len(classes)
-    found = []
+    warnings = []
     if untrained:
-        found.append(f"no photo in train, so that they cannot be learned: {_some(untrained, 'class', 'classes')}")
+        warnings.append(f"no photo in train, so that they cannot be learned: {_some(untrained, 'class', 'classes')}")
     if single:
-        found.append(f"one photo in train: {_some(single, 'class', 'classes')}")
+        warnings.append(f"one photo in train: {_some(single, 'class', 'classes')}")
     if unmeasured and has_test:
-        found.append(f"no photo in test, so that they are not measured: {_some(unmeasured, 'class', 'classes')}")
+        warnings.append(f"no photo in test, so that they are not measured: {_some(unmeasured, 'class', 'classes')}")
     trained = {name: count for name, count in train.items() if count}
     if trained and max(trained.values()) > max_imbalance * min(trained.values()):
         large, small = max(trained, key=lambda name: trained[name]), min(trained, key=lambda name: trained[name])
-        found.append(
+        warnings.append(
             f"classes are unbalanced: {large} has {trained[large]} photos in train, {small} {trained[small]}; "
             f"prepare.max_imbalance is {max_imbalance:g}"
         )
-    return found
+    return warnings
 
 
 def error_warnings(rejected: Mapping[str, int]) -> list[str]:

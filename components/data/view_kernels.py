@@ -197,7 +197,7 @@ def _blur(x, sigma, blur_kernel_size):  # type: ignore[no-untyped-def]
 
 @fast
 def _write(x, solarized, out):  # type: ignore[no-untyped-def]
-    """Solarizes x if asked to, and rounds it to uint8."""
+    """Solarizes x if `solarized`, and writes it to `out`, rounded to uint8."""
     size = x.shape[1]
     for c in range(3):
         for y in range(size):

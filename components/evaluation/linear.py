@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
-MIDDLE = PENALTIES[len(PENALTIES) // 2]  # used where none is chosen
+MIDDLE = PENALTIES[len(PENALTIES) // 2]  # used if there is no val split to choose one
 
 
 def fit(features: Tensor, labels: Tensor, classes: int, penalty: float, steps: int = 100) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ def score(vectors: Tensor, photos: Photos, k: int) -> dict[str, Any]:
 
 
 def selection_score(vectors: Tensor, photos: Photos, k: int, seed: int) -> dict[str, Any]:
-    """Returns the kNN accuracy by which methods are compared before test is looked at, and `on`: the photos used.
+    """Returns the kNN accuracy by which methods are compared before test is used, and `on`: the photos used.
 
     These are the val photos; if fewer than FEWEST_VAL have a label, training photos, each classified by the others.
     vectors: features of all photos [N, D].

@@ -27,7 +27,7 @@ class MethodConfig(Strict):
 class Method(Objective, ABC):
     """One objective, in four answers. Inherited once, never twice. The two hooks more that exist are in Objective.
 
-    views       how is a picture looked at?           in as fields of a batch (data.fields)
+    views       which views of a photo are made?      in as fields of a batch (data.fields)
     forward     what is minimized?                    on the device, one batch
     after_step  what moves outside the gradient?      slow copies, queues, centers
     keep        what survives training?               a backbone

@@ -23,7 +23,7 @@ from components.training.optim import SGD, Optimizer, Steps
 
 
 class SupervisedConfig(MethodConfig):
-    """Defaults: Goyal et al., section 5.1; colors are left as they are unless asked."""
+    """Defaults: Goyal et al., section 5.1; colors do not change unless `color_strength` is set."""
 
     classes: int = Field(0, ge=0)  # 0: those of the data
     crop: FractionRange = (0.08, 1.0)

@@ -71,7 +71,7 @@ def prepare(config: ResolvedConfig, out: Path, downloads: Path) -> dict[str, Any
 
 
 def read_photos(entries: list[Entry], config: ResolvedConfig, out: Path) -> Intake:
-    """Reads every photo once, packs those that can be used to `out`/pixels.bin, and returns what is known of all."""
+    """Reads every photo once, packs those that can be used to `out`/pixels.bin, and returns the facts about all."""
     named_splits = {entry.split for entry in entries}
     shares = {"test": config.prepare.test_share, "val": config.prepare.val_share}
     shares = {split: share for split, share in shares.items() if split not in named_splits}
@@ -125,7 +125,7 @@ def validate_photos(
         (out / "validation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if len(source.bad_rows) > max_rejected * source.caption_rows:
         raise ValueError(
-            f"more than data.max_rejected {max_rejected:g} of the rows of captions cannot be used; mend the rows "
+            f"more than data.max_rejected {max_rejected:g} of the rows of captions cannot be used; correct the rows "
             "that are named below, or allow more\n" + "\n".join(caption_lines(source))
         )
     return report

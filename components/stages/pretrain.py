@@ -63,17 +63,17 @@ def configure(method: str, params: dict[str, Any], data: DataSize | None = None)
     def where(key: str) -> str:
         return f"params.yaml, section pretrain.{method if key in own else 'common'}"
 
-    schema, known = METHODS[method].config, sorted(set(PretrainConfig.model_fields) - {"method", "settings"})
+    schema, stage_keys = METHODS[method].config, sorted(set(PretrainConfig.model_fields) - {"method", "settings"})
     problems = [
-        f"{where(key)}: {key}: no such setting; known here: {known_names(key, known)}"
+        f"{where(key)}: {key}: no such setting; known here: {known_names(key, stage_keys)}"
         for key in common
-        if key not in own and key not in {*known, *schema.model_fields}
+        if key not in own and key not in {*stage_keys, *schema.model_fields}
     ]
     if problems:
         raise InvalidError(problems)
     merged = _without_auto({**common, **own}, schema, data, where)
-    method_values = {key: value for key, value in merged.items() if key not in known}
-    stage_values = {key: value for key, value in merged.items() if key in known}
+    method_values = {key: value for key, value in merged.items() if key not in stage_keys}
+    stage_values = {key: value for key, value in merged.items() if key in stage_keys}
     method_settings = parse(schema, method_values, where)
     return parse(PretrainConfig, {**stage_values, "method": method, "settings": method_settings}, where)
 

@@ -28,7 +28,7 @@ def test_a_listing_is_sorted_by_folder_and_leaves_hidden_and_other_files_out(tmp
 
 
 def test_every_file_is_listed_with_one_call_per_folder(tmp_path, monkeypatch):
-    """Listing is linear: no file of a folder is asked for by itself, and nothing is built anew for each."""
+    """Listing is linear: there is no system call for each file, and no collection is built again for each."""
     for index in range(300):
         (tmp_path / f"{index:03d}.png").touch()
     calls = {"scandir": 0, "stat": 0}

@@ -173,13 +173,13 @@ def test_an_error_that_no_file_should_raise_is_unexpected(corners, monkeypatch):
         with monkeypatch.context() as patch:
 
             def fail(*_, error=error):
-                raise error("told so")
+                raise error("a fault")
 
             patch.setattr(Image.Image, name, property(fail) if name != "load" else fail)
             patch.setattr("PIL.ImageFile.ImageFile.load", fail, raising=False)
             rejected = decode(content)
         assert rejected.kind == "unexpected"
-        assert str(rejected).startswith(f"{error.__name__}: told so (in test_images.py, line ")
+        assert str(rejected).startswith(f"{error.__name__}: a fault (in test_images.py, line ")
 
 
 def test_pillows_own_limit_is_restored():

@@ -70,8 +70,8 @@ def test_caption_and_answers_say_the_same(drawn: list[Scene]) -> None:
         what, number, background, _ = (answer for _, answer in scene.questions)
         assert scene.caption.removeprefix("a picture of ") == f"{number} {what} {BACKGROUNDS[background]}"
         assert what.startswith(scene.label[:4])
-        asked, answer = scene.questions[YES_NO]
-        assert answer == ("yes" if what in asked else "no")
+        question, answer = scene.questions[YES_NO]
+        assert answer == ("yes" if what in question else "no")
         assert all(question.endswith("?") for question, _ in scene.questions)
 
 

@@ -1,4 +1,4 @@
-"""Scenes, folders and torchvision's data sets become entries; anything else says what is allowed."""
+"""Scenes, folders and torchvision's data sets become entries; for anything else the error says what is allowed."""
 
 import io
 
@@ -10,10 +10,10 @@ from components.data.entries import NAME
 from components.data.sources import DATASETS, read
 
 
-@pytest.mark.parametrize(("name", "said"), [("nowhere", "allowed: a folder"), (".", "holds no image")])
-def test_a_source_that_is_none_says_what_is_allowed(name, said, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "message"), [("nowhere", "allowed: a folder"), (".", "holds no image")])
+def test_an_unknown_source_is_refused_with_what_is_allowed(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read(name, 0, 0, tmp_path)
 
 

@@ -1,5 +1,7 @@
-"""Run by two gloo processes: python over_ranks.py OUT FOLDER STORE RANK. What rank 0 has after steps of some methods,
-and what two well-known mistakes would have said, for test_over_ranks.py to compare with one process.
+"""Run by two gloo processes: python over_ranks.py OUT FOLDER STORE RANK.
+
+Rank 0 writes its results after steps of some methods, and the results that two well-known mistakes would give, so that
+test_over_ranks.py can compare them with those of one process.
 """
 
 import sys
@@ -27,7 +29,7 @@ LOSSES = {"simclr": lambda a, b: nt_xent(a, b, 0.2), "barlowtwins": lambda a, b:
 
 
 def run(name, settings, photos, shape=VIT):
-    """A few steps of one method on this rank's share: its losses, last gradients and state, by name."""
+    """Returns losses, last gradients and state, by name, after a few steps of a method on this rank's share."""
     recipe, world, rank = METHODS[name], ranks.world(), ranks.rank()
     config = recipe.method.resolve(parse(recipe.config, settings, name), photos)
     torch.manual_seed(0)
@@ -36,7 +38,7 @@ def run(name, settings, photos, shape=VIT):
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
     rows = photos.rows("train", labeled=True)[:BATCH]
     mine = rows[rank * BATCH // world : (rank + 1) * BATCH // world]
-    said = {}
+    results = {}
     for step in range(STEPS):
         method.before_step(step / STEPS)
         batch = make_batch(photos, mine, recipe.method.views(config, 16), 0, step)
@@ -48,13 +50,13 @@ def run(name, settings, photos, shape=VIT):
         method.after_backward()
         optimizer.step()
         method.after_step()
-        said[f"loss {step}"] = ranks.total(loss.detach()) / world
-    said |= {f"gradient {key}": p.grad.clone() for key, p in method.named_parameters() if p.grad is not None}
-    return said | {f"state {key}": value.detach().clone().contiguous() for key, value in method.state_dict().items()}
+        results[f"loss {step}"] = ranks.total(loss.detach()) / world
+    results |= {f"gradient {key}": p.grad.clone() for key, p in method.named_parameters() if p.grad is not None}
+    return results | {f"state {key}": value.detach().clone().contiguous() for key, value in method.state_dict().items()}
 
 
 def bare(name):
-    """A loss alone, with the mean over ranks of its gradient for a weight that all ranks share."""
+    """Returns a loss without its method, and its gradient for a shared weight; both are means over ranks."""
     torch.manual_seed(0)
     x, weight = torch.randn(8, 5).double(), torch.randn(5, 3).double().requires_grad_()
     share = len(x) // ranks.world()
@@ -69,22 +71,22 @@ def main():
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
     photos = Photos(Path(folder))
-    said = {}
-    said["moco"] = run("moco", SMALL["moco"], photos)
+    results = {}
+    results["moco"] = run("moco", SMALL["moco"], photos)
     for symmetric in (False, True):
         settings = {**SMALL["moco"], "batch_norm_groups": 4, "symmetric": symmetric}
-        said[f"shuffled {symmetric}"] = run("moco", settings, photos, RESNET)
-    said["chunks"] = run("simclr", {**SMALL["simclr"], "chunk": 3}, photos)
-    said |= {f"bare {name}": bare(name) for name in LOSSES}
+        results[f"shuffled {symmetric}"] = run("moco", settings, photos, RESNET)
+    results["chunks"] = run("simclr", {**SMALL["simclr"], "chunk": 3}, photos)
+    results |= {f"bare {name}": bare(name) for name in LOSSES}
     whole = ranks._Gather.backward
     ranks._Gather.backward = staticmethod(lambda ctx, g: g.narrow(0, dist.get_rank() * ctx.rows, ctx.rows))
-    said |= {f"unsummed {name}": bare(name) for name in LOSSES}
+    results |= {f"unsummed {name}": bare(name) for name in LOSSES}
     ranks._Gather.backward = whole
     rank_of, ranks.rank = ranks.rank, lambda: 0
-    said["unshifted simclr"] = {"loss": bare("simclr")["loss"]}
+    results["unshifted simclr"] = {"loss": bare("simclr")["loss"]}
     ranks.rank = rank_of
     if rank == "0":
-        save_file({f"{name}|{key}": value for name, values in said.items() for key, value in values.items()}, out)
+        save_file({f"{name}|{key}": value for name, values in results.items() for key, value in values.items()}, out)
     dist.barrier()
     dist.destroy_process_group()
 

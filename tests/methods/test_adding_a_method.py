@@ -36,12 +36,12 @@ def tint(tmp_path, monkeypatch):
         monkeypatch.setitem(METHODS, name, recipe)
 
 
-def test_the_file_is_as_the_house_wants_it(tmp_path):
+def test_the_file_passes_ruff(tmp_path):
     (tmp_path / "tint.py").write_text(FILE)
     ruff = Path(sys.executable).with_name("ruff")
     for command in (["check"], ["format", "--check"]):
-        given = [ruff, *command, "--no-cache", "--config", ROOT / "pyproject.toml", tmp_path / "tint.py"]
-        done = subprocess.run(given, capture_output=True, text=True, check=False)
+        full_command = [ruff, *command, "--no-cache", "--config", ROOT / "pyproject.toml", tmp_path / "tint.py"]
+        done = subprocess.run(full_command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
 
@@ -55,9 +55,9 @@ def test_its_command_trains_it(tint, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("SELFSIGHT_SCRATCH", str(tmp_path / "scratch"))
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "prepare").symlink_to(prepared)
-    python, module, name, *given = COMMAND.split()
+    python, module, name, *args = COMMAND.split()
     assert (python, module, name) == ("python", "-m", "components.stages.pretrain")
-    monkeypatch.setattr(sys, "argv", [name, *given])
+    monkeypatch.setattr(sys, "argv", [name, *args])
     pretrain.main()
     out = tmp_path / "artifacts" / "pretrain" / "tint"
     assert load(out / "backbone").dim == 16
@@ -69,8 +69,8 @@ def test_its_command_trains_it(tint, prepared, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "promise",
     [
-        test_contract.test_the_loss_is_finite_and_reaches_exactly_what_is_trained,
-        test_contract.test_a_reloaded_method_goes_on_as_if_nothing_had_been,
+        test_contract.test_the_loss_is_finite_and_all_trained_parameters_have_a_gradient,
+        test_contract.test_a_reloaded_method_trains_on_with_the_same_losses,
     ],
 )
 def test_it_keeps_the_contract(tint, promise, photos):
@@ -79,4 +79,4 @@ def test_it_keeps_the_contract(tint, promise, photos):
 
 def test_its_batch_comes_in_parts(tint, photos, monkeypatch):
     monkeypatch.setattr(test_ranks.loop, "CHECK_EVERY", 1)
-    test_ranks.test_a_batch_in_parts_is_the_batch_or_is_refused("tint", photos, monkeypatch)
+    test_ranks.test_micro_batches_give_what_the_batch_does_or_are_refused("tint", photos, monkeypatch)

@@ -1,4 +1,4 @@
-"""The table of defaults on a method's card is the code's."""
+"""The table of defaults on a method's card agrees with the code."""
 
 import re
 from pathlib import Path
@@ -13,18 +13,18 @@ CARDS = sorted((Path(__file__).parents[2] / "docs" / "methods").glob("*.md"))
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
-def test_defaults_on_the_card_are_the_codes(card):
+def test_defaults_on_the_card_agree_with_the_code(card):
     schema = METHODS[card.stem].config
-    said = card.read_text(encoding="utf-8").partition("\n## Measured")[0]
-    rows = re.findall(r"^\| (\w+) \| (.*?) \| .*\|$", said, re.MULTILINE)[1:]
+    text = card.read_text(encoding="utf-8").partition("\n## Measured")[0]
+    rows = re.findall(r"^\| (\w+) \| (.*?) \| .*\|$", text, re.MULTILINE)[1:]
     assert [name for name, _ in rows] == ordered(schema)
-    for name, said in rows:
-        found = parse(schema, {name: yaml.safe_load(said)}, card.name).model_dump()[name]
-        assert flat(found) == flat(schema().model_dump()[name]), name
+    for name, default in rows:
+        actual = parse(schema, {name: yaml.safe_load(default)}, card.name).model_dump()[name]
+        assert flat(actual) == flat(schema().model_dump()[name]), name
 
 
 def flat(value, where=""):
-    """{path: value} of anything nested, numbers to two digits: a card may say 0.0033 for 1/300."""
+    """Returns {path: value} of a nested value, with floats to two digits, because a card may say 0.0033 for 1/300."""
     if isinstance(value, dict | list | tuple):
         inner = value.items() if isinstance(value, dict) else enumerate(value)
         return {key: leaf for name, x in inner for key, leaf in flat(x, f"{where}.{name}").items()}
@@ -32,10 +32,10 @@ def flat(value, where=""):
 
 
 def test_every_method_has_a_card():
-    lacking = set(METHODS) - {"mocoscriptstyle"} - {card.stem for card in CARDS}  # which is on moco's
+    lacking = set(METHODS) - {"mocoscriptstyle"} - {card.stem for card in CARDS}  # which is on the card of moco
     assert not lacking, f"write a card docs/methods/{min(lacking)}.md as docs/adding_a_method.md describes"
 
 
 def ordered(schema):
-    """A config's own fields in their order, the optimizer last."""
+    """Returns the names of a config's fields in their order, the optimizer last."""
     return sorted(schema.model_fields, key=lambda name: name == "optimizer")

@@ -6,6 +6,7 @@ With the capture of torch.compile, but without the compiler behind it, which tak
 import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_a_compiled_resnet_equals_an_eager_one():
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(*results, strict=True))
     assert counters["frames"] == {"ok": 1, "total": 1}
     assert not counters["graph_break"]
-    copy.deepcopy(compiled_net)(pixels)  # as slow teachers are made
+    copy.deepcopy(compiled_net)(pixels)  # as EMA teachers are copied
 
 
 @pytest.mark.parametrize("blur", [0.0, 0.5])
@@ -83,8 +84,8 @@ def test_compiled_views_equal_eager_ones(blur):
     view = View(16, jitter=Jitter(0.4, 0.4, 0.4, 0.1), blur=blur, solarize=0.2, gray=0.2)
     params = sample_params(view, torch.full((8, 2), 32), torch.rand(8, DRAWS_PER_VIEW, dtype=torch.float64))
     x = batched.resize(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), params.boxes, params.flip, 16)
-    given = (params.order, params.strengths, params.sigma, params.solarize, params.blur_kernel_size if blur else 0)
-    assert torch.equal(batched.finish(x.clone(), *given), compiled(batched.finish, CAPTURE)(x.clone(), *given))
+    args = (params.order, params.strengths, params.sigma, params.solarize, params.blur_kernel_size if blur else 0)
+    assert torch.equal(batched.finish(x.clone(), *args), compiled(batched.finish, CAPTURE)(x.clone(), *args))
     assert counters["frames"] == {"ok": 1, "total": 1}
     assert not counters["graph_break"]
 
@@ -103,17 +104,17 @@ def test_forward_and_backward_are_compiled_in_a_fixed_order(monkeypatch):
     """On a GPU autograd's own thread compiles the backward pass; here another thread does."""
     from torch._inductor import compile_fx  # warns as it is imported
 
-    seen = []
+    passes = []
 
-    def inner(graph, inputs, **given):
-        seen.append((bool(given.get("is_backward")), torch._inductor.config.deterministic))
+    def inner(graph, inputs, **kwargs):
+        passes.append((bool(kwargs.get("is_backward")), torch._inductor.config.deterministic))
         return make_boxed_func(graph.forward)
 
     whole = compile_fx.compile_fx
-    monkeypatch.setattr(compile_fx, "compile_fx", lambda *a, **given: whole(*a, **{"inner_compile": inner, **given}))
+    monkeypatch.setattr(compile_fx, "compile_fx", partial(whole, inner_compile=inner))
     net = build(SHAPES["vit"])
     compile_blocks(net)
     loss = net.tokens(torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)).square().sum()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(loss.backward).result()
-    assert set(seen) == {(False, True), (True, True)}
+    assert set(passes) == {(False, True), (True, True)}

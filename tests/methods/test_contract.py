@@ -22,7 +22,7 @@ def refusal(name, shape):
 
 
 @pytest.fixture(params=[(name, shape) for name in METHODS for shape in SHAPES], ids="-".join)
-def made(request, photos):
+def method_and_batch(request, photos):
     name, shape = request.param
     if why := refusal(name, shape):
         pytest.skip(why)
@@ -30,10 +30,10 @@ def made(request, photos):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_backbone_is_taken_or_refused_with_advice(name):
-    said = [refusal(name, shape) for shape in SHAPES]
-    assert None in said
-    assert all(re.search(r"(?i)(resnet|vit).*; try ", why) for why in said if why), said
+def test_a_backbone_is_accepted_or_refused_with_advice(name):
+    reasons = [refusal(name, shape) for shape in SHAPES]
+    assert None in reasons
+    assert all(re.search(r"(?i)(resnet|vit).*; try ", reason) for reason in reasons if reason), reasons
 
 
 def step(method, batch, optimizer, progress=0.5):
@@ -52,14 +52,14 @@ def sgd(method):
     return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
 
 
-def test_views_are_the_same_under_a_seed_and_others_under_another(made):
-    _, batch = made
+def test_views_are_equal_in_the_same_epoch_and_differ_in_another(method_and_batch):
+    _, batch = method_and_batch
     assert all(torch.equal(a, b) for a, b in zip(batch(0), batch(0), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(batch(0), batch(1), strict=True))
 
 
-def test_the_loss_is_finite_and_reaches_exactly_what_is_trained(made):
-    method, batch = made
+def test_the_loss_is_finite_and_all_trained_parameters_have_a_gradient(method_and_batch):
+    method, batch = method_and_batch
     losses = method(batch(0))
     assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
     losses["loss"].backward()
@@ -67,8 +67,8 @@ def test_the_loss_is_finite_and_reaches_exactly_what_is_trained(made):
         assert (p.grad is not None) == p.requires_grad, name
 
 
-def test_what_is_kept_changes_and_loads_alone(made, tmp_path):
-    method, batch = made
+def test_the_kept_backbone_is_trained_and_loads_without_its_method(method_and_batch, tmp_path):
+    method, batch = method_and_batch
     before = copy.deepcopy(method.keep().state_dict())
     step(method, batch(0), sgd(method))
     assert any(not torch.equal(a, b) for a, b in zip(before.values(), method.keep().state_dict().values(), strict=True))
@@ -77,8 +77,8 @@ def test_what_is_kept_changes_and_loads_alone(made, tmp_path):
     assert torch.equal(load(tmp_path).eval()(pixels), method.eval().keep()(pixels))
 
 
-def test_a_reloaded_method_goes_on_as_if_nothing_had_been(made):
-    method, batch = made
+def test_a_reloaded_method_trains_on_with_the_same_losses(method_and_batch):
+    method, batch = method_and_batch
     step(method, batch(0), sgd(method))
     twin = copy.deepcopy(method)
     for value in twin.state_dict().values():

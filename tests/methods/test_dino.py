@@ -1,4 +1,4 @@
-"""Against an independent derivation in float64, and against the defects that were found in other libraries."""
+"""DINO is compared with an independent derivation in float64, and with the known defects of other libraries."""
 
 import copy
 import math
@@ -124,9 +124,9 @@ def test_uniform_outputs_cost_log_k_and_entropies_show_both_kinds_of_collapse():
 
 def test_sinkhorn_equals_the_pseudo_code_and_assigns_evenly():
     scores = torch.rand(12, 5, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
-    found = sinkhorn(scores, 0.3)
-    assert np.allclose(found.numpy(), naive_sinkhorn(scores.numpy(), 0.3), atol=1e-12)
-    assert torch.allclose(found.sum(1), torch.ones(12).double())
+    assignments = sinkhorn(scores, 0.3)
+    assert np.allclose(assignments.numpy(), naive_sinkhorn(scores.numpy(), 0.3), atol=1e-12)
+    assert torch.allclose(assignments.sum(1), torch.ones(12).double())
     assert torch.allclose(sinkhorn(scores, 0.3, rounds=200).sum(0), torch.full((5,), 12 / 5).double())
     assert sinkhorn(torch.zeros(0, 5), 0.04).shape == (0, 5)
     near = 2 * torch.eye(3).repeat(2, 1) - 1
@@ -144,9 +144,9 @@ def test_views_of_one_size_share_one_forward_pass_and_keep_their_order():
         return x.mean((1, 2, 3))
 
     views = pixels(0)
-    found = forward_by_size(net, views)
+    actual = forward_by_size(net, views)
     assert sizes == [(6, 3, 16, 16), (6, 3, 8, 8)]
-    assert torch.equal(found.view(4, 3), torch.stack([view.mean((1, 2, 3)) for view in views]))
+    assert torch.equal(actual.view(4, 3), torch.stack([view.mean((1, 2, 3)) for view in views]))
 
 
 def test_prototypes_are_weight_normalized_with_a_gain_that_is_not_learned():

@@ -124,8 +124,8 @@ def test_koleo_searches_the_nearest_in_float32():
     """bf16 tells cosines near 1 apart in steps of 1/256."""
     x = 1 + 0.05 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
-        found = koleo(x)
-    assert found == koleo(x)
+        under_autocast = koleo(x)
+    assert under_autocast == koleo(x)
 
 
 def test_koleo_equals_the_loop_and_has_a_closed_form():

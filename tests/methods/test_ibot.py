@@ -139,14 +139,14 @@ def test_gradients_are_the_finite_differences_of_the_naive_loss():
 @pytest.mark.parametrize("side", [2, 5, 14])
 def test_block_masks_equal_the_loop_and_keep_to_their_ratio(side):
     draws = torch.rand(300, DRAWS_PER_MASK, generator=torch.Generator().manual_seed(side)).double()
-    found = block_masks(draws, side, 0.5, (0.1, 0.5))
+    masks = block_masks(draws, side, 0.5, (0.1, 0.5))
     expected = [naive_blocks(row.tolist(), side, 0.5, (0.1, 0.5)) for row in draws]
-    assert np.array_equal(found.numpy(), np.array(expected).reshape(300, -1))
-    assert (found.sum(1) <= (0.1 + 0.4 * draws[:, 1]) * side**2).all()
-    assert not found[draws[:, 0] >= 0.5].any()
+    assert np.array_equal(masks.numpy(), np.array(expected).reshape(300, -1))
+    assert (masks.sum(1) <= (0.1 + 0.4 * draws[:, 1]) * side**2).all()
+    assert not masks[draws[:, 0] >= 0.5].any()
     if side == 14:
-        share = found[draws[:, 0] < 0.5].double().mean(1)
-        assert (share - (0.1 + 0.4 * draws[:, 1][draws[:, 0] < 0.5])).abs().max() < 0.05  # nearly all of it is used
+        ratios = masks[draws[:, 0] < 0.5].double().mean(1)
+        assert (ratios - (0.1 + 0.4 * draws[:, 1][draws[:, 0] < 0.5])).abs().max() < 0.05
 
 
 def test_a_batch_without_masks_has_dinos_loss_alone():

@@ -17,7 +17,7 @@ LIKE_A_NORMAL = math.sqrt(2 * math.pi) - math.sqrt(2 * math.pi / 3)  # ∫ (1 - 
 
 def lejepa(**settings):
     torch.manual_seed(0)
-    given = {
+    values = {
         "embedding": 10,
         "hidden": 12,
         "dim": 3,
@@ -27,7 +27,7 @@ def lejepa(**settings):
         "local_size": 8,
         **settings,
     }
-    return LeJEPA(build(TINY), LeJEPAConfig(**given)).double().train()
+    return LeJEPA(build(TINY), LeJEPAConfig(**values)).double().train()
 
 
 def data(seed=0, count=5):
@@ -45,8 +45,8 @@ def directions_of(seed, dim, slices):
 
 
 def naive_sigreg(z, directions):
-    """N times the Epps-Pulley distance by the trapezoid rule at 17 knots, the mean over views and directions."""
-    found, step = [], 3 / 16
+    """Returns N times the Epps-Pulley distance by the trapezoid rule at 17 knots: mean over views and directions."""
+    distances, step = [], 3 / 16
     for view in z:
         for a in directions.T:
             total = 0.0
@@ -56,16 +56,16 @@ def naive_sigreg(z, directions):
                 imaginary = np.mean([math.sin(t * (row @ a)) for row in view])
                 weight = step if knot in (0, 16) else 2 * step
                 total += weight * ((real - math.exp(-(t**2) / 2)) ** 2 + imaginary**2) * math.exp(-(t**2) / 2)
-            found.append(len(view) * total)
-    return np.mean(found)
+            distances.append(len(view) * total)
+    return np.mean(distances)
 
 
 def test_sigreg_is_the_papers_formula_and_so_is_its_gradient():
     z = torch.randn(2, 7, 3, generator=seeded(5)).double().requires_grad_()
     directions = directions_of(4, 3, 6)
-    found = sigreg(z, 6, 17, 3.0, seeded(4))
-    assert found.item() == pytest.approx(naive_sigreg(z.detach().numpy(), directions), abs=1e-9)
-    (gradient,) = torch.autograd.grad(found, z)
+    actual = sigreg(z, 6, 17, 3.0, seeded(4))
+    assert actual.item() == pytest.approx(naive_sigreg(z.detach().numpy(), directions), abs=1e-9)
+    (gradient,) = torch.autograd.grad(actual, z)
     for place in [(0, 0, 0), (1, 3, 2), (0, 6, 1)]:
         up, down = z.detach().numpy().copy(), z.detach().numpy().copy()
         up[place] += 1e-5
@@ -140,9 +140,9 @@ def test_directions_are_equal_on_all_ranks_and_change_with_every_step():
 def test_the_weights_of_both_terms_add_up_to_1():
     """A library weighted one term alone."""
     for weight in (0.0, 0.3, 1.0):
-        found = lejepa(weight=weight)(data())
-        expected = (1 - weight) * found["invariance"] + weight * found["sigreg"]
-        assert found["loss"].item() == pytest.approx(expected.item(), abs=1e-12)
+        losses = lejepa(weight=weight)(data())
+        expected = (1 - weight) * losses["invariance"] + weight * losses["sigreg"]
+        assert losses["loss"].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_without_local_views_it_is_the_minimal_recipe():

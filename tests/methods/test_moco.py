@@ -1,4 +1,4 @@
-"""Against an independent derivation in float64, and against the defects that were found in other libraries."""
+"""MoCo is compared with an independent derivation in float64, and with the known defects of other libraries."""
 
 import copy
 
@@ -43,7 +43,7 @@ def test_several_steps_equal_a_naive_derivation(momentum):
         images1, images2, shuffle_draws = batch(step)
         with torch.no_grad():
             for old, new in zip(slow.parameters(), method.query.parameters(), strict=True):
-                old.mul_(momentum).add_(new, alpha=1 - momentum)  # the paper's place; ours moved it after the last step
+                old.mul_(momentum).add_(new, alpha=1 - momentum)  # before the step, as in the paper; ours is after it
             for old, actual in zip(slow.parameters(), method.key.parameters(), strict=True):
                 assert torch.allclose(old, actual, atol=1e-12)
             q = normalize(method.query(images1), dim=1)

@@ -1,4 +1,4 @@
-"""A step on a device that nobody has: tensors that only have shapes (meta), and every operator is seen.
+"""Steps on the meta device, whose tensors have only shapes, so that every operator can be checked.
 
 On a GPU the host must never wait for what it computes. So a number or a shape that depends on what was computed is
 refused, which meta tensors do themselves, and so is a copy to or from the device, or tensors of both in one operator.
@@ -57,14 +57,14 @@ def test_what_waits_is_noticed():
                 wait()
 
 
-def given(name):
-    """A batch of the method's views, as it lies on the device."""
+def empty_batch(name):
+    """Yields the fields of a batch of the method on the device, without content."""
     recipe = METHODS[name]
     for view in recipe.method.views(parse(recipe.config, settings(name), name), SHAPES["vit"].image_size):
         yield view.empty(BATCH, DEVICE)
 
 
-ONCE = {"ibot", "dinov2"}  # how many patches are hidden is luck
+ONCE = {"ibot", "dinov2"}  # the number of masked patches is random
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -80,7 +80,7 @@ def test_a_step_never_waits(name, shape, monkeypatch):
     optimizer = optim.build(method, settings, 256)
     for group in optimizer.param_groups:
         group.update(fused=False, foreach=True)  # the fused ones know no such device
-    batch = list(given(name))
+    batch = list(empty_batch(name))
     for progress in (0.0, 0.9) if shape == "vit" else (0.9,):
         with Watched(allowed=name in ONCE):
             method.before_step(progress)
@@ -99,5 +99,5 @@ def test_making_views_never_waits(blur):
     params = sample_params(view, torch.full((BATCH, 2), 32), torch.rand(BATCH, DRAWS_PER_VIEW, dtype=torch.float64))
     images = torch.empty(BATCH, 3, 32, 32, dtype=torch.uint8, device=DEVICE)
     with Watched():
-        made = batched.render(images, params)
-    assert made.shape == (BATCH, 3, 16, 16)
+        views = batched.render(images, params)
+    assert views.shape == (BATCH, 3, 16, 16)

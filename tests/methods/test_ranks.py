@@ -1,7 +1,7 @@
-"""Processes and parts are the machine's business: they change nothing of what any method learns.
+"""The number of processes and of micro-batches does not change what any method learns.
 
-Two gloo processes under DDP, each with half of the batch, and one process with the batch in two parts take the same
-steps as one process with the whole of it: losses, gradients and all state, in double precision.
+Two gloo processes under DDP, each with half of the batch, and one process with two micro-batches take the same steps as
+one process with the whole batch: losses, gradients and all state, in double precision.
 """
 
 import json
@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def said(prepared, tmp_path_factory):
-    """What each of two processes saw of all methods, from one launch: starting takes longer than all of them."""
+def rank_results(prepared, tmp_path_factory):
+    """Results of all methods in each of two processes, from one launch, which takes longer than the methods do."""
     out = tmp_path_factory.mktemp("ranks")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -47,57 +47,58 @@ def every_loss(monkeypatch):
     monkeypatch.setattr(loop, "CHECK_EVERY", 1)
 
 
-def part_of(said, start):
-    return {key.removeprefix(start): value for key, value in said.items() if key.startswith(start)}
+def results_of(results, prefix):
+    """Returns the results whose names start with `prefix`, by the rest of their names."""
+    return {key.removeprefix(prefix): value for key, value in results.items() if key.startswith(prefix)}
 
 
-def assert_same(found, expected):
-    assert set(found) == set(expected)
-    for key, value in expected.items():  # zeros up to rounding aside (key biases, biases before a norm), relative
-        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
+def assert_same(actual, expected):
+    assert set(actual) == set(expected)
+    for key, value in expected.items():  # atol is for gradients of 0 (key biases, biases before a norm)
+        torch.testing.assert_close(actual[key], value, rtol=1e-6, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
 
 
-def assert_it_learned(found):
-    assert all(f"loss/{step}" in found for step in (0, 1))
-    assert max(value.abs().max() for key, value in found.items() if key.startswith("gradient/0/")) > 1e-6
+def assert_it_learned(results):
+    assert all(f"loss/{step}" in results for step in (0, 1))
+    assert max(value.abs().max() for key, value in results.items() if key.startswith("gradient/0/")) > 1e-6
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_processes_learn_what_one_does(name, said, photos):
-    of_ranks, failed = said
+def test_two_processes_learn_what_one_does(name, rank_results, photos):
+    by_rank, failed = rank_results
     assert name not in failed[0], failed[0][name]
     assert name not in failed[1], failed[1][name]
     alone = run(name, photos, Accelerator(cpu=True))
     assert_it_learned(alone)
-    for parts in (1,) if make(name, "vit").needs_full_batch else (1, 2):
-        first, second = (part_of(found, f"{name}/{parts}/") for found in of_ranks)
-        assert of_ranks[0]["ranks"] == 2
+    for micro_batches in (1,) if make(name, "vit").needs_full_batch else (1, 2):
+        first, second = (results_of(results, f"{name}/{micro_batches}/") for results in by_rank)
+        assert by_rank[0]["ranks"] == 2
         assert_same(first, alone)
         assert_same(second, {key: value for key, value in alone.items() if not key.startswith("loss/")})  # rank 0 logs
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_that_was_cut_ends_in_the_same_weights_bit_for_bit(name, said, photos):
-    """In one process and in two; teachers, queues, centers, prototypes and the optimizer's state with it."""
+def test_a_resumed_run_ends_with_bitwise_the_same_weights(name, rank_results, photos):
+    """In one process and in two, with teachers, queues, centers, prototypes and the optimizer's state."""
     assert resumes(name, photos, Accelerator(cpu=True)) == []
-    assert [found[f"{name}/differs"].item() for found in said[0]] == [0, 0]
+    assert [results[f"{name}/differs"].item() for results in rank_results[0]] == [0, 0]
 
 
 @pytest.mark.parametrize("name", RESNETS)
-def test_batch_norm_of_a_resnet_reads_what_it_would_in_one_process(name, said, photos):
+def test_batch_norm_of_a_resnet_uses_the_whole_batch_in_two_processes(name, rank_results, photos):
     alone = run(name, photos, Accelerator(cpu=True), "resnet")
     assert_it_learned(alone)
-    first = part_of(said[0][0], f"{name}/resnet/")
+    first = results_of(rank_results[0][0], f"{name}/resnet/")
     if name == "moco":  # running statistics are of each rank's own groups
         first, alone = (
-            {k: v for k, v in found.items() if "running" not in k and "num_batches" not in k}
-            for found in (first, alone)
+            {k: v for k, v in results.items() if "running" not in k and "num_batches" not in k}
+            for results in (first, alone)
         )
     assert_same(first, alone)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_batch_in_parts_is_the_batch_or_is_refused(name, photos, monkeypatch):
+def test_micro_batches_give_what_the_batch_does_or_are_refused(name, photos, monkeypatch):
     acc = Accelerator(cpu=True)
     needs_full_batch = make(name, "vit").needs_full_batch
     monkeypatch.setenv(distributed.MICRO_BATCHES, "2")
@@ -105,17 +106,17 @@ def test_a_batch_in_parts_is_the_batch_or_is_refused(name, photos, monkeypatch):
         with pytest.raises(ValueError, match=re.escape(f"{name} needs the full batch at once: {needs_full_batch}")):
             run(name, photos, acc)
         return
-    in_parts = run(name, photos, acc)
+    in_micro_batches = run(name, photos, acc)
     monkeypatch.setenv(distributed.MICRO_BATCHES, "1")
     alone = run(name, photos, acc)
     assert_it_learned(alone)
-    assert_same(in_parts, alone)
+    assert_same(in_micro_batches, alone)
 
 
-def test_the_proof_finds_what_reads_its_own_share_alone(said, monkeypatch):
+def test_a_method_that_uses_only_its_own_share_is_detected(rank_results, monkeypatch):
     alone = run_local(Accelerator(cpu=True))
     with pytest.raises(AssertionError, match="not close"):
-        assert_same(part_of(said[0][0], "local/1/"), alone)
+        assert_same(results_of(rank_results[0][0], "local/1/"), alone)
     monkeypatch.setenv(distributed.MICRO_BATCHES, "2")
     with pytest.raises(AssertionError, match="not close"):
         assert_same(run_local(Accelerator(cpu=True)), alone)

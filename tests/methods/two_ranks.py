@@ -1,6 +1,6 @@
 """Two steps of the real loop for every method, in double precision: by the test alone, by torchrun with its ranks.
 
-Each process writes what it saw to FOLDER/rank-N.safetensors: losses, gradients as the optimizer got them, the state.
+Each process writes its results to FOLDER/rank-N.safetensors: losses, gradients as the optimizer got them, the state.
 """
 
 import json
@@ -32,8 +32,8 @@ SETTINGS = optim.SGD(lr=0.1, momentum=0.9, schedule=optim.Constant())
 
 
 def train(objective: Objective, load, name: str, acc: Accelerator) -> dict[str, torch.Tensor]:
-    """loss/STEP, gradient/STEP/NAME and state/NAME of two steps of `fit`."""
-    found = {}
+    """Returns loss/STEP, gradient/STEP/NAME and state/NAME of two steps of `fit`."""
+    results = {}
     optimizer = optim.build(objective, SETTINGS, 256)
     step = iter(range(STEPS))
 
@@ -41,7 +41,7 @@ def train(objective: Objective, load, name: str, acc: Accelerator) -> dict[str, 
         at = next(step)
         for key, p in objective.named_parameters():
             if p.grad is not None:
-                found[f"gradient/{at}/{key}"] = p.grad.clone()
+                results[f"gradient/{at}/{key}"] = p.grad.clone()
 
     optimizer.register_step_pre_hook(before)
     with tempfile.TemporaryDirectory() as folder:
@@ -49,19 +49,19 @@ def train(objective: Objective, load, name: str, acc: Accelerator) -> dict[str, 
         fit(objective, load, optimizer, SETTINGS, run, acc)
         log = [json.loads(line) for line in run.log.read_text().splitlines()] if acc.is_main_process else []
     acc.free_memory()
-    found |= {f"loss/{at}": torch.tensor(line["loss"], dtype=torch.double) for at, line in enumerate(log)}
-    return found | {f"state/{key}": value.clone() for key, value in objective.state_dict().items()}
+    results |= {f"loss/{at}": torch.tensor(line["loss"], dtype=torch.double) for at, line in enumerate(log)}
+    return results | {f"state/{key}": value.clone() for key, value in objective.state_dict().items()}
 
 
 def run(name: str, photos: Photos, acc: Accelerator, shape: str = "vit") -> dict[str, torch.Tensor]:
-    """A method of METHODS on this process's share of the batch."""
+    """Returns the results of a method of METHODS on this process's share of the batch."""
     share = BATCH // acc.num_processes
     load = lambda step: batch(name, photos, step, acc.process_index * share, share)  # noqa: E731
     return train(make(name, shape).double(), load, name, acc)
 
 
 def resumes(name: str, photos: Photos, acc: Accelerator) -> list[str]:
-    """What differs, bit by bit, in a run that was cut after its third step and went on from its second."""
+    """Returns what is not bitwise equal in a run that was cut after its third step and resumed from its second."""
     share = BATCH // acc.num_processes
 
     def load(step):
@@ -70,8 +70,8 @@ def resumes(name: str, photos: Photos, acc: Accelerator) -> list[str]:
     def state(folder: Path, cut: int | None) -> dict[str, torch.Tensor]:
         method = make(name, "vit")
         if cut is not None:
-            moved = iter(range(cut))
-            follow, method.after_step = method.after_step, lambda: (follow(), next(moved))
+            updates = iter(range(cut))
+            after_step, method.after_step = method.after_step, lambda: (after_step(), next(updates))
         optimizer = optim.build(method, ADAM, 256)
         run = Run(name, 6, BATCH, folder / "log.jsonl", folder, save_every=2)
         try:
@@ -91,7 +91,7 @@ def resumes(name: str, photos: Photos, acc: Accelerator) -> list[str]:
 
 
 class Local(Objective):
-    """What a method must not do: it reads the spread of a batch, and of this rank's share alone."""
+    """Does what a method must not do: it uses the standard deviation of this rank's share of a batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,21 +114,23 @@ def main(data: Path, out: Path) -> None:
     loop.CHECK_EVERY = 1  # every loss in the log
     # a rank that waits for one which failed gives up in a minute
     acc = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=60))])
-    photos, found, failed = Photos(data), {"ranks": torch.tensor(ranks.world())}, {}
-    found |= {f"local/1/{key}": value for key, value in run_local(acc).items()}
+    photos, results, failed = Photos(data), {"ranks": torch.tensor(ranks.world())}, {}
+    results |= {f"local/1/{key}": value for key, value in run_local(acc).items()}
     for name in METHODS:
         try:  # one method's failure is not the others'
-            for parts in (1,) if make(name, "vit").needs_full_batch else (1, 2):
-                os.environ[distributed.MICRO_BATCHES] = str(parts)
-                found |= {f"{name}/{parts}/{key}": value for key, value in run(name, photos, acc).items()}
+            for micro_batches in (1,) if make(name, "vit").needs_full_batch else (1, 2):
+                os.environ[distributed.MICRO_BATCHES] = str(micro_batches)
+                results |= {f"{name}/{micro_batches}/{key}": value for key, value in run(name, photos, acc).items()}
             os.environ[distributed.MICRO_BATCHES] = "1"
-            found[f"{name}/differs"] = torch.tensor(len(resumes(name, photos, acc)))
+            results[f"{name}/differs"] = torch.tensor(len(resumes(name, photos, acc)))
         except Exception:
             failed[name] = traceback.format_exc()
     os.environ[distributed.MICRO_BATCHES] = "1"
     for name in RESNETS:
-        found |= {f"{name}/resnet/{key}": value for key, value in run(name, photos, acc, "resnet").items()}
-    save_file({key: value.contiguous() for key, value in found.items()}, out / f"rank-{acc.process_index}.safetensors")
+        results |= {f"{name}/resnet/{key}": value for key, value in run(name, photos, acc, "resnet").items()}
+    save_file(
+        {key: value.contiguous() for key, value in results.items()}, out / f"rank-{acc.process_index}.safetensors"
+    )
     (out / f"failed-{acc.process_index}.json").write_text(json.dumps(failed))
     acc.end_training()
 

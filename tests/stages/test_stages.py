@@ -76,14 +76,14 @@ def test_the_same_run_gives_the_same_backbone_and_another_seed_another(prepared,
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"common": {**PARAMS["common"], "batch_size": 500}}, "batch_size 500 is larger than the .* training photos"),
         ({"moco": {"queue": 500, "dim": 4}}, "queue 500 is longer than the data"),
     ],
 )
-def test_what_cannot_work_is_refused_before_training(changes, said, prepared, tmp_path):
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_cannot_work_are_refused_before_training(changes, message, prepared, tmp_path):
+    with pytest.raises(ValueError, match=message):
         pretrain(configure("moco", {**PARAMS, **changes}), prepared, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -123,8 +123,8 @@ def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
 
     stock = pipeline("image-classification", model=str(tmp_path / "adapt" / "model"))
     for row in photos.rows("test")[:6].tolist():
-        said = stock(Image.fromarray(photos[row].permute(1, 2, 0).numpy()))[0]["label"]
-        assert said in ("red", "green")
+        label = stock(Image.fromarray(photos[row].permute(1, 2, 0).numpy()))[0]["label"]
+        assert label in ("red", "green")
     agree = [
         stock(Image.fromarray(photos[row].permute(1, 2, 0).numpy()))[0]["label"] == photos.label(row)
         for row in photos.rows("test").tolist()
@@ -136,12 +136,12 @@ def test_a_head_learns_on_what_the_saved_model_computes(prepared, tmp_path):
     """A backbone that is judged by patches, and by the mean of their tokens, becomes a stock classifier too."""
     pretrain(configure("contextprediction", PARAMS), prepared, tmp_path / "pre")
     config = tmp_path / "pre" / "backbone" / "config.json"
-    said = json.loads(config.read_text())
-    assert said["patches"] == 8
-    config.write_text(json.dumps({**said, "pool": "mean"}))
+    values = json.loads(config.read_text())
+    assert values["patches"] == 8
+    config.write_text(json.dumps({**values, "pool": "mean"}))
     adapted = adapt(AdaptConfig(method="contextprediction", epochs=10), tmp_path / "pre", prepared, tmp_path / "adapt")
-    told = json.loads((tmp_path / "adapt" / "model" / "config.json").read_text())
-    assert (told["pool"], told["patches"]) == ("class", 0)
+    adapted_config = json.loads((tmp_path / "adapt" / "model" / "config.json").read_text())
+    assert (adapted_config["pool"], adapted_config["patches"]) == ("class", 0)
     photos, stock = Photos(prepared), pipeline("image-classification", model=str(tmp_path / "adapt" / "model"))
     counts = torch.zeros(2, 2, dtype=torch.long)
     for row in photos.rows("test", labeled=True).tolist():
@@ -282,7 +282,7 @@ def test_features_of_a_saved_backbone_are_those_of_the_trained_one(prepared, tmp
     assert torch.equal(once, again)
 
 
-def test_only_pictures_with_a_label_are_trained_on_by_who_asks_for_labels(prepared, tmp_path, monkeypatch):
+def test_a_method_that_needs_labels_is_trained_on_labeled_photos_only(prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path / "data")
     with np.load(prepared / "index.npz") as index:
         held = dict(index)
@@ -291,16 +291,16 @@ def test_only_pictures_with_a_label_are_trained_on_by_who_asks_for_labels(prepar
     np.savez(tmp_path / "data" / "index.npz", **held)
     seen = set()
 
-    def make_batch(photos, rows, *given):
+    def make_batch(photos, rows, *args):
         seen.update(rows.tolist())
-        return stage_make_batch(photos, rows, *given)
+        return stage_make_batch(photos, rows, *args)
 
     stage_make_batch = stage.make_batch
     monkeypatch.setattr(stage, "make_batch", make_batch)
-    for method, wanted in (("supervised", False), ("simclr", True)):
+    for method, expected in (("supervised", False), ("simclr", True)):
         seen.clear()
         pretrain(configure(method, PARAMS), tmp_path / "data", tmp_path / method)
-        assert bool(seen & set(unlabeled.tolist())) is wanted
+        assert bool(seen & set(unlabeled.tolist())) is expected
     assert json.loads((tmp_path / "supervised" / "config.json").read_text())["settings"]["classes"] == 2
     held["labels"][:] = -1
     np.savez(tmp_path / "data" / "index.npz", **held)
