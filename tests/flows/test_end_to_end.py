@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
+from components.methods import METHODS
 from flows.environment import ROOT, SERVER, is_prefect_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -67,7 +68,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("config.py", "reporting/results.py"):
         shutil.copy(ROOT / "components" / name, root / "components" / name)
     (root / "components" / "commands" / "check.py").write_text(STAGE)
-    (root / "components" / "methods" / "__init__.py").write_text("METHODS = dict(simclr=1, moco=1, mocoscriptstyle=1)")
+    (root / "components" / "methods" / "__init__.py").write_text(f"METHODS = dict.fromkeys({list(METHODS)})")
     for path in (ROOT / "components" / "stages").glob("*.py"):
         (root / "components" / "stages" / path.name).write_text(STAGE if path.stem != "__init__" else "")
     (root / "components" / "stages" / "fingerprint.py").write_text(FINGERPRINT)
