@@ -36,7 +36,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "report": ReportConfig,
 }
 OTHER_SECTIONS = ("methods", "pretrain")
-ANY_SIZE = DataSize(photos=10_000, side=64)  # stands in for photos that are not prepared yet
+MANY = 10_000  # stands in for the number of photos before they are prepared
 
 
 class Findings(NamedTuple):
@@ -57,11 +57,12 @@ def check(path: Path = PARAMS, data: Path | None = None) -> Findings:
         photos = Photos(data) if data else None
     except ValueError as error:
         return Findings([str(error)], [])
+    size = _expected_size(path)
     names = [*OTHER_SECTIONS, *SECTIONS]
     errors = [f"{path}: no section {name!r}; known: {known_names(name, names)}" for name in unknown]
     others = [str(name) for name in pretrain if name != "common" and name not in listed]
     checks: list[Callable[[], object]] = [
-        *(partial(_method, name, pretrain, photos) for name in listed),
+        *(partial(_method, name, pretrain, size, photos) for name in listed),
         *(partial(_known, name, path) for name in others),
         *(partial(read, name, schema, path) for name, schema in SECTIONS.items()),
         partial(_source, path),
@@ -72,7 +73,7 @@ def check(path: Path = PARAMS, data: Path | None = None) -> Findings:
     warnings = []
     for name in set(others) & set(METHODS):
         place = f"params.yaml, section pretrain.{name}:"
-        found = problems(partial(configure, name, pretrain, ANY_SIZE))
+        found = problems(partial(configure, name, pretrain, size))
         warnings += [f"{problem} (not in methods)" for problem in found if problem.startswith(place)]
     return Findings(list(dict.fromkeys(errors)), sorted(warnings))
 
@@ -88,9 +89,17 @@ def problems(action: Callable[[], object]) -> list[str]:
     return []
 
 
-def _method(name: str, pretrain: dict[str, Any], photos: Photos | None) -> None:
+def _expected_size(path: Path) -> DataSize:
+    """Returns what `auto` is computed from until the photos are prepared: many photos of `data.size` pixels."""
+    try:
+        return DataSize(MANY, read("data", DataConfig, path).size)
+    except ValueError:  # reported by the check of that section
+        return DataSize(MANY, 64)
+
+
+def _method(name: str, pretrain: dict[str, Any], size: DataSize, photos: Photos | None) -> None:
     """Raises ValueError where the settings of a listed method, the networks built of them and the photos disagree."""
-    config = configure_for(name, pretrain, photos) if photos else configure(name, pretrain, ANY_SIZE)
+    config = configure_for(name, pretrain, photos) if photos else configure(name, pretrain, size)
     if photos:
         config = resolve(config, photos, processes())
     method = METHODS[name].method

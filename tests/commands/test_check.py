@@ -177,3 +177,12 @@ def test_the_command_line(text, code, end, params, tmp_path):
     else:
         assert done.stderr.startswith("warning: params.yaml, section pretrain.mae: epocs: no such setting")
         assert done.stdout == "params.yaml: no problem found\n"
+
+
+def test_auto_follows_the_size_of_photos_before_they_are_prepared(params, tmp_path):
+    """At 64 pixels, views of 32 would be too few patches for I-JEPA; at 224 they are of 128."""
+    params["methods"] = ["ijepa", "simclr"]
+    params["pretrain"]["common"]["backbone"] |= {"image_size": "auto", "patch_size": 16}
+    assert "a grid of 2 x 2 patches is too small" in findings(params, tmp_path).errors[0]
+    params["data"]["size"] = 224
+    assert findings(params, tmp_path) == ([], [])
