@@ -36,14 +36,18 @@ def read(root: Path, image_keys: Collection[str], key: Callable[[str], str]) -> 
     image_keys: the keys of all images. key: turns a path into its key.
     Raises ValueError if the first line of a CSV does not name the columns.
     """
+
+    def is_known(path: str) -> bool:
+        return key(path) in image_keys
+
     table = Captions()
     for file in (root / name for name in FILES if (root / name).is_file()):
         lines, repairs = _lines(file.read_bytes()), Counter[str]()
         is_csv = file.suffix == ".csv"
-        rows = _csv_rows(file, lines, lambda path: key(path) in image_keys, repairs) if is_csv else _json_rows(lines)
+        rows = _csv_rows(file, lines, is_known, repairs) if is_csv else _json_rows(lines)
         for line, row in rows:
             table.count += 1
-            why = row if isinstance(row, str) else _problem(row, key(row.get("path", "")) in image_keys)
+            why = row if isinstance(row, str) else _problem(row, is_known)
             if isinstance(row, str) or why:
                 table.rejected.append(BadRow(file.name, line, why))
             elif any(row.get(text) for text in TEXTS):
@@ -63,7 +67,7 @@ def _lines(content: bytes) -> list[str]:
     return list(io.StringIO(text, newline=""))
 
 
-def _problem(row: Row, is_known: bool) -> str:  # noqa: FBT001
+def _problem(row: Row, is_known: Callable[[str], bool]) -> str:
     """Returns what is wrong with a row, "" if nothing is."""
     try:
         "".join(row.values()).encode()
@@ -72,7 +76,7 @@ def _problem(row: Row, is_known: bool) -> str:  # noqa: FBT001
         return f"is not UTF-8 at {written!r}; save the file as UTF-8 (in Excel: CSV UTF-8)"
     if not row.get("path"):
         return f"has no path; it has: {', '.join(name for name in row if row[name]) or 'nothing'}"
-    if not is_known:
+    if not is_known(row["path"]):
         return f"there is no image {row['path']!r} in the folder"
     if len(row.get("caption", "")) > MAX_LENGTH:
         return f"a caption of {len(row['caption'])} characters; {MAX_LENGTH} at most are allowed"

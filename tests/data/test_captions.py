@@ -100,14 +100,16 @@ def test_broken_json_lines_are_named(tmp_path):
     good = json.dumps({"path": "0.png", "question": "What?", "answer": "caf\u00e9", "extra": [1]})
     lines = [good, "{", "", "[1]", '{"path": "1.png", "caption": 5}', '{"path": "1.png", "question": "What?"}']
     lines += ['{"path": "1.png", "caption": "\\ud800"}', "[" * 100_000, '{"path": "2.png", "caption": null}']
+    lines += ['{"path": "\\ud800.png", "caption": "a name that no file can have"}']
     captions, rejected, notes = parse(tmp_path, "\r\n".join(lines), "captions.jsonl")
     assert captions == {"0.png": ["caf\u00e9"]}
-    assert list(rejected) == [2, 4, 5, 6, 7, 8]
+    assert list(rejected) == [2, 4, 5, 6, 7, 8, 10]
     assert rejected[2].startswith("is not JSON: Expecting property name")
     assert rejected[4] == "an object with path and caption is needed; given: [1]"
     assert rejected[5] == "caption must be text; given: 5"
     assert rejected[6] == "a question needs an answer, and an answer a question"
     assert "UTF-8" in rejected[7]
+    assert "UTF-8" in rejected[10]
     assert notes == ["captions.jsonl, rows that have a path and no text: 1"]
 
 
