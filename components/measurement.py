@@ -46,11 +46,12 @@ def measured(name: str, measure: Callable[[], float]) -> float:
     """Returns measure(), a speedup, that the first process on this machine keeps in a file of the user's cache.
 
     So later processes, a resumed run among them, decide by the same number. The key holds what it depends on: CPU,
-    torch, threads, and variables that restrict instruction sets. If no file can be written, each process measures once.
+    torch, and variables that restrict instruction sets; not the number of threads, for `measuring` sets one, and a run
+    may be resumed with another number. If no file can be written, each process measures once.
     """
     limits = [os.environ.get(limit) for limit in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
     cpu, flags = processor()
-    key = json.dumps([cpu, sorted(flags), torch.__version__, torch.get_num_threads(), limits])
+    key = json.dumps([cpu, sorted(flags), torch.__version__, limits])
     path = _cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def measured(name: str, measure: Callable[[], float]) -> float:
             if (kept := _read_speedup(path)) is not None:
                 return kept
             speedup = measure()
-            record = {"speedup": speedup, "cpu": cpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
+            record = {"speedup": speedup, "cpu": cpu, "torch": torch.__version__}
             part = path.with_suffix(".tmp")
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             part.replace(path)

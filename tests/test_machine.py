@@ -130,8 +130,8 @@ def test_a_measurement_is_kept_for_later_processes_on_the_same_machine(cpu, monk
     assert json.loads(file.read_text())["cpu"] == "A CPU"
     cpu("avx2 avx512f")
     assert measure_once([1.0]) == 1.0
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert measure_once([3.0]) == 3.0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)  # of a run that is resumed
+    assert measure_once([]) == 1.0
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert measure_once([4.0]) == 4.0
 
