@@ -35,7 +35,7 @@ class Stopped(SystemExit):
 
 
 def accelerator() -> Accelerator:
-    """Returns an Accelerator: bf16 if `precision.uses_bf16`, else fp32; deterministic sums on a GPU. Prints its settings.
+    """Returns an Accelerator: bf16 or fp32, see `uses_bf16`; deterministic sums on a GPU. Prints its settings.
 
     Raises RuntimeError if it sees fewer processes than torchrun started: each would train alone, without an error.
     """
