@@ -76,11 +76,11 @@ def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict
     run = Run("adapt", **length, log=state / "log.jsonl", state=state, seed=config.seed, micro_batches=1)
     with exclusive(state, acc):
         fit(head, batch, optimizer, config.optimizer, run, acc)
-    head.cpu().eval()
-    predicted = head.logits(all_features[test]).argmax(1)
-    save(out / "model", backbone.cpu(), head.folded(), photos.classes)
-    (out / "log.jsonl").write_bytes(run.log.read_bytes())
-    clear(state)
+        head.cpu().eval()
+        predicted = head.logits(all_features[test]).argmax(1)
+        save(out / "model", backbone.cpu(), head.folded(), photos.classes)
+        (out / "log.jsonl").write_bytes(run.log.read_bytes())
+        clear(state)
     return {
         "accuracy": proportion_with_ci(int((predicted == test_labels).sum()), len(test)),
         "majority": proportion_with_ci(int((test_labels == labels.mode().values).sum()), len(test)),

@@ -77,19 +77,19 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
     state = scratch("connect", config.model_dump(mode="json"), *[digest(file) for file in files])
     run = Run("connect", config.steps, config.batch_size, state / "log.jsonl", state, config.seed)
+    metrics: dict[str, Any] = {}
     with exclusive(state, acc):
         fit(objective, load, optimizer, config.optimizer, run, acc)
-    metrics: dict[str, Any] = {}
-    if acc.is_main_process:
-        log = run.log.read_text(encoding="utf-8")
-        losses = [json.loads(line)["loss"] for line in log.splitlines()[-LOSS_LINES:]]
-        metrics = {"loss": float(np.mean(losses)), **validation_gap(objective, photos, collator, size)}
-        vlm.save_pretrained(out / "model")
-        make_readable(out / "model")
-        processor.save_pretrained(out / "model")
-        (out / "log.jsonl").write_text(log, encoding="utf-8")
-        _write(config, out, metrics)
-        clear(state)
+        if acc.is_main_process:
+            log = run.log.read_text(encoding="utf-8")
+            losses = [json.loads(line)["loss"] for line in log.splitlines()[-LOSS_LINES:]]
+            metrics = {"loss": float(np.mean(losses)), **validation_gap(objective, photos, collator, size)}
+            vlm.save_pretrained(out / "model")
+            make_readable(out / "model")
+            processor.save_pretrained(out / "model")
+            (out / "log.jsonl").write_text(log, encoding="utf-8")
+            _write(config, out, metrics)
+            clear(state)
     acc.end_training()
     return metrics
 
