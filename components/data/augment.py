@@ -1,8 +1,9 @@
 """Samples augmentation parameters for the views of a batch.
 
 The definitions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize),
-except that each photo of a batch draws its own parameters, and that these depend on (seed, epoch, row, view) alone:
-not on workers, ranks or restarts. `fused` renders the sampled parameters on a CPU, `batched` on any other device.
+except that each photo of a batch has its own parameters, and that these depend on (seed, epoch, row, view) alone, not
+on workers, ranks or restarts. A draw is a random number in [0, 1); a row is a photo's number in the data set. `fused`
+renders the sampled parameters on a CPU, `batched` on any other device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every way we know to learn without labels, and one with them. To add one: write its file, add its line."""
+"""All methods of learning without labels, and one with labels. To add one, write its file and add its line here."""
 
 from components.methods.barlowtwins import BarlowTwins, BarlowTwinsConfig
 from components.methods.byol import BYOL, BYOLConfig

@@ -25,12 +25,12 @@ class MethodConfig(Strict):
 
 
 class Method(Objective, ABC):
-    """One objective, in four answers. Inherited once, never twice. The two hooks more that exist are in Objective.
+    """One objective: four methods to write. Inherit from it once, never twice. Objective has two more hooks.
 
-    views       which views of a photo are made?      in as fields of a batch (data.fields)
-    forward     what is minimized?                    on the device, one batch
-    after_step  what moves outside the gradient?      slow copies, queues, centers
-    keep        what survives training?               a backbone
+    views       what is a batch made of?              its fields: augmented views, labels … (data.fields)
+    forward     what is minimized?                    the loss of one batch, on the device
+    after_step  what changes outside the gradient?    EMA copies, queues, centers
+    keep        what is saved after training?         a backbone
     """
 
     def __init__(self, config: MethodConfig) -> None:
@@ -43,19 +43,19 @@ class Method(Objective, ABC):
 
     @staticmethod
     def resolve(config: Any, photos: Photos) -> Any:  # noqa: ARG004
-        """The settings with what only the data know (the number of classes).
+        """Returns the settings with those that depend on the photos filled in, such as the number of classes.
 
-        Raises ValueError where the data do not know it either.
+        Raises ValueError if the photos do not have it either.
         """
         return config
 
     @staticmethod
-    def check(config: Any, pictures: int, batch_size: int, world: int) -> None:
-        """Raise ValueError, before training starts, where these settings cannot work on this data."""
+    def check(config: Any, photos: int, batch_size: int, world: int) -> None:
+        """Raises ValueError, before training starts, if the settings do not fit the number of photos or processes."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars by name; "loss" is minimized, the others are only logged."""
+        """Returns scalars by name; "loss" is minimized, the others are only logged."""
 
     @abstractmethod
     def keep(self) -> Backbone: ...

@@ -1,14 +1,14 @@
-"""MoCo: find the other view of a photo among a long queue of others, encoded by a slowly moving copy of the network.
+"""MoCo: find the other view of a photo among a long queue of other photos, encoded by an EMA copy of the network.
 
 v1: He et al., Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020.
 https://arxiv.org/abs/1911.05722
 v2: Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020. https://arxiv.org/abs/2003.04297
 
-The order of a step is that of the reference code (moco/builder.py): queries, update of the slow copy, keys, logits
-against the old queue; then the keys join the queue, for before that each would be its own negative.
+The order of a step is that of the reference code (moco/builder.py): queries, update of the EMA copy, keys, logits
+against the old queue; then the keys are pushed into the queue (earlier, each would be its own negative).
 BatchNorm leaks information between samples (section 3.3). Queries and keys are therefore normalized in groups, as on
-the reference's eight devices, and keys in other groups than queries: they are shuffled over all ranks, in an order that
-comes from the batch's draws and is the same on all ranks.
+the reference's eight devices, and keys in other groups than queries: they are shuffled over all ranks, in the
+order of random numbers in the batch (`Draws`), which is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ class MoCo(Method):
         return view, view, Draws(1)  # a photo's position in the shuffled batch
 
     @staticmethod
-    def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
+    def check(config: Any, photos: int, batch_size: int, world: int) -> None:  # noqa: ARG004
         keys = batch_size * (2 if config.symmetric else 1)
         if config.queue < keys:
             raise ValueError(
                 f"queue {config.queue} is shorter than the {keys} keys of a batch; try queue: "
-                f"{min(4 * keys, max(keys, pictures // 4))}"
+                f"{min(4 * keys, max(keys, photos // 4))}"
             )
-        if config.queue > pictures:
+        if config.queue > photos:
             raise ValueError(
-                f"queue {config.queue} is longer than the data ({pictures} photos), so that every photo would be "
-                f"its own negative; allowed: {keys} to {pictures}; try {max(keys, pictures // 4)}"
+                f"queue {config.queue} is longer than the data ({photos} photos), so that every photo would be "
+                f"its own negative; allowed: {keys} to {photos}; try {max(keys, photos // 4)}"
             )
 
     def __init__(self, backbone: Backbone, config: MoCoConfig) -> None:
@@ -135,7 +135,7 @@ class MoCo(Method):
         return keys[order.argsort()].narrow(0, first, batch_size)
 
     def after_step(self) -> None:
-        """Pushes the keys of all ranks into the queue and updates the slow copy.
+        """Pushes the keys of all ranks into the queue and updates the EMA copy.
 
         The reference updates the copy in the next step, before its keys; in the first step the two networks are equal,
         so that an update after the step is the same.

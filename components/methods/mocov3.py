@@ -63,7 +63,7 @@ class MoCoV3(Method):
         return config.views.build(image_size)
 
     @staticmethod
-    def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
+    def check(config: Any, photos: int, batch_size: int, world: int) -> None:  # noqa: ARG004
         if batch_size < 2 * world:
             raise ValueError(f"batch_size {batch_size} leaves no other photo as a negative; try 256")
 

@@ -54,7 +54,7 @@ class SimCLR(Method):
         return view, view
 
     @staticmethod
-    def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
+    def check(config: Any, photos: int, batch_size: int, world: int) -> None:  # noqa: ARG004
         if batch_size // world < 2:
             raise ValueError(
                 f"batch_size {batch_size} over {world} processes leaves no other photo as a negative; try 256"

@@ -62,15 +62,15 @@ class SwAV(Method):
         return [global_view, global_view, *[local_view] * config.local_crops]
 
     @staticmethod
-    def check(config: Any, pictures: int, batch_size: int, world: int) -> None:  # noqa: ARG004
+    def check(config: Any, photos: int, batch_size: int, world: int) -> None:  # noqa: ARG004
         if 0 < config.queue < batch_size:
             raise ValueError(
                 f"queue {config.queue} is shorter than batch_size {batch_size}; try {4 * batch_size}, or 0"
             )
-        if config.queue > pictures:
+        if config.queue > photos:
             raise ValueError(
-                f"queue {config.queue} is longer than the data ({pictures} photos), so that it would hold photos "
-                f"twice; allowed: 0, or {batch_size} to {pictures}; try {max(batch_size, pictures // 4)}"
+                f"queue {config.queue} is longer than the data ({photos} photos), so that it would hold photos "
+                f"twice; allowed: 0, or {batch_size} to {photos}; try {max(batch_size, photos // 4)}"
             )
 
     def __init__(self, backbone: Backbone, config: SwAVConfig) -> None:

@@ -23,7 +23,7 @@ from components.data.intake import Intake
 from components.data.photos import jpeg, write_index
 from components.progress import progress
 
-SPLIT_ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # a photo in two splits stays in the one that is measured
+SPLIT_ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # a photo in two splits is kept in the first of these
 AHEAD = 64  # photos that are decoded before they are written
 
 T = TypeVar("T")

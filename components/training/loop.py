@@ -55,7 +55,7 @@ def accelerator() -> Accelerator:
 
 
 def _share_arithmetic() -> None:
-    """Use the first process's choice of bf16 and of Winograd's filtering in all of them, for machines may differ."""
+    """Use the first process's choice of bf16 and Winograd convolutions in all processes: machines may differ."""
     state = PartialState(cpu=not torch.cuda.is_available())
     choice = torch.zeros(2, device=state.device)
     if state.is_main_process:
@@ -80,7 +80,7 @@ def fit(
 
     load: step -> this rank's batch, a pure function, so that a resumed run gets the same batches.
     settings: the optim.Optimizer that `optimizer` was built from, for its schedules and its clipping.
-    Raises ValueError if a batch is to be computed in micro-batches and must not be.
+    Raises ValueError if micro-batches are set and the objective needs the full batch at once.
     Raises FloatingPointError if the loss or a weight to be saved is not finite; the last good state stays in
     `run.state`. Raises MemoryError, with advice, if there is no memory left.
     """
