@@ -1,6 +1,6 @@
-"""Settings that the photos decide: what `auto` in params.yaml means for each.
+"""Computes the settings that are `auto` in params.yaml from the number and size of the photos.
 
-Each rule gives the numbers of the tuned settings for the 5,588 training photos of `scenes` at 64 pixels: batches of 64,
+For each setting, the rule gives the tuned value for the 5,588 training photos of `scenes` at 64 pixels: batches of 64,
 views of 40 pixels, a queue of 1,024 and 256 prototypes.
 """
 
@@ -12,9 +12,9 @@ from components.config import Auto
 
 
 class TrainingSize(NamedTuple):
-    """What the rules of a method's own settings are computed from."""
+    """The sizes from which the settings of a method are computed."""
 
-    photos: int  # that train
+    photos: int  # in the training split
     batch_size: int
 
 
@@ -34,7 +34,9 @@ def image_size(side: int, patch_size: int = 1) -> int:
 
 
 def queue_length(data: TrainingSize) -> int:
-    """Returns the keys of a queue: a quarter of the photos, a power of two, for a longer queue holds the photo itself.
+    """Returns the number of keys in a queue: a quarter of the photos, as a power of two.
+
+    A longer queue would often hold an earlier view of the same photo.
 
     At least two batches of keys where the photos allow it, at most MoCo's 65,536.
     """

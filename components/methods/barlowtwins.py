@@ -1,4 +1,4 @@
-"""Barlow Twins: the cross-correlation of the outputs for two views should be the identity matrix.
+"""Barlow Twins: make the cross-correlation matrix of the outputs for two views the identity.
 
 Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction, ICML 2021.
 https://arxiv.org/abs/2103.03230

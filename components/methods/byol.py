@@ -1,4 +1,4 @@
-"""BYOL: predict the output of a slowly moving copy of the network for the other view. There are no negatives.
+"""BYOL: predict the output of an EMA of the network for the other view, without negatives.
 
 Grill et al., Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning, NeurIPS 2020.
 https://arxiv.org/abs/2006.07733

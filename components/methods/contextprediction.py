@@ -1,11 +1,12 @@
-"""Context prediction: classify where one patch lies relative to another, which takes recognizing the object.
+"""Context prediction: classify in which of eight directions one patch lies from another.
 
 Doersch, Gupta & Efros, Unsupervised Visual Representation Learning by Context Prediction, ICCV 2015.
 https://arxiv.org/abs/1505.05192
 
-A network finds shortcuts: edges and textures that continue from patch to patch, contrast, and above all the color
-fringes of the lens (chromatic aberration), which show how far from the center a patch was. Gap, jitter, color dropping,
-resampling and contrast normalization remove these (section 3.1; numbers as in the authors' train.py).
+To answer, the network must recognize the object, unless it can use shortcuts: edges and textures that continue from
+patch to patch, contrast, and above all the color fringes of the lens (chromatic aberration), which show how far from
+the center a patch was. Gap, jitter, color dropping, resampling and contrast normalization remove these (section 3.1;
+numbers as in the authors' train.py).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class ContextPrediction(Method):
         super().__init__(config)
         require_fit(backbone, "patch", config.patch)
         self.backbone, width = backbone, config.hidden
-        # batch norm without scale and shift: with them the network can silence its activations, and does (prototxt)
+        # batch norm without scale and shift: with them the network can set its activations to 0, and does (prototxt)
         norm = partial(BatchNorm1d, width, affine=False)
         self.patch_head = nn.Sequential(nn.Linear(backbone.dim, width, bias=False), norm(), nn.ReLU())
         self.pair_layer = nn.Linear(2 * width, width, bias=False)

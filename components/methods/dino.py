@@ -1,4 +1,4 @@
-"""DINO: predict, from any crop of a photo, the output of a slowly moving teacher for its large crops.
+"""DINO: predict, from each crop of a photo, the output of a teacher (an EMA) for its large crops.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021. https://arxiv.org/abs/2104.14294
 """
@@ -66,5 +66,5 @@ class DINO(Method):
         self.teacher.update(self.student, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
-        """Returns the teacher, which is better than its student throughout training (section 5.2)."""
+        """Returns the teacher's backbone, which is better than the student's throughout training (section 5.2)."""
         return self.teacher.module[0]

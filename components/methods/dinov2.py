@@ -1,4 +1,4 @@
-"""DINOv2: iBOT's two tasks with a head each, targets by Sinkhorn, and a loss (KoLeo) that spreads the features.
+"""DINOv2: iBOT's two losses with separate heads, Sinkhorn targets, and a loss (KoLeo) that spreads the features.
 
 Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, TMLR 2024. https://arxiv.org/abs/2304.07193
 KoLeo: Sablayrolles et al., Spreading Vectors for Similarity Search, ICLR 2019. https://arxiv.org/abs/1806.03198
@@ -66,7 +66,7 @@ class DINOv2Config(Distillation):
 def koleo(features: Tensor) -> Tensor:
     """Returns the mean over [B, D] features of -log of the distance to the nearest other feature of all ranks: [].
 
-    Features are normalized to length 1 (section 4, KoLeo). The search has no gradient, the distance has.
+    Features are normalized to length 1 (section 4, KoLeo). The distance has a gradient, the search has none.
     """
     local = l2_normalize(features)
     gathered = ranks.gather(local)
@@ -115,7 +115,7 @@ class DINOv2(Method):
         masked = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
         positions = masked.flatten().nonzero()[
             :, 0
-        ]  # [M]; early, for it is the one time in a step that waits for the GPU
+        ]  # [M]; early in the step, because it waits for the GPU; nothing else does
         tokens = backbone.encode(backbone.embed(global_views, masked, self.mask_token))  # [2·B, 1 + N, D]
         local_features = [forward_by_size(backbone.class_token, views[2:])] if len(views) > 2 else []
         logits = head(torch.cat([tokens[:, 0], *local_features])).unflatten(0, (len(views), -1))  # [V, B, K]
@@ -151,5 +151,5 @@ class DINOv2(Method):
         self.teacher.update(self.student, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
-        """Returns the teacher."""
+        """Returns the teacher's backbone."""
         return self.teacher.module[0]

@@ -34,7 +34,7 @@ class Distillation(MethodConfig):
     targets: Literal["centering", "sinkhorn"] = "centering"  # DINOv2 uses Sinkhorn
     center_momentum: Fraction = 0.9
     momentum: Fraction = 0.996  # of the teacher; rises to 1 by a cosine
-    freeze_last: Fraction = 1 / 300  # of the run, in which the prototypes are not trained: one epoch
+    freeze_last: Fraction = 1 / 300  # fraction of the run in which the prototypes are not trained: one epoch
     global_crop: FractionRange = (0.4, 1.0)
     local_crop: FractionRange = (0.05, 0.4)
     local_crops: int = Field(8, ge=0)
@@ -87,7 +87,7 @@ class Targets(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """[B, K] -> probabilities [B, K]. These logits move the center after the step, not before."""
+        """Returns target probabilities [B, K] of logits [B, K], and records the logits for the update of the center."""
         self.center.record(logits)
         if self.uses_sinkhorn:
             return sinkhorn(logits, temperature)

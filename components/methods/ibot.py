@@ -1,4 +1,4 @@
-"""iBOT: DINO, and the same for masked patches, whose targets come from a teacher that sees them.
+"""iBOT: DINO's loss for class tokens and masked patches; the teacher, which sees all patches, gives the targets.
 
 Zhou et al., Image BERT Pre-Training with Online Tokenizer, ICLR 2022. https://arxiv.org/abs/2111.07832
 """
@@ -78,7 +78,7 @@ class IBOT(Method):
         masked = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
         positions = masked.flatten().nonzero()[
             :, 0
-        ]  # [M]; early, for it is the one time in a step that waits for the GPU
+        ]  # [M]; early in the step, because it waits for the GPU; nothing else does
         tokens = backbone.encode(backbone.embed(global_views, masked, self.mask_token))  # [2·B, 1 + N, D]
         local_features = [forward_by_size(backbone.class_token, views[2:])] if len(views) > 2 else []
         logits = head(torch.cat([tokens[:, 0], *local_features])).unflatten(0, (len(views), -1))  # [V, B, K]
@@ -108,5 +108,5 @@ class IBOT(Method):
         self.teacher.update(self.student, cosine(self.config.momentum, 1.0, self.progress))
 
     def keep(self) -> Backbone:
-        """Returns the teacher."""
+        """Returns the teacher's backbone."""
         return self.teacher.module[0]

@@ -3,9 +3,9 @@
 Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture, CVPR 2023.
 https://arxiv.org/abs/2301.08243
 
-Block sizes differ from photo to photo while tensors keep one shape: surplus tokens are masked in the attention and in
-the loss. (The reference code draws one block size per batch and cuts all contexts to the shortest: a photo's loss then
-depends on the others of its batch, and the lower part of the photo is dropped first.)
+Block sizes differ between photos. Tensors keep one shape, because surplus tokens are masked in the attention and in the
+loss. (The reference code draws one block size per batch and cuts all contexts to the shortest. A photo's loss then
+depends on the other photos of its batch, and the lower part of the photo is dropped first.)
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class IJEPA(Method):
 
     @torch.no_grad()
     def target_features(self, pixels: Tensor, positions: Tensor) -> Tensor:
-        """Returns the slow copy's features at positions [B, M, T], layer-normalized: [B, M, T, D]."""
+        """Returns the features of the EMA encoder at positions [B, M, T], layer-normalized: [B, M, T, D]."""
         x = self.target.module.tokens(pixels)  # of the whole photo [B, N, D]
         return gather_tokens(layer_norm(x, x.shape[-1:]), positions)
 

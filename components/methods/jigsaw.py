@@ -1,11 +1,11 @@
-"""Jigsaw: classify in which order nine tiles of a photo are, which takes recognizing how parts form an object.
+"""Jigsaw: classify in which order the nine tiles of a photo are.
 
 Noroozi & Favaro, Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, ECCV 2016.
 https://arxiv.org/abs/1603.09246
 
-The classes are some of the 362,880 permutations, with large Hamming distances, so that no pair of tiles decides alone
-(section 3.2 and algorithm 1). Each tile is cut at a random position within its cell, so that edges do not continue, and
-is normalized by itself, so that its brightness says nothing about its neighbors (section 3.3).
+The classes are a subset of the 362,880 permutations with large Hamming distances, so that no pair of tiles is enough
+to tell them apart (section 3.2 and algorithm 1). Each tile is cut at a random position within its cell, so that edges
+do not continue, and is normalized by itself, so that brightness does not show which tiles are neighbors (section 3.3).
 """
 
 from __future__ import annotations

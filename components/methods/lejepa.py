@@ -1,4 +1,4 @@
-"""LeJEPA: views of a photo should have equal embeddings, and all embeddings together a standard normal distribution.
+"""LeJEPA: make the embeddings of a photo's views equal, and the distribution of all embeddings standard normal.
 
 Balestriero and LeCun, LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics, 2025.
 https://arxiv.org/abs/2511.08544

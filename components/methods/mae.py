@@ -2,7 +2,7 @@
 
 He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022. https://arxiv.org/abs/2111.06377
 
-Only visible patches go through the encoder, which is fast and never sees a mask token. A small decoder predicts the
+Only visible patches go through the encoder, which is fast and keeps mask tokens out of it. A small decoder predicts the
 pixels of the masked patches, normalized patch by patch (norm_pix); only these enter the loss.
 """
 
@@ -102,5 +102,5 @@ class MAE(Method):
 
 
 def with_class_token(patches: Tensor) -> Tensor:
-    """Patch numbers [B, K] -> indices in the token sequence, whose first token is the class token: [B, 1 + K]."""
+    """Returns indices into the token sequence, class token first: patch numbers [B, K] -> [B, 1 + K]."""
     return torch.cat([torch.zeros_like(patches[:, :1]), patches + 1], dim=1)

@@ -1,4 +1,4 @@
-"""What a self-supervised method is."""
+"""The base class of all training methods, and of their settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batch = Any  # one tensor [B, ...] for each field that `views` names, in their o
 
 
 class MethodConfig(Strict):
-    """A method's own settings, the paper's as defaults. Every method states its optimizer."""
+    """A method's own settings, with the paper's values as defaults. Every method sets a default optimizer."""
 
     optimizer: Optimizer
 
@@ -69,5 +69,5 @@ class Recipe(NamedTuple):
 
     @property
     def modules(self) -> set[str]:
-        """The names of the modules that define the two."""
+        """Returns the names of the modules that define the method and its config."""
         return {self.method.__module__, self.config.__module__}

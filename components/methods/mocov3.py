@@ -3,7 +3,7 @@
 Chen, Xie & He, An Empirical Study of Training Self-Supervised Vision Transformers, ICCV 2021.
 https://arxiv.org/abs/2104.02057; reference code: moco-v3 (moco/builder.py, vits.py).
 
-The paper updates the slow copy between queries and keys of a step; here it is updated after the step, as in BYOL.
+The paper updates the EMA between queries and keys of a step; here it is updated after the step, as in BYOL.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Rotation: classify by how many quarter turns a photo was rotated, which takes recognizing what is upright.
+"""Rotation: classify by how many quarter turns a photo was rotated.
 
 Gidaris, Singh & Komodakis, Unsupervised Representation Learning by Predicting Image Rotations, ICLR 2018.
 https://arxiv.org/abs/1803.07728
 
-All four rotations of a photo are in one batch (section 2.2), so that every batch has equally many of each. Quarter
-turns need no interpolation, whose artifacts would give the answer away.
+All four rotations of a photo are in one batch (section 2.2), so that each class is equally frequent in every batch.
+Quarter turns need no interpolation, whose artifacts would show the angle.
 """
 
 from __future__ import annotations

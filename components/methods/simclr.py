@@ -1,10 +1,10 @@
-"""SimCLR: two views of a photo should be closer to each other than to any other photo of the batch.
+"""SimCLR: contrast two views of each photo with all other photos of the batch.
 
 v1: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020.
 https://arxiv.org/abs/2002.05709
 v2: Chen et al., Big Self-Supervised Models are Strong Semi-Supervised Learners, NeurIPS 2020.
 https://arxiv.org/abs/2006.10029 (a third layer in the head).
-Both heads as in the reference code (model_util.py, from its first version on): batch norm after each layer, the last
+Both heads follow the reference code (model_util.py, from its first version on): batch norm after each layer, the last
 with a scale and no bias.
 """
 

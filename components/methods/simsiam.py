@@ -1,4 +1,4 @@
-"""SimSiam: predict the projection of the other view, with a stop-gradient on it. No slow copy, no negatives.
+"""SimSiam: predict the projection of the other view, which gets no gradient. There is no EMA and no negative.
 
 Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021. https://arxiv.org/abs/2011.10566
 """

@@ -27,7 +27,7 @@ class SupervisedConfig(MethodConfig):
 
     classes: int = Field(0, ge=0)  # 0: those of the data
     crop: FractionRange = (0.08, 1.0)
-    color_strength: float = Field(0.0, ge=0)  # of SimCLR's jitter, for data small enough to be learned by heart
+    color_strength: float = Field(0.0, ge=0)  # of SimCLR's jitter, for data small enough to be memorized
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     optimizer: Optimizer = SGD(
         lr=0.1,

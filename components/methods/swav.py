@@ -1,4 +1,4 @@
-"""SwAV: predict a photo's cluster from another crop of it, where the clusters have equal sizes.
+"""SwAV: predict the cluster of one crop of a photo from another crop; each batch is split evenly over the clusters.
 
 Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, NeurIPS 2020.
 https://arxiv.org/abs/2006.09882

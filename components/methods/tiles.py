@@ -1,7 +1,7 @@
-"""Losses over tables that are too large for memory, computed one tile of rows at a time, gradient included.
+"""Losses over matrices that are too large for memory, computed with their gradients one tile of rows at a time.
 
 The gradient of a tile is computed in the forward pass while the tile is in memory; the backward pass only scales it.
-The memory is that of one tile beside inputs and gradients, where autograd would keep the whole table several times.
+Beside inputs and gradients, this needs memory for one tile; autograd would keep several copies of the whole matrix.
 """
 
 from __future__ import annotations

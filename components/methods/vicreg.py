@@ -1,4 +1,4 @@
-"""VICReg: outputs are equal for two views (invariance), vary over the batch (variance), uncorrelated (covariance).
+"""VICReg: make outputs equal for two views, varied over the batch and uncorrelated with each other.
 
 Bardes, Ponce & LeCun, VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning, ICLR 2022.
 https://arxiv.org/abs/2105.04906

@@ -79,4 +79,4 @@ def test_it_keeps_the_contract(tint, promise, photos):
 
 def test_its_batch_comes_in_parts(tint, photos, monkeypatch):
     monkeypatch.setattr(test_ranks.loop, "CHECK_EVERY", 1)
-    test_ranks.test_micro_batches_give_what_the_batch_does_or_are_refused("tint", photos, monkeypatch)
+    test_ranks.test_micro_batches_give_the_same_results_or_are_refused("tint", photos, monkeypatch)

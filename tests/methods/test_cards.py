@@ -32,7 +32,7 @@ def flat(value, where=""):
 
 
 def test_every_method_has_a_card():
-    lacking = set(METHODS) - {"mocoscriptstyle"} - {card.stem for card in CARDS}  # which is on the card of moco
+    lacking = set(METHODS) - {"mocoscriptstyle"} - {card.stem for card in CARDS}  # its settings are on the card of moco
     assert not lacking, f"write a card docs/methods/{min(lacking)}.md as docs/adding_a_method.md describes"
 
 

@@ -1,4 +1,4 @@
-"""What every method owes; a new line in METHODS gets all of these for free."""
+"""Tests that every method in METHODS must pass."""
 
 import copy
 import re
@@ -13,7 +13,7 @@ from components.models.backbone import load
 
 
 def refusal(name, shape):
-    """Why the method does not take such a backbone, or None."""
+    """Returns why the method refuses the backbone, or None if it accepts it."""
     try:
         make(name, shape)
     except ValueError as error:

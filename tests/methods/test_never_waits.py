@@ -23,11 +23,11 @@ WAITS = (NotImplementedError, RuntimeError, AssertionError)
 
 
 class Watched(TorchDispatchMode):
-    """Refuses operators on tensors of host and device, but for single numbers, which travel with the launch."""
+    """Refuses operators that mix host and device tensors. Scalars are allowed: a kernel launch passes them by value."""
 
     def __init__(self, allowed=0):
         super().__init__()
-        self.allowed = allowed  # lists of places, of a length that is waited for: here all
+        self.allowed = allowed  # calls of nonzero, whose result length waits for the GPU; here it returns all positions
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.nonzero.default and self.allowed:
@@ -39,7 +39,7 @@ class Watched(TorchDispatchMode):
         return out
 
 
-def test_what_waits_is_noticed():
+def test_operators_that_wait_are_detected():
     x = torch.ones(3, device=DEVICE)
     y = torch.ones(3)
     with Watched():
@@ -74,12 +74,12 @@ def test_a_step_never_waits(name, shape, monkeypatch):
         method = make(name, shape)
     except ValueError as refused:
         pytest.skip(str(refused))
-    monkeypatch.setattr(losses.torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
+    monkeypatch.setattr(losses.torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not support meta
     method.to(DEVICE)
     settings = method.config.optimizer
     optimizer = optim.build(method, settings, 256)
     for group in optimizer.param_groups:
-        group.update(fused=False, foreach=True)  # the fused ones know no such device
+        group.update(fused=False, foreach=True)  # fused optimizers do not support meta
     batch = list(empty_batch(name))
     for progress in (0.0, 0.9) if shape == "vit" else (0.9,):
         with Watched(allowed=name in ONCE):

@@ -70,5 +70,5 @@ def test_the_queue_holds_the_keys_of_all_ranks(two):
     assert results["state queue.cursor"].item() == over_ranks.STEPS * over_ranks.BATCH % SMALL["moco"]["queue"]
 
 
-def test_chunks_under_ddp_give_what_the_whole_batch_does(two, photos):
+def test_chunks_under_ddp_give_the_results_of_the_whole_batch(two, photos):
     assert_same(two("chunks"), over_ranks.run("simclr", SMALL["simclr"], photos))

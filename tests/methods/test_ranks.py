@@ -64,7 +64,7 @@ def assert_it_learned(results):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_processes_learn_what_one_does(name, rank_results, photos):
+def test_two_processes_train_the_same_as_one(name, rank_results, photos):
     by_rank, failed = rank_results
     assert name not in failed[0], failed[0][name]
     assert name not in failed[1], failed[1][name]
@@ -98,7 +98,7 @@ def test_batch_norm_of_a_resnet_uses_the_whole_batch_in_two_processes(name, rank
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_micro_batches_give_what_the_batch_does_or_are_refused(name, photos, monkeypatch):
+def test_micro_batches_give_the_same_results_or_are_refused(name, photos, monkeypatch):
     acc = Accelerator(cpu=True)
     needs_full_batch = make(name, "vit").needs_full_batch
     monkeypatch.setenv(distributed.MICRO_BATCHES, "2")

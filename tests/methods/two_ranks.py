@@ -1,4 +1,4 @@
-"""Two steps of the real loop for every method, in double precision: by the test alone, by torchrun with its ranks.
+"""Two steps of the training loop for every method, in double precision; run in one process and, by torchrun, in two.
 
 Each process writes its results to FOLDER/rank-N.safetensors: losses, gradients as the optimizer got them, the state.
 """
@@ -117,7 +117,7 @@ def main(data: Path, out: Path) -> None:
     photos, results, failed = Photos(data), {"ranks": torch.tensor(ranks.world())}, {}
     results |= {f"local/1/{key}": value for key, value in run_local(acc).items()}
     for name in METHODS:
-        try:  # one method's failure is not the others'
+        try:  # report each method's failure by itself
             for micro_batches in (1,) if make(name, "vit").needs_full_batch else (1, 2):
                 os.environ[distributed.MICRO_BATCHES] = str(micro_batches)
                 results |= {f"{name}/{micro_batches}/{key}": value for key, value in run(name, photos, acc).items()}
