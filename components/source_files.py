@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Neither listed nor followed. The package files only name what others define (`components.methods` imports every
 # method, of which a run uses one); the other modules show progress, fix imports and find folders.
-NO_EFFECT = ("__init__", "progress", "scratch", "source_files", "torchvision_schemas")
+NO_EFFECT = {"progress.py", "source_files.py", "stages/scratch.py", "torchvision_schemas.py"}
 
 
 def digests(*modules: str) -> dict[str, str]:
@@ -24,13 +24,18 @@ def digests(*modules: str) -> dict[str, str]:
             raise ValueError(f"no module {name!r}; allowed: modules under {ROOT / 'components'}")
     while pending:
         path = _file(pending.pop())
-        if path is None or path in files or path.stem in NO_EFFECT:
+        if path is None or path in files or has_no_effect(path):
             continue
         files[path] = path.read_bytes()
         pending += _imports(files[path])
         others = (file for file in path.parent.iterdir() if file.is_file() and file.suffix not in (".py", ".pyc"))
         files |= {file: file.read_bytes() for file in others}
     return {path.relative_to(ROOT).as_posix(): hashlib.sha256(files[path]).hexdigest() for path in sorted(files)}
+
+
+def has_no_effect(path: Path) -> bool:
+    """Returns True for a file under `components` that decides nothing about a result."""
+    return path.stem == "__init__" or path.relative_to(ROOT / "components").as_posix() in NO_EFFECT
 
 
 def digest(path: Path) -> str:

@@ -46,10 +46,11 @@ class Findings(NamedTuple):
     warnings: list[str]
 
 
-def check(path: Path = PARAMS, data: Path | None = None) -> Findings:
+def check(path: Path = PARAMS, data: Path | None = None, method: str | None = None) -> Findings:
     """Returns everything that is wrong in params.yaml, each problem once.
 
     data: the folder written by prepare; with it, settings that only the photos can contradict are checked too.
+    method: of the listed methods, the only one to be checked; None: all.
     """
     try:
         listed, pretrain = methods(path), section("pretrain", path)
@@ -62,7 +63,7 @@ def check(path: Path = PARAMS, data: Path | None = None) -> Findings:
     errors = [f"{path}: no section {name!r}; known: {known_names(name, names)}" for name in unknown]
     others = [str(name) for name in pretrain if name != "common" and name not in listed]
     checks: list[Callable[[], object]] = [
-        *(partial(_method, name, pretrain, size, photos) for name in listed),
+        *(partial(_method, name, pretrain, size, photos) for name in listed if method in (None, name)),
         *(partial(_known, name, path) for name in others),
         *(partial(read, name, schema, path) for name, schema in SECTIONS.items()),
         partial(_source, path),
@@ -132,8 +133,9 @@ def _trained(stage: str, listed: list[str], path: Path) -> None:
 def main() -> None:
     parser = ArgumentParser(prog="selfsight check", description="Check params.yaml, before any stage runs.")
     parser.add_argument("--data", type=Path, help="folder written by prepare, if its photos are to be checked too")
+    parser.add_argument("--method", help="of the listed methods, the only one to be checked")
     args = parser.parse_args()
-    errors, warnings = check(data=args.data)
+    errors, warnings = check(data=args.data, method=args.method)
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     if errors:

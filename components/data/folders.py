@@ -92,7 +92,7 @@ def _source(root: Path, listing: Listing, splits: dict[str, str], notes: list[st
 def list_images(root: Path) -> Listing:
     """Lists `root` and its subfolders without hidden files. Links are followed, but not into a folder they lie in."""
     listing = Listing()
-    for path, is_file in progress(_walk(root, "", frozenset(), listing.problems), "list", unit=" files"):
+    for path, is_file in progress(_walk(root, "", {}, listing.problems), "list", unit=" files"):
         suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 (a Path per file takes longer than listing it)
         if suffix in IMAGE_SUFFIXES:
             listing.images.append(path)
@@ -105,27 +105,31 @@ def list_images(root: Path) -> Listing:
 
 
 def _walk(
-    folder: Path, prefix: str, parents: frozenset[tuple[int, int]], problems: list[str]
+    folder: Path, prefix: str, listed: dict[tuple[int, int], str], problems: list[str]
 ) -> Iterator[tuple[str, bool]]:
-    """Yields the relative path of every file, in the order of the paths' parts, and whether it is a regular file."""
+    """Yields the relative path of every file, in the order of the paths' parts, and whether it is a regular file.
+
+    listed: the folders that were listed already. Links may lead to one again, and links in a circle would never end.
+    """
     try:
         status = folder.stat()
-        if (status.st_dev, status.st_ino) in parents:
-            problems.append(f"{printable(prefix)} is a link to a folder that it lies in: not followed")
+        key = (status.st_dev, status.st_ino)
+        if key in listed:
+            problems.append(f"{printable(prefix)} is the same folder as {printable(listed[key]) or '.'}: listed once")
             return
-        with os.scandir(folder) as listed:
-            items = sorted(listed, key=lambda item: item.name)
+        with os.scandir(folder) as entries:
+            items = sorted(entries, key=lambda item: item.name)
     except OSError as error:
         problems.append(f"{printable(prefix) or folder} cannot be listed ({error.strerror}): its images are left out")
         return
-    parents |= {(status.st_dev, status.st_ino)}
+    listed[key] = prefix
     for item in items:
         if item.name.startswith("."):
             continue
         path = prefix + item.name
         is_folder, is_file = _kind(item)
         if is_folder:
-            yield from _walk(folder / item.name, f"{path}/", parents, problems)
+            yield from _walk(folder / item.name, f"{path}/", listed, problems)
         else:
             yield path, is_file
 

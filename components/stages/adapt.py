@@ -21,7 +21,7 @@ from components.evaluation.statistics import proportion_with_ci
 from components.machine import keep_memory
 from components.models.backbone import load
 from components.source_files import digest
-from components.stages.scratch import clear, exclusive, scratch
+from components.stages.scratch import InUseError, clear, exclusive, scratch
 from components.training import optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
@@ -103,8 +103,10 @@ def main() -> None:
     keep_memory()
     try:
         metrics = adapt(read("adapt", AdaptConfig), args.backbone, args.data, args.out)
-    except (ValueError, FloatingPointError, MemoryError) as error:
+    except ValueError as error:
         parser.exit(2, f"adapt: {error}\n")
+    except (FloatingPointError, MemoryError, InUseError) as error:  # not 2, which means that settings are refused
+        parser.exit(1, f"adapt: {error}\n")
     if "skipped" in metrics:
         print(f"adapt: {metrics['skipped']}")
         return

@@ -24,7 +24,7 @@ from components.connector.warm_start import warm_start
 from components.data.photos import Photos
 from components.machine import keep_memory, make_readable
 from components.source_files import digest
-from components.stages.scratch import clear, exclusive, scratch
+from components.stages.scratch import InUseError, clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
@@ -173,8 +173,10 @@ def main() -> None:
         config = read("connect", ConnectConfig)
         distributed.relaunch("components.stages.connect")
         metrics = connect(config, args.backbone, args.data, args.out)
-    except (ValueError, FloatingPointError, MemoryError) as error:
+    except ValueError as error:
         parser.exit(2, f"connect: {error}\n")
+    except (FloatingPointError, MemoryError, InUseError) as error:  # not 2, which means that settings are refused
+        parser.exit(1, f"connect: {error}\n")
     if metrics:  # only the first process has them
         words = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in metrics.items()}
         print("connect: " + ", ".join(f"{name}: {value}" for name, value in words.items()))

@@ -42,12 +42,16 @@ def scratch(stage: str, *ingredients: object, modules: Iterable[str] = ()) -> Pa
     return folder
 
 
+class InUseError(RuntimeError):
+    """Another process is doing the same run."""
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path, acc: Accelerator) -> Iterator[None]:
     """Keep other processes from using `folder` at the same time. The first process of a run holds the lock for all.
 
     The system releases the lock when that process ends, however it ends; no child inherits it.
-    Raises ValueError in all processes of this run if another run holds the lock.
+    Raises InUseError in all processes of this run if another run holds the lock.
     """
     with (folder / "lock").open("a+") if acc.is_main_process else contextlib.nullcontext() as file:
         holder = 0
@@ -65,7 +69,7 @@ def exclusive(folder: Path, acc: Accelerator) -> Iterator[None]:
                 print(f"{folder}: this file system has no locks; do not start the same run twice", flush=True)
         holder = int(acc.reduce(torch.tensor(holder, device=acc.device), "sum"))
         if holder:
-            raise ValueError(
+            raise InUseError(
                 f"process {holder} is doing this same run, with its state in {folder}. To continue here instead, stop "
                 f"it with `kill {holder}`, which saves its state, and start again when it has ended"
             )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -58,9 +59,19 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     ]
     assert source.entries[1].fetch() == (elsewhere / "2.png").read_bytes()
     assert source.notes[:2] == [
-        "cats/self.d/ is a link to a folder that it lies in: not followed",
-        "dogs/again/ is a link to a folder that it lies in: not followed",
+        "cats/self.d/ is the same folder as cats/: listed once",
+        "dogs/again/ is the same folder as .: listed once",
     ]
+
+
+def test_folders_that_link_to_each_other_are_listed_once(tmp_path):
+    for name in "abcde":
+        draw(tmp_path / name / f"{name}.png", ord(name))
+        for other in set("abcde") - {name}:
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
+    source = read(tmp_path)
+    assert sorted(Path(entry.path).name for entry in source.entries) == [f"{name}.png" for name in "abcde"]
+    assert len([note for note in source.notes if "listed once" in note]) == 20  # links beside the 5 folders
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):

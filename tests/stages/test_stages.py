@@ -28,7 +28,7 @@ from components.stages.adapt import AdaptConfig, adapt, confusion
 from components.stages.evaluate import EvaluateConfig, evaluate
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from components.stages.pretrain import configure, epoch_rows, pretrain
-from components.stages.scratch import clear, exclusive, scratch
+from components.stages.scratch import InUseError, clear, exclusive, scratch
 from tests.conftest import draw
 
 ROOT = Path(__file__).parents[2]
@@ -224,7 +224,7 @@ def test_a_state_is_locked_until_its_run_ends_however_it_ends(tmp_path, monkeypa
     acc = Accelerator(cpu=True)
     for _ in range(2):
         with contextlib.suppress(KeyboardInterrupt), exclusive(tmp_path, acc):
-            with pytest.raises(ValueError, match=f"{os.getpid()} is doing this same run"), exclusive(tmp_path, acc):
+            with pytest.raises(InUseError, match=f"{os.getpid()} is doing this same run"), exclusive(tmp_path, acc):
                 pass
             raise KeyboardInterrupt
     with exclusive(tmp_path, acc):
