@@ -143,15 +143,15 @@ def test_the_epsilon_of_layer_norm_is_saved_and_loaded(eps, tmp_path):
     assert torch.allclose(features, backbone(PIXELS), atol=1e-5)
 
 
-def test_a_vit_is_initialized_as_in_mae():
-    """Xavier for each layer's matrix; query, key and value count as one matrix [3 · width, width]."""
+def test_a_vit_starts_from_xavier_weights():
+    """Each matrix by itself: query, key and value too, and the patch embedding as [width, 3 · patch²]."""
     torch.manual_seed(0)
     vit = build(ViTBackbone(image_size=16, patch_size=8, width=64, depth=1, heads=2))
     layer = vit.trunk.layers[0]
     attention, mlp = layer.attention, layer.mlp
-    fused = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
     kernel = vit.trunk.embeddings.patch_embeddings.projection.weight.flatten(1)
-    for weight in (fused, attention.o_proj.weight, mlp.fc1.weight, mlp.fc2.weight, kernel):
+    for weight in (*(layer.weight for layer in projections), mlp.fc1.weight, mlp.fc2.weight, kernel):
         bound = (6 / sum(weight.shape)) ** 0.5
         assert 0.95 * bound < weight.abs().max() < bound
         assert float(weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.03)
