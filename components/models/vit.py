@@ -46,8 +46,8 @@ class ViT(Backbone):
         )
         self.trunk = ViTModel(shape, add_pooling_layer=False)
         self.dim = config.width
-        # Xavier for each matrix, as the original ViT; MAE draws q, k and v as one [3D, D] (DECISIONS.md says what it cost).
-        # A standard deviation of 0.02, as in transformers, suits a width of 768; a width of 128 stays at chance
+        # Xavier for each matrix, as the original ViT; MAE draws q, k and v as one (DECISIONS.md says what that cost). A
+        # standard deviation of 0.02, as in transformers, suits a width of 768; a width of 128 stays at chance
         for weight in self.trunk.parameters():
             if weight.ndim in (2, 4):
                 nn.init.xavier_uniform_(weight.flatten(1))
