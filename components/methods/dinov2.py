@@ -113,9 +113,8 @@ class DINOv2(Method):
         global_views = torch.cat(list(views[:2]))  # [2·B, 3, S, S]
         side = backbone.config.image_size // backbone.config.patch_size
         masked = block_masks(draws, side, config.mask_probability, config.mask_ratio)  # [2·B, N]
-        positions = masked.flatten().nonzero()[
-            :, 0
-        ]  # [M]; early in the step, because it waits for the GPU; nothing else does
+        # early in the step, because it waits for the GPU; nothing else does
+        positions = masked.flatten().nonzero()[:, 0]  # [M]
         tokens = backbone.encode(backbone.embed(global_views, masked, self.mask_token))  # [2·B, 1 + N, D]
         local_features = [forward_by_size(backbone.class_token, views[2:])] if len(views) > 2 else []
         logits = head(torch.cat([tokens[:, 0], *local_features])).unflatten(0, (len(views), -1))  # [V, B, K]
