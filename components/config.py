@@ -150,12 +150,12 @@ def parse(schema: type[Schema], values: dict[str, Any], where: str | Callable[[s
         raise InvalidError(problems) from None
 
 
-def read(name: str, schema: type[Schema], path: Path = PARAMS) -> Schema:
+def read_section(name: str, schema: type[Schema], path: Path = PARAMS) -> Schema:
     """Returns one section of params.yaml, checked."""
     return parse(schema, section(name, path), f"{path}, section {name}")
 
 
-def write(config: Strict, path: Path) -> None:
+def write_config(config: Strict, path: Path) -> None:
     """Write the settings of a run, all of them, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")

@@ -29,7 +29,7 @@ def keep_memory() -> bool:
     return all(tune(what, to) for what, to in ((TOP_PAD, 2**28), (TRIM_THRESHOLD, 2**31 - 1), (MMAP_THRESHOLD, 2**30)))
 
 
-def repeat_exactly() -> None:
+def use_deterministic_algorithms() -> None:
     """Have a GPU find the same bits whenever it computes the same: no sums in the order of arrival.
 
     To be called before the GPU is first used. Where an operator has no such form torch says so and goes on; so does

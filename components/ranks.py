@@ -9,14 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def world() -> int:
+def world_size() -> int:
     """Returns the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Returns the number of this process, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 class _Gather(torch.autograd.Function):
@@ -25,7 +25,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.rows = len(x)
-        parts = [torch.empty_like(x) for _ in range(world())]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
@@ -38,12 +38,12 @@ class _Gather(torch.autograd.Function):
 
 def gather(x: Tensor) -> Tensor:
     """Returns the rows of all ranks, [W·B, …] from [B, …] on each of W ranks, in rank order, with exact gradients."""
-    return x if world() == 1 else _Gather.apply(x)
+    return x if world_size() == 1 else _Gather.apply(x)
 
 
 def total(x: Tensor) -> Tensor:
     """Returns the sum of x over the ranks, without gradient. x has the same shape on all of them."""
-    if world() == 1:
+    if world_size() == 1:
         return x
     x = x.detach().clone()
     dist.all_reduce(x)

@@ -1,8 +1,8 @@
 """Runs a command with its output line by line, and ends it together with all processes that it started.
 
-torchrun gives its workers sessions of their own, so killing a process group is not enough; and a killed parent no
-longer leads to its children, so walking the process tree is not enough either. Every process therefore carries a mark
-of its run in its environment, which children inherit.
+Killing the process group is not enough, because torchrun starts each worker in a session of its own. Walking the
+process tree is not enough, because the children of a killed process are no longer below it. Each command therefore has
+a mark, a random environment variable, which all its children inherit.
 """
 
 import os
@@ -19,13 +19,13 @@ from pathlib import Path
 import psutil
 
 MARK = "SELFSIGHT_RUN"
-GRACE = 25.0  # seconds to save a state in; Prefect's runner kills a canceled flow after 30
-LEAVE = 3.0  # of them, for a command whose children have gone to end by itself
-LINGER = 5.0  # seconds that output may stay open after its process has gone
-TAIL = 60  # lines kept
+STOP_SECONDS = 25.0  # to save the state and end; Prefect's runner kills a canceled flow after 30
+EXIT_SECONDS = 3.0  # part of these, for the command to end by itself after its children have ended
+OUTPUT_SECONDS = 5.0  # how long the output may stay open after the command has ended
+TAIL = 60  # lines of output kept for CommandError
 
-_live: set[str] = set()  # marks of the commands that run now
-_stopped: set[str] = set()  # of those that we were asked to end
+_running_marks: set[str] = set()  # of the commands that run now
+_stopped_marks: set[str] = set()  # of the commands that `kill_all` ended
 
 
 class CommandError(RuntimeError):
@@ -47,9 +47,9 @@ def run_streaming(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Run `argv`, hand each line of its output to `log` as it comes, and return the last lines.
+    """Run `argv` and call `log` with each line of its output as it appears. Returns the last lines.
 
-    Raises CommandError if it fails. However this function is left, nothing that it started is left behind.
+    Raises CommandError if it fails. All processes that it started have ended when this function returns or raises.
     """
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
@@ -59,27 +59,27 @@ def run_streaming(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,  # which also makes a line of each \r of a progress bar
+        text=True,  # with which the \r of a progress bar also ends a line
         encoding="utf-8",
         errors="replace",
         bufsize=1,
-        start_new_session=True,  # Ctrl-C in the terminal reaches only us; we end the command
+        start_new_session=True,  # Ctrl-C in the terminal reaches only this process, which then ends the command
     )
-    _live.add(mark)
+    _running_marks.add(mark)
     tail: deque[str] = deque(maxlen=TAIL)
     try:
-        _follow(process, tail, log)
+        _log_output(process, tail, log)
     finally:
         kill_tree(mark)
-        _live.discard(mark)
+        _running_marks.discard(mark)
         code = process.wait()
     if code:
-        raise CommandError(argv, code, tail, mark in _stopped)
+        raise CommandError(argv, code, tail, mark in _stopped_marks)
     return list(tail)
 
 
-def _follow(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[str], object]) -> None:
-    """Log lines until the output ends, or until its process has gone and nobody has written for a while."""
+def _log_output(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[str], object]) -> None:
+    """Log lines until the output ends, or until OUTPUT_SECONDS without a line after the command has ended."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -97,8 +97,8 @@ def _follow(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[s
             line = lines.get(timeout=0.25)  # short: signals are only handled between two waits
         except queue.Empty:
             if running and process.poll() is not None:
-                running, last_output = False, time.monotonic()  # its last lines may still be on their way
-            if not running and time.monotonic() - last_output > LINGER:
+                running, last_output = False, time.monotonic()  # its last lines may not be read yet
+            if not running and time.monotonic() - last_output > OUTPUT_SECONDS:
                 return
             continue
         if line is None:
@@ -109,54 +109,54 @@ def _follow(process: "subprocess.Popen[str]", tail: deque[str], log: Callable[[s
             log(line)
 
 
-def kill_tree(mark: str, grace: float = GRACE) -> None:
-    """End all that bear `mark` within `grace` seconds, the command itself last.
+def kill_tree(mark: str, grace: float = STOP_SECONDS) -> None:
+    """End all processes with `mark` within `grace` seconds, the command itself last.
 
-    DVC writes its lock file anew when its stage ends, and interrupted at that leaves it empty, which stops every later
-    run. So what it started is asked to stop, and DVC is given a moment to find that out by itself.
+    DVC rewrites its lock file when its stage ends. If it is interrupted then, the file stays empty, and DVC cannot run
+    again. So first its children are asked to stop, and DVC has a few seconds to end by itself.
     """
 
-    def below() -> set[psutil.Process]:
-        family = _family(mark)
-        known = {process.pid for process in family}
-        return {process for process in family if _parent(process) in known}
+    def children() -> set[psutil.Process]:
+        marked = _marked_processes(mark)
+        pids = {process.pid for process in marked}
+        return {process for process in marked if _parent(process) in pids}
 
     try:
-        if _signal_all(below(), psutil.Process.terminate):
-            _await_none(below, grace - 2 * LEAVE)
-            _await_none(lambda: _family(mark), LEAVE)
-        if _signal_all(_family(mark), psutil.Process.terminate):
-            _await_none(lambda: _family(mark), LEAVE)
-    finally:  # a second Ctrl-C comes through here: no more patience, but no orphans either
-        if _signal_all(_family(mark), psutil.Process.kill):
-            _await_none(lambda: _family(mark), LEAVE)
+        if _signal_all(children(), psutil.Process.terminate):
+            _wait_until_gone(children, grace - 2 * EXIT_SECONDS)
+            _wait_until_gone(lambda: _marked_processes(mark), EXIT_SECONDS)
+        if _signal_all(_marked_processes(mark), psutil.Process.terminate):
+            _wait_until_gone(lambda: _marked_processes(mark), EXIT_SECONDS)
+    finally:  # also after a second Ctrl-C, which ends the waiting: no process may be left
+        if _signal_all(_marked_processes(mark), psutil.Process.kill):
+            _wait_until_gone(lambda: _marked_processes(mark), EXIT_SECONDS)
 
 
-def kill_all(grace: float = GRACE) -> None:
-    """End every command that is running now, from any thread; they fail as `stopped`."""
-    running = list(_live)
-    _stopped.update(running)
+def kill_all(grace: float = STOP_SECONDS) -> None:
+    """End every command that is running now, in any thread. Each fails with CommandError.stopped set."""
+    running = list(_running_marks)
+    _stopped_marks.update(running)
     for mark in running:
         kill_tree(mark, grace)
 
 
-def _await_none(processes: Callable[[], set[psutil.Process]], seconds: float) -> None:
-    """Not psutil.wait_procs: it would collect our child's exit code, and Popen would then make it 0."""
-    until = time.monotonic() + seconds
-    while processes() and time.monotonic() < until:
+def _wait_until_gone(processes: Callable[[], set[psutil.Process]], seconds: float) -> None:
+    """Wait at most `seconds`. psutil.wait_procs would collect a child's exit code, and Popen would then report 0."""
+    end = time.monotonic() + seconds
+    while processes() and time.monotonic() < end:
         time.sleep(0.1)
 
 
-def _family(mark: str) -> set[psutil.Process]:
-    """All processes that bear `mark`, and all below them."""
-    found: set[psutil.Process] = set()
+def _marked_processes(mark: str) -> set[psutil.Process]:
+    """Returns all processes with `mark` in their environment, and all their children."""
+    marked: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
             if mark in process.environ().values() and process.pid != os.getpid():
-                found |= {process, *process.children(recursive=True)}
-        except (psutil.Error, OSError):  # gone, or not ours to look at
+                marked |= {process, *process.children(recursive=True)}
+        except (psutil.Error, OSError):  # it has ended, or belongs to another user
             continue
-    return {process for process in found if _alive(process)}
+    return {process for process in marked if _alive(process)}
 
 
 def _parent(process: psutil.Process) -> int | None:
@@ -174,7 +174,7 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def _signal_all(processes: set[psutil.Process], action: Callable[[psutil.Process], None]) -> bool:
-    """Returns True if there was any process."""
+    """Call `action` on each process. Returns True if there was any."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             action(process)

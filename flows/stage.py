@@ -1,4 +1,7 @@
-"""Runs DVC stages as Prefect tasks. Only DVC decides whether a stage has to run, so Prefect caches nothing."""
+"""Runs DVC stages as Prefect tasks. DVC alone decides whether a stage has to run, so Prefect caches nothing.
+
+flows.environment is imported before prefect, which reads its settings once, when it is imported.
+"""
 
 import json
 import logging
@@ -26,32 +29,36 @@ DEFAULT_PROCESSES = int(os.environ.get(PROCESSES, "1"))
 
 
 def dvc_command(target: str, *, single: bool = False) -> list[str]:
-    """Returns the command for one stage: alone (`single`), or with all stages that it needs."""
+    """Returns the command for one stage: for it alone (`single`), or also for all stages that it needs."""
     return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *(["--single-item"] if single else []), target]
 
 
 def environment(processes: int) -> dict[str, str]:
-    """Returns the variables of a stage: this Python first on the path, progress bars with a line every ten seconds."""
+    """Returns environment variables for a stage.
+
+    This Python is first on PATH; progress bars print a line every ten seconds; `processes` train.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {"PATH": path, "TQDM_MININTERVAL": "10", PROCESSES: str(processes)}
 
 
 def worth_a_retry(error: CommandError) -> bool:
-    """Returns True if a second try may succeed: killed by a signal, or stopped with a state saved (75, EX_TEMPFAIL).
+    """Returns True if the same command may succeed the next time.
 
-    A stage that ended with another code, such as for a setting that does not exist, would end so again.
+    That is so if a process was killed by a signal, or stopped after it saved its state (exit code 75, EX_TEMPFAIL).
+    Any other failure, such as an unknown setting, would only happen again.
     """
-    again = [code for code in exit_codes(error) if code < 0 or code == 75 or 128 < code <= 128 + signal.NSIG]
-    return bool(again) and not error.stopped
+    temporary = [code for code in exit_codes(error) if code < 0 or code == 75 or 128 < code <= 128 + signal.NSIG]
+    return bool(temporary) and not error.stopped
 
 
 def caused_by_settings(error: CommandError) -> bool:
-    """Returns True if a stage or the check refused its settings, which is exit code 2."""
+    """Returns True if a stage, or the check before it, refused its settings (exit code 2)."""
     return 2 in exit_codes(error) and not error.stopped
 
 
 def exit_codes(error: CommandError) -> list[int]:
-    """Returns the codes of DVC, which is 255 for all failures, and of the stage, which DVC and torchrun print."""
+    """Returns DVC's exit code, which is 255 for every failure, and the stage's own, which DVC and torchrun print."""
     printed = re.findall(r"(?:exited with|exitcode\s*:)\s*(-?\d+)", "\n".join(error.tail))
     return [error.code, *map(int, printed)]
 
@@ -64,14 +71,14 @@ def _retry(_task: object, _run: object, state: State[Any]) -> bool:
     task_run_name="{target}",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retries=1,  # from the state in .scratch, so at most the steps since the last one are lost
+    retries=1,  # training resumes from the state in .scratch, so only the steps since then are repeated
     retry_delay_seconds=10,
     retry_condition_fn=_retry,
 )
 def repro(target: str, processes: int = DEFAULT_PROCESSES, *, single: bool = False) -> bool:
-    """Run `dvc repro` for one stage. Returns True if it had to run.
+    """Run `dvc repro` for one stage. Returns True if the stage ran, False if it was up to date.
 
-    Raises CommandError with the tail of its output if it fails.
+    Raises CommandError with the last lines of its output if it fails.
     """
     log, ran = logger(), False
 
@@ -84,33 +91,33 @@ def repro(target: str, processes: int = DEFAULT_PROCESSES, *, single: bool = Fal
     allow_no_git(ROOT)
     run_streaming(dvc_command(target, single=single), log_line, ROOT, environment(processes))
     if not ran:
-        log.info("%s is up to date, so nothing ran; DVC does not count processes or GPUs.", target)
+        log.info("%s is up to date, so nothing ran; DVC ignores the number of processes and GPUs.", target)
     return ran
 
 
 def check() -> None:
-    """Check params.yaml. Raises CommandError, after all problems are logged, if there are any."""
+    """Check params.yaml. Logs all problems, and raises CommandError if there are any."""
     log = logger()
     command = [sys.executable, "-m", "components.commands.check"]
     run_streaming(command, lambda line: log.info("%s", line), ROOT, environment(1))
 
 
 def remove_corrupt_lock(lock: Path) -> None:
-    """Remove a lock file that DVC was killed while writing, and with which it would never run again."""
-    for patience in (1.0, 0.0):  # it may be being written at this moment
+    """Remove a lock file that is incomplete because DVC was killed while it wrote it. DVC would never run again."""
+    for seconds in (1.0, 0.0):  # another DVC may be writing it now: read it again a second later
         if not lock.is_file():
             return
         try:
             json.loads(lock.read_text(encoding="utf-8"))
             return
         except ValueError:
-            time.sleep(patience)
+            time.sleep(seconds)
     logger().warning("Removing %s, which is not readable: the run that wrote it was killed.", lock)
     lock.unlink()
 
 
 def allow_no_git(root: Path) -> None:
-    """Let DVC run in a copy without git, such as an unpacked zip file. With git, DVC keeps using it."""
+    """Configure DVC to run without git if there is none, as in an unpacked zip file."""
     if any((folder / ".git").exists() for folder in (root, *root.parents)):
         return
     config = root / ".dvc" / "config.local"
@@ -121,12 +128,12 @@ def allow_no_git(root: Path) -> None:
 
 
 def logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
-    """Returns the log of the flow run; outside of a run, an ordinary one."""
+    """Returns the logger of the flow run or, outside of a run, an ordinary one."""
     return get_run_logger() if flow_run.id else logging.getLogger("flows")
 
 
 class HideTraceback(logging.Filter):
-    """Hides the traceback of a failed command, whose own output has the cause."""
+    """Hides the traceback of a CommandError, because the cause is in the command's own output above."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], CommandError):

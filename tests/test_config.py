@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from components.config import Strict, parse, read, section
+from components.config import Strict, parse, read_section, section
 from components.stages.pretrain import DataSize, configure, configure_for
 
 
@@ -32,7 +32,7 @@ def test_a_wrong_value_is_named_with_what_was_given():
 
 def test_a_missing_section_names_the_ones_there_are(tmp_path: Path):
     (tmp_path / "params.yaml").write_text("a: {depth: 1}\nb:\n")
-    assert read("a", Inner, tmp_path / "params.yaml") == Inner(depth=1)
+    assert read_section("a", Inner, tmp_path / "params.yaml") == Inner(depth=1)
     assert section("b", tmp_path / "params.yaml") == {}
     with pytest.raises(ValueError, match="no section 'c'; it has: a, b"):
         section("c", tmp_path / "params.yaml")

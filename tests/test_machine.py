@@ -51,7 +51,7 @@ def test_a_gpu_is_set_to_deterministic_algorithms(monkeypatch):
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     before = torch.are_deterministic_algorithms_enabled()
     try:
-        machine.repeat_exactly()
+        machine.use_deterministic_algorithms()
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.config import PARAMS, InvalidError, Strict, known_names, methods, read, section, sections
+from components.config import PARAMS, InvalidError, Strict, known_names, methods, read_section, section, sections
 from components.data.photos import Photos
 from components.data.sources import named
 from components.methods import METHODS, Method
@@ -65,7 +65,7 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
     checks: list[Callable[[], object]] = [
         *(partial(_method, name, pretrain, size, photos) for name in listed if method in (None, name)),
         *(partial(_known, name, path) for name in others),
-        *(partial(read, name, schema, path) for name, schema in SECTIONS.items()),
+        *(partial(read_section, name, schema, path) for name, schema in SECTIONS.items()),
         partial(_source, path),
         *(partial(_trained, stage, listed, path) for stage in ("adapt", "connect")),
     ]
@@ -93,7 +93,7 @@ def problems(action: Callable[[], object]) -> list[str]:
 def _expected_size(path: Path) -> DataSize:
     """Returns what `auto` is computed from until the photos are prepared: many photos of `data.size` pixels."""
     try:
-        return DataSize(MANY, read("data", DataConfig, path).size)
+        return DataSize(MANY, read_section("data", DataConfig, path).size)
     except ValueError:  # reported by the check of that section
         return DataSize(MANY, 64)
 

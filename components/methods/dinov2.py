@@ -87,7 +87,7 @@ class DINOv2(Method):
         return [*views, Draws(DRAWS_PER_MASK), Draws(DRAWS_PER_MASK)]
 
     @staticmethod
-    def check(config: Any, photos: int, batch_size: int, world: int) -> None:  # noqa: ARG004
+    def check(config: Any, photos: int, batch_size: int, world_size: int) -> None:  # noqa: ARG004
         if config.koleo_weight and batch_size < 2:
             raise ValueError(f"batch_size {batch_size} leaves no other photo for KoLeo; try 256")
 

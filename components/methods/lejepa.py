@@ -105,4 +105,4 @@ def sigreg(z: Tensor, slices: int, knots: int, reach: float, generator: torch.Ge
     local = torch.stack([angles.cos().mean(1), angles.sin().mean(1)])  # [2, V, slices, knots]
     real, imaginary = ranks.gather(local[None]).mean(0)  # over the photos of all ranks, with gradient
     distance = ((real - normal).square() + imaginary.square()) @ (weights * normal)  # [V, slices]
-    return distance.mean() * z.shape[1] * ranks.world()
+    return distance.mean() * z.shape[1] * ranks.world_size()

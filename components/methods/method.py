@@ -50,7 +50,7 @@ class Method(Objective, ABC):
         return config
 
     @staticmethod
-    def check(config: Any, photos: int, batch_size: int, world: int) -> None:
+    def check(config: Any, photos: int, batch_size: int, world_size: int) -> None:
         """Raises ValueError, before training starts, if the settings do not fit the number of photos or processes."""
 
     @abstractmethod

@@ -63,8 +63,8 @@ class MoCoV3(Method):
         return config.views.build(image_size)
 
     @staticmethod
-    def check(config: Any, photos: int, batch_size: int, world: int) -> None:  # noqa: ARG004
-        if batch_size < 2 * world:
+    def check(config: Any, photos: int, batch_size: int, world_size: int) -> None:  # noqa: ARG004
+        if batch_size < 2 * world_size:
             raise ValueError(f"batch_size {batch_size} leaves no other photo as a negative; try 256")
 
     def __init__(self, backbone: Backbone, config: MoCoV3Config) -> None:

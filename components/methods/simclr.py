@@ -54,10 +54,10 @@ class SimCLR(Method):
         return view, view
 
     @staticmethod
-    def check(config: Any, photos: int, batch_size: int, world: int) -> None:  # noqa: ARG004
-        if batch_size // world < 2:
+    def check(config: Any, photos: int, batch_size: int, world_size: int) -> None:  # noqa: ARG004
+        if batch_size // world_size < 2:
             raise ValueError(
-                f"batch_size {batch_size} over {world} processes leaves no other photo as a negative; try 256"
+                f"batch_size {batch_size} over {world_size} processes leaves no other photo as a negative; try 256"
             )
 
     def __init__(self, backbone: Backbone, config: SimCLRConfig) -> None:

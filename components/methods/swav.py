@@ -62,7 +62,7 @@ class SwAV(Method):
         return [global_view, global_view, *[local_view] * config.local_crops]
 
     @staticmethod
-    def check(config: Any, photos: int, batch_size: int, world: int) -> None:  # noqa: ARG004
+    def check(config: Any, photos: int, batch_size: int, world_size: int) -> None:  # noqa: ARG004
         if 0 < config.queue < batch_size:
             raise ValueError(
                 f"queue {config.queue} is shorter than batch_size {batch_size}; try {4 * batch_size}, or 0"
@@ -107,7 +107,7 @@ class SwAV(Method):
         """
         batch_size = len(scores)
         if self.queues and self.progress >= self.config.queue_from:
-            older = self.prototypes(self.queues[crop].items[ranks.rank() :: ranks.world()]).to(scores.dtype)
+            older = self.prototypes(self.queues[crop].items[ranks.rank() :: ranks.world_size()]).to(scores.dtype)
             older = older.masked_fill(
                 self.num_queued < self.config.queue, -torch.inf
             )  # ignored until the queue is full
@@ -124,7 +124,7 @@ class SwAV(Method):
             features = torch.cat(self.pending_features, 1)
             for queue, of_crop in zip(self.queues, features, strict=True):
                 queue.push(ranks.gather(of_crop.contiguous()))
-            self.num_queued += features.shape[1] * ranks.world()
+            self.num_queued += features.shape[1] * ranks.world_size()
         self.pending_features.clear()
 
     def keep(self) -> Backbone:

@@ -67,7 +67,7 @@ class VICReg(Method):
         return config.views.build(image_size)
 
     @staticmethod
-    def check(config: Any, photos: int, batch_size: int, world: int) -> None:  # noqa: ARG004
+    def check(config: Any, photos: int, batch_size: int, world_size: int) -> None:  # noqa: ARG004
         if not config.invariance or not config.variance:
             raise ValueError("without invariance or without variance all photos get the same features; try 25 for both")
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from components.adapters.classifier import LinearHead, save
-from components.config import Seed, Strict, read, write
+from components.config import Seed, Strict, read_section, write_config
 from components.data.photos import Photos
 from components.evaluation.features import features
 from components.evaluation.scoring import cannot_score
@@ -42,7 +42,7 @@ def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str,
     """
     photos = Photos(data)
     out.mkdir(parents=True, exist_ok=True)
-    write(config, out / "config.json")
+    write_config(config, out / "config.json")
     if reason := cannot_score(photos):
         metrics: dict[str, Any] = {"skipped": f"no classifier: {reason}"}
     else:
@@ -102,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_memory()
     try:
-        metrics = adapt(read("adapt", AdaptConfig), args.backbone, args.data, args.out)
+        metrics = adapt(read_section("adapt", AdaptConfig), args.backbone, args.data, args.out)
     except ValueError as error:
         parser.exit(2, f"adapt: {error}\n")
     except (FloatingPointError, MemoryError, InUseError) as error:  # not 2, which means that settings are refused

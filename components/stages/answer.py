@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from components.config import Seed, Strict, read, write
+from components.config import Seed, Strict, read_section, write_config
 from components.connector.answering import generate_answers, load_vlm
 from components.connector.collate import Collator
 from components.connector.objective import Connector
@@ -128,7 +128,7 @@ def _batches(count: int, size: int) -> Iterator[slice]:
 
 
 def _write(config: AnswerConfig, out: Path, lines: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str, Any]:
-    write(config, out / "config.json")
+    write_config(config, out / "config.json")
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (out / "answers.jsonl").write_text(text, encoding="utf-8")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -143,7 +143,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_memory()
     try:
-        metrics = answer(read("answer", AnswerConfig), args.model, args.data, args.out)
+        metrics = answer(read_section("answer", AnswerConfig), args.model, args.data, args.out)
     except ValueError as error:
         parser.exit(2, f"answer: {error}\n")
     for name, value in metrics.items():

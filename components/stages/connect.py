@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from components.config import Seed, Strict, read, write
+from components.config import Seed, Strict, read_section, write_config
 from components.connector.collate import Collator, epoch_batches
 from components.connector.llm import load_llm
 from components.connector.objective import Connector
@@ -117,14 +117,14 @@ def loader(
     """
     rows, texts, answers = (questions[name].to_numpy() for name in ("row", "question", "answer"))
     lengths = collator.lengths(texts.tolist(), answers.tolist())
-    per_epoch, (rank, world) = len(questions) // config.batch_size, place
+    per_epoch, (rank, world_size) = len(questions) // config.batch_size, place
 
     @cache
     def epoch(number: int) -> np.ndarray:
         return epoch_batches(lengths, config.batch_size, config.seed, number)
 
     def load(step: int) -> dict[str, Tensor]:
-        places = epoch(step // per_epoch)[step % per_epoch][rank::world]
+        places = epoch(step // per_epoch)[step % per_epoch][rank::world_size]
         batch = collator(texts[places].tolist(), answers[places].tolist())
         return {**batch, "pixels": photos.squares(rows[places], size)}
 
@@ -157,7 +157,7 @@ def validation_gap(objective: Connector, photos: Photos, collator: Collator, siz
 
 
 def _write(config: ConnectConfig, out: Path, metrics: dict[str, Any]) -> dict[str, Any]:
-    write(config, out / "config.json")
+    write_config(config, out / "config.json")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
 
@@ -170,7 +170,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_memory()
     try:
-        config = read("connect", ConnectConfig)
+        config = read_section("connect", ConnectConfig)
         distributed.relaunch("components.stages.connect")
         metrics = connect(config, args.backbone, args.data, args.out)
     except ValueError as error:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from components.config import Seed, Strict, read, write
+from components.config import Seed, Strict, read_section, write_config
 from components.data.photos import Photos
 from components.evaluation import knn
 from components.evaluation.features import block_features, center
@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     near = neighbors(vectors, photos.rows("train"), test, config.retrieved)
     (out / "neighbors.json").write_text(json.dumps(near) + "\n", encoding="utf-8")
-    write(config, out / "config.json")
+    write_config(config, out / "config.json")
     return metrics
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_memory()
     try:
-        metrics = evaluate(read("evaluate", EvaluateConfig), args.backbone, args.data, args.out)
+        metrics = evaluate(read_section("evaluate", EvaluateConfig), args.backbone, args.data, args.out)
     except ValueError as error:
         parser.exit(2, f"evaluate: {error}\n")
     for name in ("majority", "pixels", "random", "backbone"):

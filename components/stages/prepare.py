@@ -1,7 +1,11 @@
-"""Stage: files of any kind -> validated rows and packed pixels."""
+"""Stage prepare: reads the photos of a data source, and writes their pixels in one file and a validated table of them.
+
+The table is called the manifest, and the file of pixels the packed photos (pixels.bin).
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 from argparse import ArgumentParser
 from collections import deque
@@ -14,7 +18,7 @@ from typing import Any, TypeVar
 import polars as pl
 from pydantic import Field
 
-from components.config import Fraction, Seed, Strict, read, write
+from components.config import Fraction, Seed, Strict, read_section, write_config
 from components.data import images, sources, summary
 from components.data.checks import CheckConfig, Manifest, files_schema, validate
 from components.data.entries import BadRow, Entry, Source
@@ -24,14 +28,14 @@ from components.data.photos import jpeg, write_index
 from components.progress import progress
 
 SPLIT_ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # a photo in two splits is kept in the first of these
-AHEAD = 64  # photos that are decoded before they are written
+MAX_PENDING = 64  # photos that are being decoded, or are decoded and not yet written
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class DataConfig(Strict):
-    """jpeg_quality: of the packed photos, where raw pixels take more room than there is; None keeps them raw."""
+    """jpeg_quality: packs photos as JPEGs of this quality, if raw pixels take too much memory; None: raw pixels."""
 
     source: str
     size: int = Field(ge=8)
@@ -40,7 +44,10 @@ class DataConfig(Strict):
 
 
 class PrepareConfig(CheckConfig):
-    """count: images of `scenes`. val_share, test_share: of the splits that the source does not have."""
+    """count: number of images that the source `scenes` generates.
+
+    val_share, test_share: fraction of the photos drawn for a split that the source does not have.
+    """
 
     count: int = Field(8000, ge=10)
     val_share: float = Field(0.1, ge=0, lt=0.5)
@@ -54,9 +61,10 @@ class ResolvedConfig(Strict):
 
 
 def prepare(config: ResolvedConfig, out: Path, downloads: Path) -> dict[str, Any]:
-    """Writes what data.photos describes, validation.json and rejected.jsonl to `out`. Returns the validation report.
+    """Writes the prepared data set (see data.photos), validation.json and rejected.jsonl to `out`.
 
-    Raises ValueError if too many files are rejected or the data set as a whole cannot be trained on.
+    Returns the validation report. Raises ValueError if too many files are rejected or if the data set as a whole
+    cannot be trained on.
     """
     out.mkdir(parents=True, exist_ok=True)
     source = sources.read(config.data.source, config.prepare.count, config.prepare.seed, downloads)
@@ -66,28 +74,28 @@ def prepare(config: ResolvedConfig, out: Path, downloads: Path) -> dict[str, Any
     manifest.write_parquet(out / "manifest.parquet")
     intake.question_table().write_parquet(out / "questions.parquet")
     write_index(out, manifest, jpegs=bool(config.data.jpeg_quality))
-    write(config, out / "config.json")
+    write_config(config, out / "config.json")
     return report
 
 
 def read_photos(entries: list[Entry], config: ResolvedConfig, out: Path) -> Intake:
-    """Reads every photo once, packs those that can be used to `out`/pixels.bin, and returns the facts about all."""
-    named_splits = {entry.split for entry in entries}
+    """Reads every photo once and packs the usable ones into `out`/pixels.bin. Returns what is known about each file."""
+    source_splits = {entry.split for entry in entries}
     shares = {"test": config.prepare.test_share, "val": config.prepare.val_share}
-    shares = {split: share for split, share in shares.items() if split not in named_splits}
+    shares = {split: share for split, share in shares.items() if split not in source_splits}
     intake = Intake(out / "pixels.bin", config.prepare.seed, shares)
     rules, size, quality = config.prepare.rules(), config.data.size, config.data.jpeg_quality
 
     def read_photo(entry: Entry) -> tuple[DecodedImage, bytes]:
         try:
             content = entry.fetch()
-        except OSError as error:  # no permission, gone since it was listed, a disk that fails
+        except OSError as error:  # no permission, deleted since it was listed, a failing disk
             raise Rejected("unreadable", f"{type(error).__name__}: {error.strerror or error}") from error
         image = images.read(content, size, rules)
         return image, jpeg(image.pixels, quality) if quality else image.pixels.tobytes()
 
     in_order = sorted(entries, key=lambda entry: SPLIT_ORDER[entry.split])
-    results = in_threads(lambda entry: images.reject_errors(lambda: read_photo(entry)), in_order)
+    results = map_in_threads(lambda entry: images.reject_errors(lambda: read_photo(entry)), in_order)
     with images.pillow_limit(rules.max_pixels), intake.file:
         for entry, result in progress(zip(in_order, results, strict=True), "prepare", len(in_order), " photos"):
             image, packed = (result, b"") if isinstance(result, Rejected) else result
@@ -98,9 +106,9 @@ def read_photos(entries: list[Entry], config: ResolvedConfig, out: Path) -> Inta
 def validate_photos(
     source: Source, intake: Intake, manifest: pl.DataFrame, config: ResolvedConfig, out: Path
 ) -> dict[str, Any]:
-    """Returns the validation report, and writes it and all rejections to `out`, also if it raises.
+    """Returns the validation report. Writes it and all rejections to `out`, even if it then raises.
 
-    Raises ValueError if too much is rejected or the data set as a whole cannot be trained on.
+    Raises ValueError if too many files or caption rows are rejected, or if the whole data set cannot be trained on.
     """
     files, max_rejected = intake.files(), config.data.max_rejected
     rejected = files.filter(pl.col("kind").is_not_null()).select("path", "kind", "why")
@@ -126,19 +134,20 @@ def validate_photos(
     if len(source.bad_rows) > max_rejected * source.caption_rows:
         raise ValueError(
             f"more than data.max_rejected {max_rejected:g} of the rows of captions cannot be used; correct the rows "
-            "that are named below, or allow more\n" + "\n".join(caption_lines(source))
+            "that are named below, or raise max_rejected\n" + "\n".join(caption_lines(source))
         )
     return report
 
 
 def caption_lines(source: Source) -> list[str]:
+    """Returns lines for a terminal: how many caption rows cannot be used, and the first of them."""
     total = f"rows of captions left out: {len(source.bad_rows)} of {source.caption_rows}"
     return first_lines(total, ((f"{row.file}, line {row.line}", row.why) for row in source.bad_rows))
 
 
 def first_lines(total: str, items: Iterable[tuple[Any, ...]], shown: int = 10) -> list[str]:
-    """Returns lines for a terminal: the total, and the first items, each (name, …, reason)."""
-    first = [f"  {name}: {why}" for (name, *_, why), _ in zip(items, range(shown), strict=False)]
+    """Returns lines for a terminal: `total`, and the first `shown` items, each a tuple (name, …, reason)."""
+    first = [f"  {name}: {why}" for name, *_, why in itertools.islice(items, shown)]
     return [f"{total}; the first:", *(line if line.isprintable() else repr(line)[1:-1] for line in first)]
 
 
@@ -146,13 +155,16 @@ def write_bad_rows(rows: list[BadRow], path: Path) -> None:
     path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yields the results in order, computed at most AHEAD early. Pillow decodes without the interpreter's lock."""
+def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yields function(item) for each item, in order, and computes at most MAX_PENDING of them in advance.
+
+    Threads are enough, because Pillow releases the interpreter's lock while it decodes.
+    """
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor() as pool:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) > AHEAD:
+            if len(pending) > MAX_PENDING:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -161,10 +173,10 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--downloads", type=Path, required=True, help="where torchvision's data sets are kept")
+    parser.add_argument("--downloads", type=Path, required=True, help="folder for torchvision's data sets")
     args = parser.parse_args()
     try:
-        config = ResolvedConfig(data=read("data", DataConfig), prepare=read("prepare", PrepareConfig))
+        config = ResolvedConfig(data=read_section("data", DataConfig), prepare=read_section("prepare", PrepareConfig))
         report = prepare(config, args.out, args.downloads)
     except ValueError as error:
         parser.exit(2, f"prepare: {error}\n")

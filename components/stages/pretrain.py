@@ -24,7 +24,7 @@ from components.config import (
     parse,
     section,
     settings,
-    write,
+    write_config,
 )
 from components.data.fields import make_batch
 from components.data.photos import Photos
@@ -125,7 +125,7 @@ def training_rows(config: PretrainConfig, photos: Photos) -> np.ndarray:
     return photos.rows("train", labeled=any(field.needs_labels for field in fields))
 
 
-def resolve(config: PretrainConfig, photos: Photos, world: int) -> PretrainConfig:
+def resolve(config: PretrainConfig, photos: Photos, world_size: int) -> PretrainConfig:
     """Returns the config with the settings that depend on the data, such as the number of classes.
 
     Raises ValueError if method, settings and photos do not fit together.
@@ -134,14 +134,14 @@ def resolve(config: PretrainConfig, photos: Photos, world: int) -> PretrainConfi
     try:
         config = config.model_copy(update={"settings": method.resolve(config.settings, photos)})
         rows = training_rows(config, photos)
-        if config.batch_size % world:
-            raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {world} processes")
+        if config.batch_size % world_size:
+            raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {world_size} processes")
         if len(rows) < config.batch_size:
             raise ValueError(
                 f"batch_size {config.batch_size} is larger than the {len(rows)} training photos; "
                 f"try batch_size: auto, or {max(2, len(rows) // 4)}"
             )
-        method.check(config.settings, len(rows), config.batch_size, world)
+        method.check(config.settings, len(rows), config.batch_size, world_size)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return config
@@ -208,7 +208,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
             out.mkdir(parents=True, exist_ok=True)
             run_setup.method.keep().save(out / "backbone")
             (out / "log.jsonl").write_bytes(run.log.read_bytes())
-            write(config, out / "config.json")
+            write_config(config, out / "config.json")
             clear(state)
     acc.end_training()
 

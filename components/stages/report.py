@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from components.config import Strict, methods, read, write
+from components.config import Strict, methods, read_section, write_config
 from components.data.photos import Photos
 from components.reporting.page import render
 from components.reporting.results import read_results, summary
@@ -30,7 +30,7 @@ def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(results), encoding="utf-8")
-    write(config, out / "config.json")
+    write_config(config, out / "config.json")
     return summary(results)
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     try:
-        print(report(read("report", ReportConfig), methods(), args.artifacts, args.out))
+        print(report(read_section("report", ReportConfig), methods(), args.artifacts, args.out))
     except ValueError as error:
         parser.exit(2, f"report: {error}\n")
     print(f"report: {args.out / 'index.html'}")

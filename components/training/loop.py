@@ -1,4 +1,4 @@
-"""The one training loop, for pretraining, adapters and the connector."""
+"""The training loop: one for pretraining, adapters and the connector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from components.machine import repeat_exactly
+from components.machine import use_deterministic_algorithms
 from components.models import winograd
 from components.precision import PRECISION, uses_bf16
 from components.progress import progress
@@ -24,28 +24,28 @@ from components.training.objective import Objective
 from components.training.prefetch import prefetch
 
 SAVE_SECONDS = 300  # at most this much training is lost, however slow the steps are
-CHECK_EVERY = 10  # steps between checks of the losses and of stop requests: each check waits for the device
+CHECK_EVERY = 10  # steps between checks of the losses and of stop requests; each check waits for the device
 
 
 class Stopped(SystemExit):
-    """SIGTERM or Ctrl-C was received, and the state is saved. Exit code 75: try again (sysexits.h, EX_TEMPFAIL)."""
+    """Ends the process after SIGTERM or Ctrl-C, when the state is saved. Exit code 75: try again (EX_TEMPFAIL)."""
 
     def __init__(self) -> None:
         super().__init__(75)
 
 
 def accelerator() -> Accelerator:
-    """Returns an Accelerator: bf16 or fp32, see `uses_bf16`; deterministic sums on a GPU. Prints its settings.
+    """Returns an Accelerator in bf16 or fp32 (see `uses_bf16`), deterministic on a GPU, and prints its settings.
 
-    Raises RuntimeError if it sees fewer processes than torchrun started: each would train alone, without an error.
+    Raises RuntimeError if the processes that torchrun started are not connected; otherwise each would train alone.
     """
     if torch.cuda.is_available():
-        repeat_exactly()
+        use_deterministic_algorithms()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _share_arithmetic()
+        _broadcast_arithmetic()
     acc = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if uses_bf16() else "no")
     if acc.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
-        raise RuntimeError(f"{acc.num_processes} processes see each other, {os.environ['WORLD_SIZE']} were started")
+        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, {acc.num_processes} are connected")
     acc.print(
         f"processes: {acc.num_processes}, device: {acc.device}, precision: {acc.mixed_precision}, "
         f"threads: {torch.get_num_threads()}",
@@ -54,8 +54,8 @@ def accelerator() -> Accelerator:
     return acc
 
 
-def _share_arithmetic() -> None:
-    """Use the first process's choice of bf16 and Winograd convolutions in all processes: machines may differ."""
+def _broadcast_arithmetic() -> None:
+    """Make all processes use the first one's choice of bf16 and of Winograd convolutions, since machines may differ."""
     state = PartialState(cpu=not torch.cuda.is_available())
     choice = torch.zeros(2, device=state.device)
     if state.is_main_process:
@@ -63,9 +63,9 @@ def _share_arithmetic() -> None:
         choice = choice.new_tensor([bf16, state.device.type == "cpu" and not bf16 and winograd.enabled()])
     if state.num_processes > 1:
         torch.distributed.broadcast(choice, 0)
-    bf16, filtering = choice.tolist()
-    os.environ[PRECISION] = "bf16" if bf16 else "fp32"
-    os.environ[winograd.WINOGRAD] = "on" if filtering else "off"
+    use_bf16, use_winograd = choice.tolist()
+    os.environ[PRECISION] = "bf16" if use_bf16 else "fp32"
+    os.environ[winograd.WINOGRAD] = "on" if use_winograd else "off"
 
 
 def fit(
@@ -76,39 +76,42 @@ def fit(
     run: Run,
     acc: Accelerator,
 ) -> None:
-    """Train for `run.steps` steps, starting from the newest state in `run.state` if there is one.
+    """Train up to step `run.steps`, from the newest state in the folder `run.state`, or from step 0 if it has none.
 
-    load: step -> this rank's batch, a pure function, so that a resumed run gets the same batches.
+    load: function from a step to this rank's batch, without side effects, so that a resumed run gets the same batches.
     settings: the optim.Optimizer that `optimizer` was built from, for its schedules and its clipping.
     Raises ValueError if micro-batches are set and the objective needs the full batch at once.
     Raises FloatingPointError if the loss or a weight to be saved is not finite; the last good state stays in
     `run.state`. Raises MemoryError, with advice, if there is no memory left.
     """
-    count = _micro_batch_count(objective, run)
-    with _StopRequest() as request, memory_advice(run, acc.num_processes, count, objective.needs_full_batch):
+    num_micro_batches = _count_micro_batches(objective, run)
+    with (
+        _StopRequest() as request,
+        memory_advice(run, acc.num_processes, num_micro_batches, objective.needs_full_batch),
+    ):
         objective.to(acc.device).train()
-        if acc.mixed_precision == "bf16":  # in fp32 it makes no difference
+        if acc.mixed_precision == "bf16":  # faster convolutions; in fp32 it makes no difference
             nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
         start_step = checkpoints.restore(run.state, objective, optimizer)
         if start_step:
             acc.print(f"{run.name}: resumed at step {start_step} of {run.steps}")
-        wrapped, stepper = acc.prepare(objective, optimizer)
-        trained = _Trained(objective, optimizer, wrapped, stepper, settings, run, acc)
+        wrapped_objective, wrapped_optimizer = acc.prepare(objective, optimizer)
+        training = _Training(objective, optimizer, wrapped_objective, wrapped_optimizer, settings, run, acc)
         steps = progress(range(start_step, run.steps), run.name, unit="step", shown=acc.is_main_process)
         monitor = Monitor(run, start_step, acc, steps)
         with closing(prefetch(load, range(start_step, run.steps), acc.device, monitor)) as batches:
             for step, batch in zip(steps, batches, strict=True):
-                monitor.record(step + 1, _train_step(trained, step, batch, count))
+                monitor.record(step + 1, _train_step(training, step, batch, num_micro_batches))
                 if _check_is_due(run, step + 1):
                     with record_function("log the losses"):
                         monitor.log(optimizer.param_groups[0]["lr"])
-                    _save_or_stop(trained, step + 1, request, monitor)
+                    _save_or_stop(training, step + 1, request, monitor)
         monitor.close()
 
 
 @dataclass(frozen=True)
-class _Trained:
-    """The objective and its optimizer, as they are and as accelerate wrapped them (in DDP, in bf16)."""
+class _Training:
+    """What all steps of a run share: objective and optimizer, and both as accelerate wrapped them (in DDP, in bf16)."""
 
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -119,75 +122,77 @@ class _Trained:
     acc: Accelerator
 
 
-def _micro_batch_count(objective: Objective, run: Run) -> int:
-    count = distributed.micro_batches() if run.micro_batches is None else run.micro_batches
-    if count > 1 and objective.needs_full_batch:
+def _count_micro_batches(objective: Objective, run: Run) -> int:
+    num_micro_batches = distributed.micro_batches() if run.micro_batches is None else run.micro_batches
+    if num_micro_batches > 1 and objective.needs_full_batch:
         raise ValueError(
-            f"{distributed.MICRO_BATCHES} is {count}, but {run.name} needs the full batch at once: "
+            f"{distributed.MICRO_BATCHES} is {num_micro_batches}, but {run.name} needs the full batch at once: "
             f"{objective.needs_full_batch}; unset it, and try a smaller batch_size or more processes"
         )
-    return count
+    return num_micro_batches
 
 
-def _train_step(trained: _Trained, step: int, batch: Any, count: int) -> dict[str, Tensor]:
-    """Update the weights by one batch. Returns its losses, still on the device."""
-    objective, acc, run = trained.objective, trained.acc, trained.run
+def _train_step(training: _Training, step: int, batch: Any, num_micro_batches: int) -> dict[str, Tensor]:
+    """Update the weights with one batch. Returns its losses, which stay on the device."""
+    objective, acc, run = training.objective, training.acc, training.run
     objective.before_step(step / run.steps)
-    optim.set_rates(trained.optimizer, trained.settings, step / run.steps)
-    # dropout's seed is a function of the step, so that no state of a generator has to be saved
+    optim.set_rates(training.optimizer, training.settings, step / run.steps)
+    # The seed, for dropout, is a function of the step, so that no generator's state has to be saved.
     torch.manual_seed((run.seed * 1_000_003 + step) * acc.num_processes + acc.process_index)
-    losses = micro_batches.backward(trained.wrapped_objective, batch, count, acc)
+    losses = micro_batches.backward(training.wrapped_objective, batch, num_micro_batches, acc)
     with record_function("optimizer"):
         objective.after_backward()
-        optim.clip(trained.optimizer, trained.settings)
-        trained.wrapped_optimizer.step()
-        trained.wrapped_optimizer.zero_grad()
+        optim.clip(training.optimizer, training.settings)
+        training.wrapped_optimizer.step()
+        training.wrapped_optimizer.zero_grad()
     with record_function("after the step"):
         objective.after_step()
     return losses
 
 
-def _check_is_due(run: Run, done: int) -> bool:
-    return done % CHECK_EVERY == 0 or done % run.save_every == 0 or done == run.steps
+def _check_is_due(run: Run, steps_done: int) -> bool:
+    return steps_done % CHECK_EVERY == 0 or steps_done % run.save_every == 0 or steps_done == run.steps
 
 
-def _save_or_stop(trained: _Trained, done: int, request: _StopRequest, monitor: Monitor) -> None:
-    """Save the state if it is time to or if any rank was asked to stop. Raises Stopped in the latter case."""
-    run, acc = trained.run, trained.acc
-    stop, late = any_rank(acc, request.received, monitor.unsaved() > SAVE_SECONDS)
-    if stop or late or done % run.save_every == 0:
-        _save(trained, done, monitor)
-    if stop and done < run.steps:
-        acc.print(f"\n{run.name}: stopped at step {done} of {run.steps}; the same command continues from there")
+def _save_or_stop(training: _Training, steps_done: int, request: _StopRequest, monitor: Monitor) -> None:
+    """Save the state if a save is due or if any rank has received a stop request. Raises Stopped in the latter case."""
+    run, acc = training.run, training.acc
+    stop, time_to_save = any_rank(acc, request.received, monitor.seconds_since_save() > SAVE_SECONDS)
+    if stop or time_to_save or steps_done % run.save_every == 0:
+        _save(training, steps_done, monitor)
+    if stop and steps_done < run.steps:
+        acc.print(f"\n{run.name}: stopped at step {steps_done} of {run.steps}; the same command continues from there")
         raise Stopped
 
 
-def _save(trained: _Trained, done: int, monitor: Monitor) -> None:
+def _save(training: _Training, steps_done: int, monitor: Monitor) -> None:
     """Save the state, in the first process. Raises FloatingPointError in all processes if a number is not finite."""
-    run, acc = trained.run, trained.acc
+    run, acc = training.run, training.acc
     with monitor.saving():
-        bad = checkpoints.save(run.state, done, trained.objective, trained.optimizer) if acc.is_main_process else None
+        bad: str | None = None  # the name of a tensor with a number that is not finite
+        if acc.is_main_process:
+            bad = checkpoints.save(run.state, steps_done, training.objective, training.optimizer)
         if any(any_rank(acc, bad is not None)):
             raise FloatingPointError(
-                f"{run.name}: not saved at step {done}, for {bad or 'a number of the first process'} is not finite; "
+                f"{run.name}: not saved at step {steps_done}: {bad or 'a number of the first process'} is not finite; "
                 f"the last good state is in {run.state}. Try a lower learning rate, a longer warm-up or clipping"
             )
 
 
 def any_rank(acc: Accelerator, *flags: bool) -> list[bool]:
-    """Returns for each flag True if it is true on any rank."""
+    """Returns, for each flag, True if it is true on at least one rank."""
     counts = acc.reduce(torch.tensor([float(flag) for flag in flags], device=acc.device), "sum")
-    return [count > 0 for count in counts.tolist()]
+    return [num_micro_batches > 0 for num_micro_batches in counts.tolist()]
 
 
 class _StopRequest:
-    """Records SIGTERM and Ctrl-C, for the loop to stop when its state is saved. A second Ctrl-C ends it at once."""
+    """Records SIGTERM or Ctrl-C, so that the loop saves its state and stops. A second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
         self.received = False
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def _receive(self, number: int, _: object) -> None:
@@ -196,5 +201,5 @@ class _StopRequest:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -36,7 +36,10 @@ class Run:
 
 
 class Monitor:
-    """Records losses on the device, and copies them to the log once in a while, for each copy waits for the device."""
+    """Records losses on the device, and copies them to the log only now and then, since each copy waits for the device.
+
+    bar: the tqdm progress bar that shows the last losses.
+    """
 
     def __init__(self, run: Run, start_step: int, acc: Accelerator, bar: Any) -> None:
         self.run, self.start_step, self.acc, self.bar = run, start_step, acc, bar
@@ -62,7 +65,7 @@ class Monitor:
         self._saved_at = time.monotonic()
         self.seconds_saving += self._saved_at - before
 
-    def unsaved(self) -> float:
+    def seconds_since_save(self) -> float:
         """Returns the seconds since the state was last saved."""
         return time.monotonic() - self._saved_at
 
@@ -119,7 +122,7 @@ class Monitor:
 
 
 @contextlib.contextmanager
-def memory_advice(run: Run, world: int, micro_batches: int, needs_full_batch: str) -> Iterator[None]:
+def memory_advice(run: Run, world_size: int, micro_batches: int, needs_full_batch: str) -> Iterator[None]:
     """Raises MemoryError that names the settings to change, if the device or the machine has no memory left."""
     try:
         yield
@@ -127,14 +130,15 @@ def memory_advice(run: Run, world: int, micro_batches: int, needs_full_batch: st
         out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not out_of_memory:
             raise
-        half = max(world, run.batch_size // 2 // world * world)
+        per_process = run.batch_size // world_size
+        half = max(world_size, run.batch_size // 2 // world_size * world_size)
         split = f"; or {MICRO_BATCHES}={2 * micro_batches}: the same batch in {2 * micro_batches} micro-batches"
         if needs_full_batch:
             split = f"; it cannot be computed in micro-batches: {needs_full_batch}"
         elif run.micro_batches is not None:
             split = ""
         raise MemoryError(
-            f"{run.name}: no memory left for a batch_size of {run.batch_size}, {run.batch_size // world} per process; "
+            f"{run.name}: no memory left for a batch_size of {run.batch_size}, {per_process} per process; "
             f"try batch_size: {half}, or a smaller image_size{split}"
         ) from error
 
@@ -147,7 +151,7 @@ def _memory(device: torch.device) -> int:
 
 
 def _trim(log: Path, step: int) -> None:
-    """Remove the lines after `step`, from which the run is resumed."""
+    """Remove the lines of steps after `step`, from which the run is resumed."""
     log.parent.mkdir(parents=True, exist_ok=True)
     kept = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []:

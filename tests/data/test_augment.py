@@ -12,7 +12,16 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from components.data import batched, fused, view_kernels
-from components.data.augment import COLUMNS, CROP_DRAWS, DRAWS_PER_VIEW, ORDERS, Jitter, View, crop_boxes, sample_params
+from components.data.augment import (
+    CROP_DRAWS,
+    DRAW_NAMES,
+    DRAWS_PER_VIEW,
+    ORDERS,
+    Jitter,
+    View,
+    crop_boxes,
+    sample_params,
+)
 from components.data.batched import color, shift_hue
 from components.data.fields import Draws, Labels, make_batch
 from components.data.photos import Photos
@@ -185,7 +194,7 @@ def test_color_steps_equal_torchvisions_in_every_order(colors, jitter, gray_firs
     """torchvision clamps after each step. Both renderers round once, at the end, which changes at most 1/2."""
     images, rows = COLORS[colors], np.arange(24)
     draws = hash_uniform(0, 0, rows, 0, DRAWS_PER_VIEW)
-    draws[:, CROP_DRAWS + COLUMNS.index("order")] = torch.arange(24) / 24 + 0.01  # every order once
+    draws[:, CROP_DRAWS + DRAW_NAMES.index("order")] = torch.arange(24) / 24 + 0.01  # every order once
     view = View(images.shape[-1], jitter=jitter, gray=0.5, gray_first=gray_first)
     params = sample_params(view, torch.full((24, 2), images.shape[-1]), draws)
     assert len(params.order.unique(dim=0)) == 24

@@ -138,13 +138,13 @@ def test_ctrl_c_ends_it_at_once_with_a_word(project: Path, tmp_path: Path) -> No
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as flow:
         assert flow.stdout is not None
-        said = []
+        lines = []
         for line in flow.stdout:
-            said.append(line)
+            lines.append(line)
             if "processes:" in line:
                 break
         else:
-            pytest.fail("".join(said))
+            pytest.fail("".join(lines))
         os.killpg(flow.pid, signal.SIGINT)
         rest, _ = flow.communicate(timeout=300)  # half of what the stage would take
     (project / "slow").unlink()

@@ -51,13 +51,15 @@ for i in range(3):
     while not pathlib.Path({str(tmp_path)!r}, f"line {{i}}").exists():
         time.sleep(0.01)
 """
-    said = run_streaming(python(code), lambda line: (tmp_path / line).touch())
-    assert said == ["line 0", "line 1", "line 2"]
+    lines = run_streaming(python(code), lambda line: (tmp_path / line).touch())
+    assert lines == ["line 0", "line 1", "line 2"]
 
 
 def test_both_streams_and_each_refresh_of_a_progress_bar() -> None:
-    said = run_streaming(python(r"import sys; sys.stderr.write('10 %\r20 %\r\n\n'); sys.stderr.flush(); print('über')"))
-    assert said == ["10 %", "20 %", "über"]
+    lines = run_streaming(
+        python(r"import sys; sys.stderr.write('10 %\r20 %\r\n\n'); sys.stderr.flush(); print('über')")
+    )
+    assert lines == ["10 %", "20 %", "über"]
 
 
 def test_environment_and_folder(tmp_path: Path) -> None:
@@ -76,51 +78,51 @@ def test_a_failure_shows_the_tail() -> None:
 
 
 def test_stopped_from_another_thread_leaves_no_orphan() -> None:
-    said: list[str] = []
+    lines: list[str] = []
 
     def stop(line: str) -> None:
-        said.append(line)
+        lines.append(line)
         threading.Thread(target=process.kill_all).start()
 
     with pytest.raises(CommandError) as caught:
         run_streaming(python(PARENT.format(child=SLEEP, then="time.sleep(600)")), stop)
     assert caught.value.stopped
     assert caught.value.code == -signal.SIGTERM
-    assert gone(int(said[0]))
+    assert gone(int(lines[0]))
 
 
 def test_an_exception_while_it_runs_leaves_no_orphan() -> None:
-    said: list[str] = []
+    lines: list[str] = []
 
     def interrupt(line: str) -> None:
-        said.append(line)
+        lines.append(line)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_streaming(python(PARENT.format(child=SLEEP, then="time.sleep(600)")), interrupt)
-    assert gone(int(said[0]))
+    assert gone(int(lines[0]))
 
 
 @pytest.mark.parametrize("then", ["", "import os; os.kill(os.getpid(), 9)"], ids=["ends", "is killed"])
 def test_a_parent_that_has_gone_leaves_no_orphan(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
-    monkeypatch.setattr(process, "LINGER", 2.0)
-    said: list[str] = []
+    monkeypatch.setattr(process, "OUTPUT_SECONDS", 2.0)
+    lines: list[str] = []
     began = time.monotonic()
     with pytest.raises(CommandError) if then else nullcontext():
-        run_streaming(python(PARENT.format(child=SLEEP, then=then)), said.append)
-    assert gone(int(said[0]))
+        run_streaming(python(PARENT.format(child=SLEEP, then=then)), lines.append)
+    assert gone(int(lines[0]))
     assert time.monotonic() - began < 300  # it did not wait for the child to end
 
 
 def test_who_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    lines: list[str] = []
 
     def stop(line: str) -> None:
-        said.append(line)
+        lines.append(line)
         if line == "deaf":
             process.kill_all(grace=0.5)
 
     with pytest.raises(CommandError) as caught:
         run_streaming(python(PARENT.format(child=STUBBORN, then="time.sleep(600)")), stop)
     assert caught.value.stopped
-    assert gone(int(said[0]))
+    assert gone(int(lines[0]))

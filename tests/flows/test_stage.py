@@ -55,7 +55,7 @@ def test_nothing_but_dvc_remembers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "again"),
+    ("code", "output", "again"),
     [
         (255, "ERROR: failed to reproduce 'x': failed to run: python -m x, exited with 2", False),
         (255, "exited with 1", False),
@@ -67,9 +67,9 @@ def test_nothing_but_dvc_remembers() -> None:
         (-9, "", True),
     ],
 )
-def test_only_what_may_go_better_is_tried_again(code: int, said: str, again: bool) -> None:
-    assert stage.worth_a_retry(CommandError(["dvc"], code, said.split("\n"))) is again
-    assert not stage.worth_a_retry(CommandError(["dvc"], code, said.split("\n"), stopped=True))
+def test_only_failures_that_may_not_recur_are_retried(code: int, output: str, again: bool) -> None:
+    assert stage.worth_a_retry(CommandError(["dvc"], code, output.split("\n"))) is again
+    assert not stage.worth_a_retry(CommandError(["dvc"], code, output.split("\n"), stopped=True))
 
 
 def test_a_lock_file_that_dvc_was_killed_over_is_removed(tmp_path: Path) -> None:
@@ -188,4 +188,4 @@ def test_the_report_in_the_ui(tmp_path: Path) -> None:
 
 
 def test_there_is_time_to_save_before_prefect_kills_a_canceled_flow() -> None:
-    assert process.GRACE + process.LEAVE < 30
+    assert process.STOP_SECONDS + process.EXIT_SECONDS < 30

@@ -30,14 +30,14 @@ LOSSES = {"simclr": lambda a, b: nt_xent(a, b, 0.2), "barlowtwins": lambda a, b:
 
 def run(name, settings, photos, shape=VIT):
     """Returns losses, last gradients and state, by name, after a few steps of a method on this rank's share."""
-    recipe, world, rank = METHODS[name], ranks.world(), ranks.rank()
+    recipe, world_size, rank = METHODS[name], ranks.world_size(), ranks.rank()
     config = recipe.method.resolve(parse(recipe.config, settings, name), photos)
     torch.manual_seed(0)
     method = recipe.method(build(shape), config).double().train()
-    wrapped = DistributedDataParallel(method) if world > 1 else method
+    wrapped = DistributedDataParallel(method) if world_size > 1 else method
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
     rows = photos.rows("train", labeled=True)[:BATCH]
-    mine = rows[rank * BATCH // world : (rank + 1) * BATCH // world]
+    mine = rows[rank * BATCH // world_size : (rank + 1) * BATCH // world_size]
     results = {}
     for step in range(STEPS):
         method.before_step(step / STEPS)
@@ -50,7 +50,7 @@ def run(name, settings, photos, shape=VIT):
         method.after_backward()
         optimizer.step()
         method.after_step()
-        results[f"loss {step}"] = ranks.total(loss.detach()) / world
+        results[f"loss {step}"] = ranks.total(loss.detach()) / world_size
     results |= {f"gradient {key}": p.grad.clone() for key, p in method.named_parameters() if p.grad is not None}
     return results | {f"state {key}": value.detach().clone().contiguous() for key, value in method.state_dict().items()}
 
@@ -59,11 +59,11 @@ def bare(name):
     """Returns a loss without its method, and its gradient for a shared weight; both are means over ranks."""
     torch.manual_seed(0)
     x, weight = torch.randn(8, 5).double(), torch.randn(5, 3).double().requires_grad_()
-    share = len(x) // ranks.world()
-    x = x[dist.get_rank() * share :][:share] if ranks.world() > 1 else x
+    share = len(x) // ranks.world_size()
+    x = x[dist.get_rank() * share :][:share] if ranks.world_size() > 1 else x
     loss = LOSSES[name](x @ weight, x.flip(1).sin() @ weight)
     loss.backward()
-    return {"loss": ranks.total(loss) / ranks.world(), "gradient": ranks.total(weight.grad) / ranks.world()}
+    return {"loss": ranks.total(loss) / ranks.world_size(), "gradient": ranks.total(weight.grad) / ranks.world_size()}
 
 
 def main():

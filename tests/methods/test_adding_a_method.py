@@ -1,4 +1,4 @@
-"""docs/adding_a_method.md, followed to the letter."""
+"""The code on docs/adding_a_method.md, run as it is printed there."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ PAGE = (ROOT / "docs" / "adding_a_method.md").read_text()
 
 @pytest.fixture
 def tint(tmp_path, monkeypatch):
-    """The page's file and its line."""
+    """Loads the file of the page, and adds its line to METHODS."""
     (tmp_path / "tint.py").write_text(FILE)
     spec = importlib.util.spec_from_file_location("tint", tmp_path / "tint.py")
     module = importlib.util.module_from_spec(spec)

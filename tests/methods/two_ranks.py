@@ -114,7 +114,7 @@ def main(data: Path, out: Path) -> None:
     loop.CHECK_EVERY = 1  # every loss in the log
     # a rank that waits for one which failed gives up in a minute
     acc = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=60))])
-    photos, results, failed = Photos(data), {"ranks": torch.tensor(ranks.world())}, {}
+    photos, results, failed = Photos(data), {"ranks": torch.tensor(ranks.world_size())}, {}
     results |= {f"local/1/{key}": value for key, value in run_local(acc).items()}
     for name in METHODS:
         try:  # report each method's failure by itself

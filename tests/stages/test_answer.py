@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from components.config import read
+from components.config import read_section
 from components.connector.answering import load_vlm
 from components.data.entries import DESCRIBE
 from components.data.photos import Photos
@@ -46,7 +46,7 @@ def result(world: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def test_the_section_in_params_yaml_is_valid() -> None:
-    assert read("answer", AnswerConfig).pictures >= 2
+    assert read_section("answer", AnswerConfig).pictures >= 2
 
 
 def test_every_question_about_the_selected_images_is_answered(world: Path, result: Any) -> None:

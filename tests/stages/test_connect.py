@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.config import read
+from components.config import read_section
 from components.connector.answering import load_vlm
 from components.connector.collate import Collator
 from components.connector.vlm import assemble
@@ -48,7 +48,7 @@ def config(world: Path, **settings: Any) -> ConnectConfig:
 
 
 def test_the_section_in_params_yaml_is_valid() -> None:
-    settings = read("connect", ConnectConfig)
+    settings = read_section("connect", ConnectConfig)
     assert settings.llm == "smollm2"
     assert settings.optimizer.clip == 1.0  # T9
     assert settings.optimizer.schedule.warmup * settings.steps >= 20  # with fewer warm-up steps the loss stays high

@@ -23,6 +23,6 @@ gradient = acc.reduce(weight.grad, "mean")
 loss = acc.reduce(loss.detach(), "mean")
 if acc.is_main_process:
     Path(sys.argv[1]).write_text(
-        json.dumps({"ranks": ranks.world(), "loss": loss.item(), "gradient": gradient.flatten().tolist()})
+        json.dumps({"ranks": ranks.world_size(), "loss": loss.item(), "gradient": gradient.flatten().tolist()})
     )
 acc.end_training()

@@ -39,7 +39,7 @@ def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
 def test_with_one_process_gather_is_the_identity():
     x = torch.randn(3, 2)
     assert ranks.gather(x) is x
-    assert (ranks.world(), ranks.rank()) == (1, 0)
+    assert (ranks.world_size(), ranks.rank()) == (1, 0)
 
 
 def test_relaunch_runs_torchrun_only_for_several_processes(monkeypatch):

@@ -114,7 +114,7 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     """The loss of a step is computed before its update: a bad update shows in the weights first."""
-    with pytest.raises(FloatingPointError, match=r"toy: not saved at step 20, for module\.net\..* is not finite"):
+    with pytest.raises(FloatingPointError, match=r"toy: not saved at step 20: module\.net\..* is not finite"):
         train(tmp_path, SETTINGS[0], overflow_at=20)
     assert [path.name for path in checkpoints._all(tmp_path / "state")] == ["step-10.safetensors"]
     assert torch.isfinite(train(tmp_path, SETTINGS[0])["net.0.weight"]).all()
