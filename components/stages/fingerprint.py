@@ -15,6 +15,7 @@ from typing import Any
 from components.config import section, settings
 from components.methods import METHODS
 from components.source_files import digests
+from components.stages.exit_code import exit_code
 
 STAGES = ("prepare", "evaluate", "adapt", "connect", "answer", "report")  # pretrain: for each method
 
@@ -36,10 +37,8 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    try:
+    with exit_code("fingerprint", parser):
         results = fingerprints(section("pretrain"))
-    except ValueError as error:
-        parser.exit(2, f"fingerprint: {error}\n")
     for name, fingerprint in results.items():
         path = args.out / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

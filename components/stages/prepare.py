@@ -26,6 +26,7 @@ from components.data.images import DecodedImage, Rejected
 from components.data.intake import Intake
 from components.data.photos import jpeg, write_index
 from components.progress import progress
+from components.stages.exit_code import exit_code
 
 SPLIT_ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # a photo in two splits is kept in the first of these
 MAX_PENDING = 64  # photos that are being decoded, or are decoded and not yet written
@@ -175,11 +176,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--downloads", type=Path, required=True, help="folder for torchvision's data sets")
     args = parser.parse_args()
-    try:
+    with exit_code("prepare", parser):
         config = ResolvedConfig(data=read_section("data", DataConfig), prepare=read_section("prepare", PrepareConfig))
         report = prepare(config, args.out, args.downloads)
-    except ValueError as error:
-        parser.exit(2, f"prepare: {error}\n")
     rejected = summary.format_counts(report["rejected"])
     print(f"prepare: {report['used']} of {report['offered']} photos used, rejected: {rejected}")
     for line in [*report["notes"], *report["warnings"]]:

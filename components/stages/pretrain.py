@@ -32,7 +32,8 @@ from components.machine import compile_blocks, keep_memory
 from components.methods import METHODS, Method, MethodConfig, auto
 from components.models.backbone import BackboneConfig, ViTBackbone, build
 from components.source_files import digest
-from components.stages.scratch import InUseError, clear, exclusive, scratch
+from components.stages.exit_code import exit_code
+from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
@@ -220,14 +221,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     keep_memory()
-    try:
+    with exit_code("pretrain", parser):
         config = configure_for(args.method, section("pretrain"), Photos(args.data))
         distributed.relaunch("components.stages.pretrain")
         pretrain(config, args.data, args.out)
-    except ValueError as error:
-        parser.exit(2, f"pretrain: {error}\n")
-    except (FloatingPointError, MemoryError, InUseError) as error:  # not 2, which means that settings are refused
-        parser.exit(1, f"pretrain: {error}\n")
 
 
 if __name__ == "__main__":

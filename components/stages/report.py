@@ -12,6 +12,7 @@ from components.config import Strict, methods, read_section, write_config
 from components.data.photos import Photos
 from components.reporting.page import render
 from components.reporting.results import read_results, summary
+from components.stages.exit_code import exit_code
 
 
 class ReportConfig(Strict):
@@ -39,10 +40,8 @@ def main() -> None:
     parser.add_argument("--artifacts", type=Path, required=True, help="the folder with the results of all stages")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    try:
+    with exit_code("report", parser):
         print(report(read_section("report", ReportConfig), methods(), args.artifacts, args.out))
-    except ValueError as error:
-        parser.exit(2, f"report: {error}\n")
     print(f"report: {args.out / 'index.html'}")
 
 

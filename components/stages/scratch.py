@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 
@@ -42,8 +42,8 @@ def scratch(stage: str, *ingredients: object, modules: Iterable[str] = ()) -> Pa
     return folder
 
 
-class InUseError(RuntimeError):
-    """Another process is doing the same run."""
+class LockError(RuntimeError):
+    """The state of a run cannot be locked, mostly since another process is doing the same run."""
 
 
 @contextlib.contextmanager
@@ -51,29 +51,42 @@ def exclusive(folder: Path, acc: Accelerator) -> Iterator[None]:
     """Keep other processes from using `folder` at the same time. The first process of a run holds the lock for all.
 
     The system releases the lock when that process ends, however it ends; no child inherits it.
-    Raises InUseError in all processes of this run if another run holds the lock.
+    Raises LockError in all processes of this run if another run holds the lock, or if the system refuses it.
     """
-    with (folder / "lock").open("a+") if acc.is_main_process else contextlib.nullcontext() as file:
-        holder = 0
-        if file:
+    with contextlib.ExitStack() as stack:
+        holder = failure = 0
+        if acc.is_main_process:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                file.truncate(0)
-                print(os.getpid(), file=file, flush=True)
-            except BlockingIOError:
-                file.seek(0)
-                holder = int(file.read() or UNKNOWN)  # empty for a moment after it was locked
+                holder = _lock(stack.enter_context((folder / "lock").open("a+")))
             except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                    raise
-                print(f"{folder}: this file system has no locks; do not start the same run twice", flush=True)
-        holder = int(acc.reduce(torch.tensor(holder, device=acc.device), "sum"))
+                failure = error.errno or errno.EIO
+        # the other processes wait here, so they must hear of it
+        holder, failure = acc.reduce(torch.tensor([holder, failure], device=acc.device), "sum").tolist()
+        if failure:
+            raise LockError(f"{folder / 'lock'} cannot be locked: {os.strerror(failure)}")
         if holder:
-            raise InUseError(
-                f"process {holder} is doing this same run, with its state in {folder}. To continue here instead, stop "
-                f"it with `kill {holder}`, which saves its state, and start again when it has ended"
+            process, how = (f"process {holder}", f" with `kill {holder}`") if holder > 0 else ("another process", "")
+            raise LockError(
+                f"{process} is doing this same run, with its state in {folder}. To continue here instead, stop it"
+                f"{how}, which saves its state, and start again when it has ended"
             )
         yield
+
+
+def _lock(file: TextIO) -> int:
+    """Locks the file and writes the own process id to it. Returns 0, or the id of the process that has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+    except BlockingIOError:
+        file.seek(0)
+        return int(file.read() or UNKNOWN)  # empty for a moment after it was locked
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        print(f"{file.name}: this file system has no locks; do not start the same run twice", flush=True)
+    return 0
 
 
 def clear(folder: Path) -> None:

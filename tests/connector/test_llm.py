@@ -11,7 +11,7 @@ from torch import Tensor
 
 from components.connector import llm as module
 from components.connector.answering import load_vlm
-from components.connector.llm import load_llm, locate_llm
+from components.connector.llm import load_llm, locate_llm, model_digests
 from components.connector.vlm import assemble
 from tests.connector import tiny
 
@@ -65,6 +65,26 @@ def test_an_id_that_is_not_cached_is_noticed_before_anything_is_loaded(monkeypat
     assert all_three_ways(str(error.value))
     with pytest.raises(ValueError, match="Three ways"):
         locate_llm("not a possible id")
+
+
+def test_digests_follow_the_content_of_weights_and_tokenizer(tmp_path: Path) -> None:
+    folder = str(tiny.llm_folder(tmp_path))
+    before = model_digests(folder)
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(before)
+    (tmp_path / "README.md").write_text("not read")
+    tiny.llm_folder(tmp_path)
+    assert model_digests(folder) == before
+    tiny.llm(seed=1).save_pretrained(tmp_path)
+    assert {name for name, value in model_digests(folder).items() if value != before[name]} == {"model.safetensors"}
+
+
+def test_digests_of_an_id_are_those_of_the_cached_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--somebody--small"
+    tiny.llm_folder(cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert model_digests("somebody/small") == model_digests(str(tiny.llm_folder(tmp_path / "folder")))
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:

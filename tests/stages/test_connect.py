@@ -88,9 +88,8 @@ def test_a_seed_gives_the_same_weights_each_time(world: Path, tmp_path: Path) ->
     assert other["loss"] != runs[0]["loss"]
 
 
-def test_a_stopped_run_is_resumed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The saved state holds the projector and no frozen weights."""
-    whole = connect(config(world), world / "simclr", world / "prepare", tmp_path / "whole")
+def stop_after_saving(monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
+    """Runs connect, which saves its state at step 10, until it is interrupted at step 13."""
     real = module.loader
 
     def stopping(*args: Any) -> Any:
@@ -103,15 +102,31 @@ def test_a_stopped_run_is_resumed(world: Path, tmp_path: Path, monkeypatch: pyte
 
         return stop
 
-    monkeypatch.setattr(module, "loader", stopping)
-    monkeypatch.setattr(module, "Run", lambda *args: dataclasses.replace(Run(*args), save_every=10))
-    with pytest.raises(KeyboardInterrupt):
-        connect(config(world), world / "simclr", world / "prepare", tmp_path / "resumed")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "loader", stopping)
+        patch.setattr(module, "Run", lambda *args: dataclasses.replace(Run(*args), save_every=10))
+        with pytest.raises(KeyboardInterrupt):
+            connect(*args)
+
+
+def test_a_stopped_run_is_resumed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saved state holds the projector and no frozen weights."""
+    whole = connect(config(world), world / "simclr", world / "prepare", tmp_path / "whole")
+    stop_after_saving(monkeypatch, config(world), world / "simclr", world / "prepare", tmp_path / "resumed")
     (state,) = (tmp_path / "scratch" / "connect").glob("*/step-10.safetensors")
     assert state.stat().st_size < 4 * 4 * (32 * 64 + 64)  # weights and two moments
-    monkeypatch.setattr(module, "loader", real)
     resumed = connect(config(world), world / "simclr", world / "prepare", tmp_path / "resumed")
     assert resumed == whole
+
+
+def test_a_run_is_not_resumed_with_another_language_model_of_the_same_name(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(world, llm=str(tiny.llm_folder(tmp_path / "llm", tied=False)))
+    stop_after_saving(monkeypatch, settings, world / "simclr", world / "prepare", tmp_path / "out")
+    tiny.llm_folder(tmp_path / "llm", tied=False, seed=1)
+    connect(settings, world / "simclr", world / "prepare", tmp_path / "out")
+    assert "resumed" not in capsys.readouterr().out
 
 
 def test_batches_depend_on_the_step_only_and_are_divided_among_processes(world: Path, tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """Stages as they are run: from one folder to the next."""
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -14,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from PIL import Image
 from transformers import pipeline
 
@@ -28,7 +24,6 @@ from components.stages.adapt import AdaptConfig, adapt, confusion
 from components.stages.evaluate import EvaluateConfig, evaluate
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from components.stages.pretrain import configure, epoch_rows, pretrain
-from components.stages.scratch import InUseError, clear, exclusive, scratch
 from tests.conftest import draw
 
 ROOT = Path(__file__).parents[2]
@@ -210,32 +205,6 @@ def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
 
 def test_confusion_counts_rows_true_and_columns_said():
     assert confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2) == [[1, 1], [0, 1]]
-
-
-def test_scratch_is_the_same_for_the_same_run_alone():
-    first = scratch("adapt", {"a": 1}, "x")
-    assert first == scratch("adapt", {"a": 1}, "x") != scratch("adapt", {"a": 2}, "x")
-    assert first != scratch("adapt", {"a": 1}, "x", modules=METHODS["moco"].modules)
-    clear(first)
-    assert not first.exists()
-
-
-def test_a_state_is_locked_until_its_run_ends_however_it_ends(tmp_path, monkeypatch):
-    acc = Accelerator(cpu=True)
-    for _ in range(2):
-        with contextlib.suppress(KeyboardInterrupt), exclusive(tmp_path, acc):
-            with pytest.raises(InUseError, match=f"{os.getpid()} is doing this same run"), exclusive(tmp_path, acc):
-                pass
-            raise KeyboardInterrupt
-    with exclusive(tmp_path, acc):
-        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
-
-    def unsupported(*_):
-        raise OSError(errno.ENOSYS, "no locks here")
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    with exclusive(tmp_path, acc):
-        pass
 
 
 @pytest.mark.slow
