@@ -1,14 +1,14 @@
-"""Measures speed, and quality after the published length, on a GPU machine without prefect, dvc and pandera.
+"""Measures speed, and accuracy after a run of published length, on a GPU machine without prefect, dvc and pandera.
 
-    python -m benchmarks.gpu throughput                                  # source images a second, a row a workload
-    python -m benchmarks.gpu train --method simclr --photos cifar10.tar.xz --seconds 560    # again until it says done
+    python -m benchmarks.gpu throughput       # source images per second, one row per workload
+    python -m benchmarks.gpu train --method simclr --photos cifar10.tar.xz --seconds 560  # repeat until it prints "done"
 
-Needed: torch, torchvision, transformers, accelerate, numba and pydantic. Where a machine has all but the last and no
-registry: `pip download pydantic --only-binary :all: --python-version 3.12 -d wheels` where one can, and there
-`pip install --no-index --find-links wheels pydantic`.
+It needs torch, torchvision, transformers, accelerate, numba and pydantic. If a machine lacks pydantic and reaches no
+registry, run `pip download pydantic --only-binary :all: --python-version 3.12 -d wheels` on one that does, copy the
+folder, and run `pip install --no-index --find-links wheels pydantic`.
 
-`train` follows benchmarks/cifar10_long.yaml. When the seconds are over the state is kept in --out, and the same command
-goes on from there. The photos are split/class/file, in a folder or a tar archive.
+`train` has the settings of benchmarks/cifar10_long.yaml. When the seconds are over, the state is saved in --out, and
+the same command continues from there. The photos are split/class/file, in a folder or a tar archive.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 
 
 def pack(folder: Path, images: Iterator[tuple[np.ndarray, str, str]]) -> None:
-    """uint8 [h, w, 3], split and class of each picture, as `prepare` packs them."""
+    """Packs photos as the stage prepare does. images: pixels uint8 [h, w, 3], split and class of each."""
     folder.mkdir(parents=True)
     shapes, splits, labels, offset, offsets = [], [], [], 0, []
     with (folder / "pixels.bin").open("wb") as file:
@@ -84,7 +84,7 @@ def pack(folder: Path, images: Iterator[tuple[np.ndarray, str, str]]) -> None:
         labels=np.array([classes.index(label) for label in labels], np.int32),
         classes=np.array(classes, np.str_),
     )
-    # by its digest a run knows its data again; a real one needs polars
+    # a run compares the digest of this file, to resume only on the same data; a true manifest would need polars
     (folder / "manifest.parquet").write_text(digest(folder / "pixels.bin"), encoding="utf-8")
 
 
@@ -95,7 +95,7 @@ def noise(count: int, side: int) -> Iterator[tuple[np.ndarray, str, str]]:
 
 
 def pictures(photos: Path) -> Iterator[tuple[np.ndarray, str, str]]:
-    """Of split/class/file, in a folder or an archive, whatever lies above."""
+    """Yields pixels, split and class of all files named …/split/class/file in a folder or a tar archive."""
 
     def contents() -> Iterator[tuple[str, bytes]]:
         if photos.is_dir():
@@ -140,19 +140,19 @@ def throughput(args: Namespace) -> None:
         share = flops / seconds / peak
         rate = config.batch_size / seconds
         print(f"| {name} | {config.batch_size} | {rate:,.0f} | {memory:.1f} | {share:.0%} |", flush=True)
-        if acc.device.type == "cuda":  # what could not be compiled ran as it is written
+        if acc.device.type == "cuda":  # functions that could not be compiled ran uncompiled
             frames = counters["frames"]
             print(f"{name}: {frames['ok']} of {frames['total']} functions compiled", file=sys.stderr)
             counters.clear()
         del run_setup, batch
-        acc.free_memory()  # prepared models and optimizers, and the GPU's cache
+        acc.free_memory()  # of prepared models and optimizers, and of the GPU's cache
 
 
 def train(args: Namespace) -> None:
     out = args.out.resolve()
-    data, place = out / "data", out / args.method
+    data, folder = out / "data", out / args.method
     claim(out, {"photos": str(args.photos.resolve())})
-    claim(place, {"method": args.method, "smaller": args.smaller})
+    claim(folder, {"method": args.method, "smaller": args.smaller})
     if not data.is_dir():
         part = out / "part.tmp"
         shutil.rmtree(part, ignore_errors=True)
@@ -163,31 +163,31 @@ def train(args: Namespace) -> None:
     params = overlaid(params, yaml.safe_load((ROOT / LONG).read_text(encoding="utf-8")))
     for section in (params["pretrain"]["common"], params["pretrain"][args.method]):
         section.update(json.loads(args.smaller))
-    if not (place / "config.json").is_file():  # written last
+    if not (folder / "config.json").is_file():  # the last file that pretrain writes
         started = time.monotonic()
 
-        def over(*_: object) -> None:
-            """The time is: have the loop save and stop, or ask again while it does not listen (yet, or any more)."""
+        def stop(*_: object) -> None:
+            """Make the loop save and stop, or try again in a second if it does not handle SIGTERM now."""
             if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
                 signal.alarm(1)
             else:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        signal.signal(signal.SIGALRM, over)
+        signal.signal(signal.SIGALRM, stop)
         signal.alarm(args.seconds)
         try:
-            pretrain(configure_for(args.method, params["pretrain"], Photos(data)), data, place)
+            pretrain(configure_for(args.method, params["pretrain"], Photos(data)), data, folder)
         except Stopped:
             sys.exit(f"{args.method}: {time.monotonic() - started:.0f} s are over; run the same command again")
         finally:
             signal.alarm(0)
-    photos, backbone = Photos(data), load(place / "backbone")
+    photos, backbone = Photos(data), load(folder / "backbone")
     vectors = features(backbone, photos)
     rows = [photos.rows(split) for split in ("train", "test")]
     bank, _, queries = center(vectors[rows[0]], vectors[rows[0][:1]], vectors[rows[1]])
     predictions = knn.classify(queries, bank, photos.labels(rows[0]), min(params["evaluate"]["neighbors"], len(bank)))
     accuracy = (predictions == photos.labels(rows[1])).float().mean()
-    steps = json.loads((place / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    steps = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     print(f"{args.method}: done, kNN {accuracy:.1%} of {len(rows[1])}; {steps['epoch']:.0f} epochs")
 
 
@@ -195,18 +195,18 @@ def main() -> None:
     keep_memory()
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     tasks = parser.add_subparsers(dest="task", required=True)
-    fast = tasks.add_parser("throughput")
-    fast.add_argument("--steps", type=int, default=60)
-    fast.add_argument("--untimed", type=int, default=20, help="steps before those that are timed")
-    good = tasks.add_parser("train")
-    good.add_argument("--method", choices=list(METHODS), metavar="METHOD", required=True)
-    good.add_argument("--photos", type=Path, required=True)
-    good.add_argument("--seconds", type=int, default=560, help="after which the state is kept and the run ends")
-    good.add_argument("--out", type=Path, default=ROOT / "artifacts" / "gpu")
-    for task in (fast, good):
-        task.add_argument(
-            "--smaller", default="{}", metavar="JSON", help="settings in place of the benchmark's, to try it"
-        )
+    throughput_parser = tasks.add_parser("throughput")
+    throughput_parser.add_argument("--steps", type=int, default=60)
+    throughput_parser.add_argument("--untimed", type=int, default=20, help="steps before those that are timed")
+    train_parser = tasks.add_parser("train")
+    train_parser.add_argument("--method", choices=list(METHODS), metavar="METHOD", required=True)
+    train_parser.add_argument("--photos", type=Path, required=True)
+    train_parser.add_argument(
+        "--seconds", type=int, default=560, help="after which the state is saved and the run ends"
+    )
+    train_parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "gpu")
+    for task in (throughput_parser, train_parser):
+        task.add_argument("--smaller", default="{}", metavar="JSON", help="smaller settings, to try the benchmark")
     args = parser.parse_args()
     {"throughput": throughput, "train": train}[args.task](args)
 

@@ -1,4 +1,4 @@
-"""The most memory that one step takes where it could take a lot, each in a process of its own.
+"""Measures the peak memory of one training step with large batches or many prototypes, each in its own process.
 
 python -m benchmarks.memory
 """
@@ -33,7 +33,7 @@ STEPS = {
 
 
 def step(name: str) -> None:
-    """Prints the process's memory before the step and at its height, in bytes."""
+    """Prints the peak memory of the process before the step and after it, in bytes."""
     kind, batch, settings = STEPS[name]
     recipe = METHODS[kind]
     config = parse(recipe.config, settings, kind)
@@ -52,7 +52,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         step(sys.argv[1])
         return
-    print("ViT-T/16 at 64 pixels, fp32, one process\n\n| | before, MiB | at most, MiB |\n|---|---|---|")
+    print("ViT-T/16 at 64 pixels, fp32, one process\n\n| | before, MiB | peak, MiB |\n|---|---|---|")
     for name in STEPS:
         process = subprocess.run(
             [sys.executable, "-m", "benchmarks.memory", name], capture_output=True, text=True, check=False

@@ -1,12 +1,12 @@
-"""Every method on the same pictures with the backbone and the budget of params.yaml: kNN and linear, one table.
+"""Trains every method on the same photos with the settings of params.yaml, and prints a table of accuracies.
 
-    python -m benchmarks.methods                                   # all methods, on the pictures of params.yaml
+    python -m benchmarks.methods                                   # all methods, on the photos of params.yaml
     python -m benchmarks.methods --methods dino byol --epochs 2    # twice the epochs of params.yaml
-    python -m benchmarks.methods --params benchmarks/cifar10.yaml  # other pictures: what differs from params.yaml
+    python -m benchmarks.methods --params benchmarks/cifar10.yaml  # other photos: the file overrides params.yaml
     python -m benchmarks.methods --budget long                     # on a GPU: a published protocol on CIFAR-10
 
-Each method runs in its own processes, `pretrain` and `evaluate` as dvc.yaml runs them. What is finished is kept in
---out and not repeated, so that a table can be made in several goes. --cards writes the numbers into docs/methods.
+Each method runs the stages `pretrain` and `evaluate` in their own processes, as dvc.yaml does. Finished methods are in
+--out and are not repeated, so that a table can be made in several runs. --cards writes the numbers into docs/methods.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ LONG = "benchmarks/cifar10_long.yaml"
 
 
 def stage(name: str, *arguments: str | Path, cwd: Path, threads: int | None = None) -> None:
-    """One stage, in a folder that has the params.yaml it is to read."""
+    """Runs one stage in the folder `cwd`, whose params.yaml it reads."""
     command = [sys.executable, "-m", f"components.stages.{name}", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     subprocess.run(command, cwd=cwd, check=True, env=env)
 
 
 def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads: int | None) -> dict[str, Any]:
-    """Trains and evaluates one method in out/METHOD and returns its row; if that was done before, only reads it.
+    """Trains and evaluates one method in out/METHOD. Returns its row of the table, from out/METHOD if it is finished.
 
-    Raises ValueError if what is there was made from other photos or settings.
+    Raises ValueError if out/METHOD was made from other photos or settings.
     """
-    place = out / method
-    result = place / "result.json"
+    folder = out / method
+    result = folder / "result.json"
     sections = {name: params["pretrain"].get(name, {}) for name in ("common", method)}
-    claim(place, {"made_of": digest(data / "manifest.parquet"), "pretrain": sections, "evaluate": params["evaluate"]})
+    claim(folder, {"made_of": digest(data / "manifest.parquet"), "pretrain": sections, "evaluate": params["evaluate"]})
     if result.is_file():
         return dict(json.loads(result.read_text(encoding="utf-8")))
     started = time.monotonic()
-    paths = {name: place / name for name in ("pretrain", "evaluate")}
-    stage("pretrain", "--method", method, "--data", data, "--out", paths["pretrain"], cwd=place, threads=threads)
+    paths = {name: folder / name for name in ("pretrain", "evaluate")}
+    stage("pretrain", "--method", method, "--data", data, "--out", paths["pretrain"], cwd=folder, threads=threads)
     minutes = (time.monotonic() - started) / 60
     args = ("--backbone", paths["pretrain"], "--data", data, "--out", paths["evaluate"])
-    stage("evaluate", *args, cwd=place, threads=threads)
+    stage("evaluate", *args, cwd=folder, threads=threads)
     config, metrics = (
-        json.loads((place / name).read_text(encoding="utf-8"))
+        json.loads((folder / name).read_text(encoding="utf-8"))
         for name in ("pretrain/config.json", "evaluate/metrics.json")
     )
-    last = (place / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    last = (folder / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     results = {
         "method": method,
         "epochs": config["epochs"],
@@ -74,17 +74,20 @@ def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads:
     return results
 
 
-def claim(place: Path, params: dict[str, Any]) -> None:
-    """The folder is for these params, which are written there. Raises ValueError if it is another's."""
-    text, file = yaml.safe_dump(params, sort_keys=False), place / "params.yaml"
+def claim(folder: Path, params: dict[str, Any]) -> None:
+    """Writes `params` to folder/params.yaml. Raises ValueError if the folder has other ones."""
+    text, file = yaml.safe_dump(params, sort_keys=False), folder / "params.yaml"
     if file.is_file() and file.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{place} holds results of other pictures or settings; remove it, or give another --out")
-    place.mkdir(parents=True, exist_ok=True)
+        raise ValueError(f"{folder} holds results of other pictures or settings; remove it, or give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
 
 
 def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` where it says something, section by section; elsewhere `below`. Another `kind` starts anew."""
+    """Returns `below` with the settings of `above` in place of its own, section by section.
+
+    A section of `above` with another `kind` replaces the whole section.
+    """
     if above.get("kind", below.get("kind")) != below.get("kind"):
         return above
     pairs = {key: (below.get(key), value) for key, value in above.items()}
@@ -98,11 +101,11 @@ def percent(score: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: the floor, then every method in the order given beside its own backbone as it was before training."""
+    """Returns a Markdown table: the baselines, then every method of `rows` beside its own backbone before training."""
     lines = ["| | kNN top-1 | untrained | linear top-1 | untrained | pictures seen | minutes |", "|---|" + "---|" * 6]
-    floor = rows[0]
-    lines.append(f"| majority | {percent(floor['majority']['top1'])} | | | | | |")
-    lines.append(f"| raw pixels | {percent(floor['pixels']['knn'])} | | {percent(floor['pixels']['linear'])} | | | |")
+    first = rows[0]  # the baselines are the same in all rows
+    lines.append(f"| majority | {percent(first['majority']['top1'])} | | | | | |")
+    lines.append(f"| raw pixels | {percent(first['pixels']['knn'])} | | {percent(first['pixels']['linear'])} | | | |")
     for row in rows:
         pairs = [(row["backbone"][name], row["random"][name]["value"]) for name in ("knn", "linear")]
         scores = [f"{percent(score)} | {100 * before:.1f} %" for score, before in pairs]
@@ -117,29 +120,31 @@ def machine() -> str:
     return f"{device}, torch {torch.__version__}"
 
 
-def write_cards(rows: list[dict[str, Any]], what: str, cards: Path) -> None:
-    """Below the mark of each method's card: its own numbers beside the floor."""
+def write_cards(rows: list[dict[str, Any]], description: str, cards: Path) -> None:
+    """Writes each method's numbers and the baselines below the MARK in its card. description: of data and command."""
     for row in rows:
         card = cards / f"{row['method']}.md"
         if not card.is_file():
-            continue  # mocoscriptstyle is on moco's
+            continue  # mocoscriptstyle has no card of its own
         before, mark, rest = card.read_text(encoding="utf-8").partition(MARK)
         if not mark:
             raise ValueError(f"{card} has no line {MARK}")
         after = rest[rest.index("\n## ") :] if "\n## " in rest else "\n"
-        section = f"{MARK}\n{what} Seed {row['seed']}, {row['epochs']} epochs.\n\n{table([row])}\n"
+        section = f"{MARK}\n{description} Seed {row['seed']}, {row['epochs']} epochs.\n\n{table([row])}\n"
         card.write_text(before + section + after, encoding="utf-8")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--params", type=Path, help="what differs from params.yaml")
+    parser.add_argument("--params", type=Path, help="a file whose settings override params.yaml")
     parser.add_argument("--budget", choices=("short", "long"), default="short", help=f"long: --params {LONG}")
-    parser.add_argument("--data", type=Path, help="folder written by prepare; made from --params if not given")
+    parser.add_argument("--data", type=Path, help="folder written by prepare (default: prepare is run)")
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "benchmark")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help="all, if not given")
-    parser.add_argument("--jobs", type=int, default=1, help="methods at once; each gets its share of the cores")
-    parser.add_argument("--epochs", type=float, default=1.0, help="times the epochs of the parameters")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help="default: all")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="how many methods at once; the cores are divided among them"
+    )
+    parser.add_argument("--epochs", type=float, default=1.0, help="factor by which the epochs are multiplied")
     parser.add_argument("--cards", action="store_true", help="write the numbers into docs/methods")
     args = parser.parse_args()
     named = list(METHODS)
@@ -148,7 +153,7 @@ def main() -> None:
         other = yaml.safe_load(file.read_text(encoding="utf-8"))
         params, named = overlaid(params, other), other.get("methods", named)
     names = args.methods or named
-    if (folder := ROOT / params["data"]["source"]).is_dir():  # stages run in folders of their own
+    if (folder := ROOT / params["data"]["source"]).is_dir():  # stages run in other folders
         params["data"]["source"] = str(folder)
     for settings in params["pretrain"].values():
         if "epochs" in settings:
@@ -163,11 +168,11 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:  # threads that only wait for processes
         rows = list(pool.map(lambda method: measure(method, params, data, out, threads), names))
     command = "`python -m benchmarks.methods" + "".join(f" {word}" for word in sys.argv[1:]) + "`"
-    what = f"Data {Path(params['data']['source']).name}, {machine()}: {command}."
-    text = f"{what}\n\n{table(rows)}\n"
+    description = f"Data {Path(params['data']['source']).name}, {machine()}: {command}."
+    text = f"{description}\n\n{table(rows)}\n"
     (out / "table.md").write_text(text, encoding="utf-8")
     if args.cards:
-        write_cards(rows, what, ROOT / "docs" / "methods")
+        write_cards(rows, description, ROOT / "docs" / "methods")
     print(text)
 
 

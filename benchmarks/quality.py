@@ -1,9 +1,10 @@
-"""Whether our views and loss teach what a peer's do: SimCLR by both from several starts, neighbors after as many steps.
+"""Compares the kNN accuracy of SimCLR in selfsight and in lightly, after the same number of steps, for several seeds.
 
     python -m benchmarks.quality --params benchmarks/cifar10.yaml --data artifacts/benchmark-cifar10/prepare
 
-Same pictures and their order, network, head, optimizer, schedule, batch and precision; ours has its own views, loss and
-loop, the peer's row lightly's transform, head and loss in a plain loop over a DataLoader. Needs .peers (make .peers).
+Both have the same photos in the same order, network, head, optimizer, schedule, batch size and precision. The row
+"ours" has selfsight's views, loss and loop; the row "lightly" has lightly's transform, head and loss in a plain loop
+over a DataLoader. It needs .peers (make .peers).
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def lightly(config: PretrainConfig, data: Path) -> Backbone:
     orders = [epoch_rows(rows, config.seed, epoch)[: per_epoch * config.batch_size] for epoch in range(config.epochs)]
     batches = np.concatenate(orders).reshape(-1, config.batch_size).tolist()
     for step, views in enumerate(DataLoader(Pictures(photos, transform), batch_sampler=batches)):
-        # normalized already, by the same numbers: back to what our network takes
+        # lightly has normalized the views by the same statistics as our network, which takes values from 0 to 255
         a, b = student(torch.cat([view * backbone.std + backbone.mean for view in views])).chunk(2)
         optim.set_rates(optimizer, settings.optimizer, step / steps)
         optimizer.zero_grad()
@@ -94,15 +95,15 @@ def lightly(config: PretrainConfig, data: Path) -> Backbone:
 
 
 def neighbors(backbone: Backbone, photos: Photos, k: int) -> float:
-    """Returns the kNN accuracy: the share of test photos whose k nearest training photos vote for their class."""
+    """Returns the kNN accuracy on the test photos, from their k nearest training photos."""
     vectors: Tensor = features(backbone, photos)
     train, test = photos.rows("train", labeled=True), photos.rows("test", labeled=True)
     bank, queries = center(vectors[train], vectors[test])
     return float((knn.classify(queries, bank, photos.labels(train), k) == photos.labels(test)).float().mean())
 
 
-def one(side: str, seed: int, params: dict[str, Any], data: Path) -> None:
-    """Prints the share and the seconds that training took."""
+def run_side(side: str, seed: int, params: dict[str, Any], data: Path) -> None:
+    """Prints the accuracy and the seconds that training took."""
     keep_memory()
     params["pretrain"]["common"]["seed"] = seed
     config, started = configure_for("simclr", params["pretrain"], Photos(data)), time.monotonic()
@@ -113,17 +114,17 @@ def one(side: str, seed: int, params: dict[str, Any], data: Path) -> None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--params", type=Path, help="what differs from params.yaml")
+    parser.add_argument("--params", type=Path, help="a file whose settings override params.yaml")
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; each gets its share of the cores")
-    parser.add_argument("--side", choices=("ours", "lightly"), help="one run, of the first seed, alone")
+    parser.add_argument("--jobs", type=int, default=1, help="how many runs at once; they divide the cores")
+    parser.add_argument("--side", choices=("ours", "lightly"), help="only one run, with the first seed")
     args = parser.parse_args()
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     if args.params:
         params = overlaid(params, yaml.safe_load(args.params.read_text(encoding="utf-8")))
     if args.side:
-        one(args.side, args.seeds[0], params, args.data)
+        run_side(args.side, args.seeds[0], params, args.data)
         return
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PEERS}", "LIGHTLY_DID_VERSION_CHECK": "True"}
@@ -142,9 +143,9 @@ def main() -> None:
     print(f"{processor()}, torch {torch.__version__}, lightly {peer_version()}, {args.jobs} at once\n")
     print(f"| | kNN, seeds {', '.join(map(str, args.seeds))} | mean | training, s |\n|---|---|---|---|")
     for side in ("ours", "lightly"):
-        shares, seconds = zip(*(results[side, seed] for seed in args.seeds), strict=True)
-        each = ", ".join(f"{100 * share:.1f}" for share in shares)
-        print(f"| {side} | {each} % | {statistics.mean(shares):.1%} | {statistics.mean(seconds):.0f} |")
+        accuracies, seconds = zip(*(results[side, seed] for seed in args.seeds), strict=True)
+        each = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+        print(f"| {side} | {each} % | {statistics.mean(accuracies):.1%} | {statistics.mean(seconds):.0f} |")
 
 
 if __name__ == "__main__":

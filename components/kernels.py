@@ -1,4 +1,4 @@
-"""Loops in Python, compiled for the processor at hand."""
+"""Compiles Python loops for this machine's processor, with numba."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from numba import njit
 
 
 def compiled(*, fastmath: bool | set[str], parallel: bool = False) -> Callable[[Any], Any]:
-    """Compiled at its first call, and kept on disk where a place for that can be written to. Runs beside other threads.
+    """Returns a decorator that compiles a function at its first call and, if possible, caches the result on disk.
 
-    fastmath: what LLVM may assume of numbers; {"contract"} is a product and a sum rounded once, and nothing else.
-    parallel: whether `prange` shares its rounds among threads, of which there are numba.get_num_threads().
+    The compiled function releases the interpreter's lock, so that it runs in parallel with other threads.
+    fastmath: numba's; {"contract"} allows only that a product and a sum are rounded once.
+    parallel: whether the iterations of `prange` are divided among numba.get_num_threads() threads.
     """
     options: Any = {"nogil": True, "fastmath": fastmath, "error_model": "numpy", "parallel": parallel}
 

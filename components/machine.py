@@ -1,4 +1,4 @@
-"""What a process asks of the machine: memory that stays, repeatable results, compiled blocks, readable files."""
+"""Settings of a process: kept memory, deterministic algorithms, compiled blocks, and file modes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-SYSTEM_MALLOC = "SELFSIGHT_SYSTEM_MALLOC"  # set to anything: the C library frees memory as it likes
+SYSTEM_MALLOC = "SELFSIGHT_SYSTEM_MALLOC"  # if it is set, to any value, `keep_memory` does nothing
 TOP_PAD, TRIM_THRESHOLD, MMAP_THRESHOLD = -2, -1, -3  # of malloc.h
 
 
 def keep_memory() -> bool:
-    """Have glibc keep freed blocks: it gives large ones back and asks for them again at every step, page by page.
+    """Make glibc keep freed memory. By default it returns large blocks to the system and maps them anew at every step.
 
-    Whether that was possible: not on other C libraries, nor where SELFSIGHT_SYSTEM_MALLOC is set.
+    Returns True if that was possible: not with another C library, and not if SELFSIGHT_SYSTEM_MALLOC is set.
     """
     if SYSTEM_MALLOC in os.environ:
         return False
@@ -30,30 +30,31 @@ def keep_memory() -> bool:
 
 
 def use_deterministic_algorithms() -> None:
-    """Have a GPU find the same bits whenever it computes the same: no sums in the order of arrival.
+    """Make a GPU compute the same bits every time: no sums whose order depends on timing.
 
-    To be called before the GPU is first used. Where an operator has no such form torch says so and goes on; so does
-    flash attention's backward pass, of which a ViT on a GPU is made.
+    Call it before the GPU is first used. torch warns and continues for operators that have no deterministic algorithm,
+    among them the backward pass of flash attention, which ViTs use on a GPU.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003
-    # a help to find mistakes, at the price of a write
+    # a debugging aid, which costs one more write of every new tensor
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def make_readable(folder: Path) -> None:
-    """Give weights in `folder` the file mode of config.json beside them: safetensors lets the owner alone read them."""
+    """Give the weights in `folder` the file mode of config.json; safetensors makes them readable by the owner alone."""
     mode = (folder / "config.json").stat().st_mode & 0o777
     for file in folder.glob("*.safetensors"):
         file.chmod(mode)
 
 
 def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
-    """In place, for fixed shapes, by torch.compile: ResNets, and blocks of ViTs, which are alike, so that one program
-    serves them all; and what calls itself `compiled_whole`. A GPU's small operators cost more to start than to run.
+    """Compile parts of `module` in place with torch.compile, for fixed shapes. Names of weights do not change.
 
-    One program more for each size of views, and for where no gradient is wanted. Names of weights stay. Where there is
-    no C compiler torch says so and goes on without; TORCH_COMPILE_DISABLE=1 turns it off.
+    The parts are ResNets, blocks of ViTs (all blocks share one program) and modules with `compiled_whole = True`. It
+    saves time because on a GPU small operators take longer to launch than to run. Each size of views and each use
+    without gradients compiles another program. Without a C compiler torch warns and continues uncompiled;
+    TORCH_COMPILE_DISABLE=1 turns compilation off.
     """
     from torchvision.models import ResNet
     from transformers.models.vit.modeling_vit import ViTLayer
@@ -65,7 +66,7 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
 
 
 def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
-    """Returns the function, compiled as `compile_blocks` compiles blocks."""
+    """Returns `function`, compiled with the options of `compile_blocks`."""
     _configure()
     return _compiled(function, backend)
 
@@ -76,12 +77,14 @@ def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
 
 
 def _options(backend: str) -> dict[str, Any] | None:
-    """In a fixed order, or timings would choose between sums of another one. As an option it also reaches the backward
-    pass, which a thread of autograd's compiles."""
+    """Returns options for torch.compile that make sums deterministic; otherwise timings would choose their order.
+
+    Unlike a global setting, options also reach the backward pass, which another thread compiles.
+    """
     return {"deterministic": True} if backend == "inductor" else None
 
 
 def _configure() -> None:
-    """For this thread: torch keeps settings of each apart."""
+    """Configure torch.compile for this thread; each thread has its own settings."""
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.recompile_limit = 64

@@ -1,1 +1,1 @@
-"""Prefect flows over the DVC stages: Prefect says when, DVC says whether a stage has to run, the stage says how."""
+"""Prefect flows over the DVC stages: Prefect says when a stage runs, DVC whether it has to, the stage what is done."""

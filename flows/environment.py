@@ -1,7 +1,7 @@
-"""Prepares the environment of a flow, so that it behaves the same wherever it is started from.
+"""Prepares the environment of a flow, so that it behaves the same in whatever folder it is started.
 
-Imported before prefect, which reads its settings once. Prefect looks for prefect.toml, and DVC for dvc.yaml, in the
-current folder and nowhere else.
+It is imported before prefect, which reads its settings once, when it is imported. Prefect looks for prefect.toml, and
+DVC for dvc.yaml, only in the current folder.
 """
 
 import http.client
@@ -24,11 +24,11 @@ SETTINGS = {
 
 
 def is_prefect_server(url: str) -> bool:
-    """Returns True if what answers at `url` is a Prefect server of our major version, not another program."""
+    """Returns True if a Prefect server of the installed major version answers at `url`, not another program."""
     try:
         server = _get_json(f"{url.rstrip('/')}/admin/version")
         return _get_json(f"{url.rstrip('/')}/health") is True and _major(server) == _major(version("prefect"))
-    except (OSError, ValueError, http.client.HTTPException):  # nothing, not in time, not JSON, not HTTP
+    except (OSError, ValueError, http.client.HTTPException):  # no answer, or none in time, not JSON, not HTTP
         return False
 
 
@@ -43,7 +43,10 @@ def _major(text: Any) -> str:
 
 
 def prepare_environment() -> None:
-    """Change to the root, turn telemetry off, and use the local server if there is one. What is set already stays."""
+    """Change to the root folder, turn telemetry off, and use the local server if there is one.
+
+    Environment variables that are already set are kept.
+    """
     os.chdir(ROOT)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -1,6 +1,6 @@
-"""Runs one flow at a time in a work tree, and ends all processes of a flow that is canceled.
+"""Runs one flow at a time in this folder, and ends all processes of a flow that is canceled.
 
-DVC's own locks would make a second run fail rather than wait.
+Without this lock, DVC's own locks would make a second flow fail; with it, the second flow waits.
 """
 
 import contextvars
@@ -31,12 +31,12 @@ class _CanceledError(RuntimeError):
 
 
 def run_exclusive(work: Callable[[], object]) -> State[None] | None:
-    """Run `work` as soon as no other flow runs in this folder. A cancellation ends the processes that it started.
+    """Run `work` as soon as no other flow runs in this folder. If the flow is canceled, end the processes of `work`.
 
-    Returns what the flow returns: None, or the state Cancelled.
+    Returns None, or Prefect's state Cancelled, which the flow returns.
     """
     canceled, finished = threading.Event(), threading.Event()
-    if flow_run.id and not deployment.id:  # the runner watches a served run, nothing a script
+    if flow_run.id and not deployment.id:  # Prefect's runner notices that a served run is canceled, but not a script's
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(_watch, str(flow_run.id), canceled, finished), daemon=True).start()
     try:
@@ -54,7 +54,7 @@ def run_exclusive(work: Callable[[], object]) -> State[None] | None:
 
 @contextmanager
 def _lock(path: Path, canceled: threading.Event) -> Iterator[None]:
-    """Hold the lock of this work tree. The system releases it when this process ends, in whatever way."""
+    """Hold the lock of this folder. The system releases it when this process ends, even if it is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         logged = False
@@ -73,12 +73,12 @@ def _lock(path: Path, canceled: threading.Event) -> Iterator[None]:
 
 
 def _watch(run: str, canceled: threading.Event, finished: threading.Event) -> None:
-    """End all processes once the run is canceled in the UI, and again if a next stage has begun meanwhile."""
+    """End all processes when the run is canceled in the UI, and again if another stage has started meanwhile."""
     with get_client(sync_client=True) as client:
         while not finished.wait(WATCH_EVERY):
             try:
                 state = client.read_flow_run(uuid.UUID(run)).state
-            except httpx.HTTPError:  # the server may come back
+            except httpx.HTTPError:  # the server may be restarting
                 continue
             if state and (state.is_cancelling() or state.is_cancelled()):
                 canceled.set()

@@ -1,4 +1,4 @@
-"""The list `methods` in params.yaml: DVC has stages for the methods in it, and the report has their rows."""
+"""Adds methods to the list `methods` in params.yaml, which says what DVC has stages for and the report has rows for."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ else:
 
 
 def method_name(text: str) -> str:
-    """For argparse. Raises ArgumentTypeError, with a similar name, for a name that is not in METHODS."""
+    """Returns the name, for argparse. Raises ArgumentTypeError, with a similar name, if it is not in METHODS."""
     if text not in METHODS:
         raise ArgumentTypeError(f"no method {text!r}; known: {known_names(text, METHODS)}")
     return text
@@ -30,7 +30,7 @@ def method_name(text: str) -> str:
 
 @contextmanager
 def listed(method: str, log: Callable[[str], object] = print, path: Path = PARAMS) -> Iterator[None]:
-    """Add `method` to params.yaml. If its stage then fails because of a setting, params.yaml is as before again."""
+    """Add `method` to params.yaml. If its stage then fails because of a setting, restore params.yaml."""
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     add_to_methods(method, log, path)
     after = path.read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def listed(method: str, log: Callable[[str], object] = print, path: Path = PARAM
     except CommandError as error:
         if after != before and caused_by_settings(error) and path.read_text(encoding="utf-8") == after:
             path.write_text(before, encoding="utf-8")
-            log(f"{method} is not among the methods in {path} any more, since its settings have to change first.")
+            log(f"{method} was removed from the methods in {path} again; its settings have to be changed first.")
         raise
 
 
@@ -53,7 +53,7 @@ def add_to_methods(method: str, log: Callable[[str], object] = print, path: Path
     before, text = methods(path), path.read_text(encoding="utf-8")
     if method in before:
         return
-    # not a round trip through ruamel.yaml, which moves comments and changes the spaces in braces
+    # not with ruamel.yaml, which would move comments and change the spaces in braces
     changed = _with_item(text, method)
     assert yaml.safe_load(changed)["methods"] == [*before, method]
     path.write_text(changed, encoding="utf-8")

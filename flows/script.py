@@ -1,4 +1,4 @@
-"""A flow that is run as a script ends with a line that says what happened, and a code that a shell understands."""
+"""Runs a flow as a script: its arguments, its last message and its exit code."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def parser(description: str | None) -> ArgumentParser:
 
 
 def positive(text: str) -> int:
-    """For argparse. Raises ValueError, of which it makes a message, for what is not a whole number from 1 on."""
+    """Returns the number, for argparse. Raises ValueError if it is not a whole number above 0."""
     if not text.isdigit() or int(text) < 1:
         raise ValueError(text)
     return int(text)
@@ -36,9 +36,9 @@ def add_processes(parser: ArgumentParser) -> None:
 
 
 def launch(run: Callable[[], object]) -> int:
-    """The exit code: 0, 1 if a stage failed, 2 for a mistake or no server, 130 and 143 as in a shell."""
-    # Prefect raises the signal anew when the flow has ended. Python's default would then skip atexit, and with it the
-    # end of Prefect's own server; a closed terminal would do that and leave the stage running as well.
+    """Run a flow. Returns the exit code: 1 if a stage failed, 2 for a wrong setting or no server, 130 after Ctrl-C."""
+    # Prefect sends itself the signal again when the flow has ended. With Python's default handler atexit would be
+    # skipped, and Prefect's own server would keep running. After SIGHUP (a closed terminal) so would the stage.
     signal.signal(signal.SIGTERM, _leave)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -70,11 +70,11 @@ def _leave(*_: object) -> None:
 
 
 def _interrupted(*_: object) -> None:
-    """Ctrl-C ends Prefect's own server too, to which the flow would then report for minutes."""
+    """Ends the process at once: Ctrl-C also ends Prefect's own server, and the flow would wait for it for minutes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    print("\nStopping; what has been learned so far is being saved.", file=sys.stderr, flush=True)
+    print("\nStopping; the state of the training is being saved.", file=sys.stderr, flush=True)
     kill_all()
     for child in psutil.Process().children(recursive=True):
         child.terminate()
-    print("Stopped. The same command goes on from there.", file=sys.stderr, flush=True)
+    print("Stopped. The same command continues from there.", file=sys.stderr, flush=True)
     os._exit(130)

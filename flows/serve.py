@@ -1,6 +1,6 @@
-"""Offer the pipeline and pretraining in the Prefect UI: to be looked at, scheduled and started from there.
+"""Offer the pipeline and pretraining in the Prefect UI, where they can be watched, scheduled and started.
 
-Needs a server: `prefect server start`, in another terminal. Runs one at a time, for as long as this script runs.
+It needs a server: run `prefect server start` in another terminal. Flows run one at a time, while this script runs.
 """
 
 import os
@@ -26,11 +26,11 @@ from flows.pipeline import pipeline
 from flows.pretrain import pretrain
 from flows.process import kill_tree
 
-MARK = "SELFSIGHT_SERVE"  # as in flows/process.py, for all that is ever served
+MARK = "SELFSIGHT_SERVE"  # as in flows/process.py, for all flows that this script runs
 
 
 def deployments(schedule: Schedule | None) -> list[RunnerDeployment]:
-    """What the UI offers; only the pipeline is ever scheduled."""
+    """Returns what the UI offers. `schedule` is that of the pipeline; pretraining has none."""
     return [
         RunnerDeployment.from_flow(pipeline, "pipeline", schedule=schedule, description=pipeline.__doc__),
         RunnerDeployment.from_flow(pretrain, "pretrain", description=pretrain.__doc__),
@@ -38,7 +38,10 @@ def deployments(schedule: Schedule | None) -> list[RunnerDeployment]:
 
 
 def reachable() -> str | None:
-    """The address of a server that answers. None if there is none: Prefect's own would end with us, and has no UI."""
+    """Returns the address of the Prefect server, or None if none answers.
+
+    The server that a flow starts for itself is not enough: it ends with this script and has no UI.
+    """
     url = get_current_settings().api.url
     if url is None:
         return None
@@ -47,7 +50,7 @@ def reachable() -> str | None:
 
 
 def serve(schedule: Schedule | None) -> int:
-    """Serve until interrupted. The exit code: 2 if there is no server."""
+    """Serve until interrupted. Returns the exit code: 0, or 2 if there is no server."""
     if reachable() is None:
         url = get_current_settings().api.url or environment.SERVER
         print(
@@ -59,21 +62,21 @@ def serve(schedule: Schedule | None) -> int:
     offered = deployments(schedule)
     mark = os.environ[MARK] = uuid.uuid4().hex
     try:
-        # Stopping pauses the schedules, starting resumes them: nights when nobody serves do not pile up as late runs.
+        # Schedules are paused while this script does not run, so that the nights in between do not become late runs.
         serve_all(*offered, limit=1, pause_on_shutdown=True)
-    finally:  # Prefect kills the flow that runs now at once: it could neither end what it started nor say that it ended
+    finally:  # Prefect kills the running flow at once, so the flow can neither end its processes nor report its end
         kill_tree(mark)
-        with suppress(httpx.HTTPError):  # the server may have stopped before us
-            abandon([deployment.name for deployment in offered])
+        with suppress(httpx.HTTPError):  # the server may have stopped before this script
+            mark_crashed([deployment.name for deployment in offered])
     return 0
 
 
-def abandon(names: list[str]) -> None:
-    """Say that the runs of these deployments have ended, which would else be running for ever."""
-    working = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
-    ours = DeploymentFilter.model_validate({"name": {"any_": names}})
+def mark_crashed(names: list[str]) -> None:
+    """Set unfinished runs of these deployments to Crashed in the UI, where they would otherwise run for ever."""
+    unfinished = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
+    deployment = DeploymentFilter.model_validate({"name": {"any_": names}})
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=working, deployment_filter=ours):
+        for run in client.read_flow_runs(flow_run_filter=unfinished, deployment_filter=deployment):
             client.set_flow_run_state(run.id, Crashed(message="flows/serve.py was stopped."), force=True)
 
 
@@ -81,11 +84,11 @@ if __name__ == "__main__":
     parser = script.parser(__doc__)
     parser.add_argument("--cron", metavar="WHEN", help='when the pipeline runs, such as "0 3 * * *": three at night')
     parser.add_argument(
-        "--timezone", default="UTC", metavar="ZONE", help="of --cron, such as Europe/Zurich; UTC if not said"
+        "--timezone", default="UTC", metavar="ZONE", help="of --cron, such as Europe/Zurich (default: UTC)"
     )
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        when = Cron(given.cron, timezone=given.timezone) if given.cron else None
+        when = Cron(args.cron, timezone=args.timezone) if args.cron else None
     except ValueError as error:
-        parser.error(f"--cron {given.cron!r}: {error}")
+        parser.error(f"--cron {args.cron!r}: {error}")
     raise SystemExit(serve(when))

@@ -1,4 +1,4 @@
-"""Benchmarks are run by hand; here it is seen that they run, and that what they say is of what they name."""
+"""Benchmarks are run by hand. These tests check that they run, and that they measure what they name."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from components.stages.pretrain import DataSize, configure
 ROOT = Path(__file__).parents[1]
 
 
-def test_what_lies_above_wins_section_by_section():
+def test_overlaid_settings_replace_others_section_by_section():
     below = {"a": {"x": 1, "y": {"kind": "p", "r": 1}}, "b": 2}
     assert overlaid(below, {"a": {"x": 3}}) == {"a": {"x": 3, "y": {"kind": "p", "r": 1}}, "b": 2}
     assert overlaid(below, {"a": {"y": {"r": 2}}, "b": {}})["a"]["y"] == {"kind": "p", "r": 2}
     assert overlaid(below, {"a": {"y": {"kind": "q", "s": 1}}})["a"]["y"] == {"kind": "q", "s": 1}
 
 
-def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
+def test_a_folder_with_results_of_other_settings_is_refused(tmp_path):
     claim(tmp_path / "out", {"a": 1})
     claim(tmp_path / "out", {"a": 1})
     with pytest.raises(ValueError, match=r"out holds results of other pictures or settings; remove it"):
@@ -38,7 +38,7 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cifar10.yaml", "cifar10_long.yaml", "clothing.yaml"])
-def test_other_data_configures(name):
+def test_the_settings_of_each_benchmark_are_valid(name):
     other = yaml.safe_load((ROOT / "benchmarks" / name).read_text(encoding="utf-8"))
     both = overlaid(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")), other)
     for method in other.get("methods", METHODS):
@@ -61,8 +61,8 @@ def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[
     )
 
 
-def test_a_long_run_on_a_gpu_machine_goes_on_where_its_time_was_over(folder, tmp_path):
-    """An archive goes in; nothing of the orchestra is needed, and the second call ends with a score."""
+def test_a_long_run_on_a_gpu_machine_continues_when_it_is_called_again(folder, tmp_path):
+    """It reads an archive and needs neither Prefect nor DVC. The first call runs out of time, the second ends."""
     with tarfile.open(tmp_path / "photos.tar.xz", "w:xz") as archive:
         for index, path in enumerate(sorted(folder.rglob("*.png"))):
             archive.add(path, f"photos/{'test' if index % 4 == 0 else 'train'}/{path.parent.name}/{path.name}")
@@ -88,7 +88,7 @@ def test_throughput_is_measured_on_every_workload(tmp_path):
     assert all(float(row.split(" | ")[2].replace(",", "")) > 0 for row in rows)
 
 
-def test_a_profile_says_where_the_time_goes(prepared, tmp_path):
+def test_a_profile_divides_the_time_among_the_parts_of_a_step(prepared, tmp_path):
     common = {"backbone": TINY, "batch_size": 16, "epochs": 2}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"pretrain": {"common": common, "moco": {"queue": 32}}}))
     done = run("profile", "--method", "moco", "--data", str(prepared), "--steps", "3", cwd=tmp_path)
@@ -103,7 +103,7 @@ def test_a_profile_says_where_the_time_goes(prepared, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("line", ["simclr default 40 4", "moco resnet18 32 4", "dino vit 32 2"])
-def test_sides_do_the_same_work(line, tmp_path, monkeypatch):
+def test_all_sides_do_the_same_work(line, tmp_path, monkeypatch):
     """Forward and backward of all sides count nearly the same operations; heads differ by a bias or a norm."""
     monkeypatch.setattr(peers, "COUNT", 12)
     method, backbone, size, batch = line.split()
@@ -115,14 +115,14 @@ def test_sides_do_the_same_work(line, tmp_path, monkeypatch):
     all_sides = [own.ours, own.torchvision, *([peer.plain] if peers.PEERS.is_dir() else [])]
     results = [side(work, 1, 0, "fp32") for side in all_sides]
     for clock, _ in results:
-        assert len(clock.steps) == 5  # two untimed, one timed, the last, and one that never began
+        assert len(clock.steps) == 5  # two untimed, one timed, the last, and one that has not started
         assert all(seconds > 0 for seconds in clock.seconds().values())
     our_flops, *peer_flops = [flops for _, flops in results]
     assert all(flops == pytest.approx(our_flops, rel=0.02) for flops in peer_flops)
 
 
 @pytest.mark.slow
-def test_a_side_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
+def test_a_side_is_measured_in_its_own_process(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "COUNT", 12)
     line = peers.Line("simclr", "vit", 32, 4)
     results = peers.measure(line, "ours/0/fp32", peers.packed(None, tmp_path, line.packed), 2)
@@ -134,7 +134,7 @@ def test_a_side_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not peers.PEERS.is_dir(), reason="lightly is not installed: make .peers")
-def test_the_script_does_the_same_work(tmp_path, monkeypatch):
+def test_lightlys_example_script_does_the_same_work(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "COUNT", 12)
     line = peers.Line("simclr", "resnet18", 32, 4)
     assert "script/0/fp32" in peers.sides(line, [0])

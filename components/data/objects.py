@@ -1,7 +1,7 @@
-"""Ten small objects for `scenes`, each a list of flat parts that show its silhouette and its details.
+"""Ten small objects for the generated photos (`scenes`). Each object is a list of flat parts.
 
-Everything is drawn in the object's own square, x to the right and y down, both from -1 to 1, and knows neither color
-nor place: a part names a tone (`body`, `pale`, `ink`, ...) and `scenes` decides how that looks, for all classes alike.
+Coordinates are those of the object's own square: x to the right and y down, both from -1 to 1. A part has a tone
+(`body`, `pale`, `ink`, …) and no color. `scenes` chooses color and position, in the same way for all classes.
 """
 
 import math
@@ -21,15 +21,15 @@ class Part(NamedTuple):
 
 
 def _oval(x: float, y: float, rx: float, ry: float, start: float = 0, stop: float = 360, turn: float = 0) -> Points:
-    """An ellipse, or its arc from `start` to `stop` degrees (clockwise, from the right), turned by `turn` degrees."""
+    """Returns an ellipse, or its arc from `start` to `stop` degrees (clockwise from the right), turned by `turn`."""
     cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    around = [(rx * u, ry * v) for u, v in _arc(start, stop)]
-    return [(x + u * cos - v * sin, y + u * sin + v * cos) for u, v in around]
+    points = [(rx * u, ry * v) for u, v in _arc(start, stop)]
+    return [(x + u * cos - v * sin, y + u * sin + v * cos) for u, v in points]
 
 
 @lru_cache
 def _arc(start: float, stop: float) -> Points:
-    """Of the unit circle, a point at least every 15 degrees."""
+    """Returns an arc of the unit circle, with a point at least every 15 degrees."""
     steps = max(6, round(abs(stop - start) / 15))
     angles = [math.radians(start + (stop - start) * i / steps) for i in range(steps + 1)]
     return [(math.cos(a), math.sin(a)) for a in angles]

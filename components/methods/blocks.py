@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-TRIES = 24  # blocks proposed for each mask; the reference stops when ten in a row do not fit
+TRIES = 24  # blocks proposed for each mask; the official code stops when ten in a row do not fit
 DRAWS_PER_MASK = 2 + 4 * TRIES  # whether and how much, then area, aspect ratio, top and left of each block
 ASPECT = 0.3  # height / width is between 0.3 and 1 / 0.3
 

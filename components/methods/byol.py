@@ -1,4 +1,4 @@
-"""BYOL: predict the output of an EMA of the network for the other view, without negatives.
+"""BYOL: predict the output of a target network, an EMA of the online network, for the other view. No negatives.
 
 Grill et al., Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning, NeurIPS 2020.
 https://arxiv.org/abs/2006.07733

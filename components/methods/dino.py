@@ -1,4 +1,4 @@
-"""DINO: predict, from each crop of a photo, the output of a teacher (an EMA) for its large crops.
+"""DINO: predict, from each crop of a photo, the output of a teacher (an EMA of the student) for its large crops.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021. https://arxiv.org/abs/2104.14294
 """

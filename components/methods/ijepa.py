@@ -1,10 +1,10 @@
-"""I-JEPA: predict the features of four blocks of a photo from the patches outside of them.
+"""I-JEPA: predict a target encoder's features of four blocks of a photo from the patches outside of them.
 
 Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture, CVPR 2023.
 https://arxiv.org/abs/2301.08243
 
 Block sizes differ between photos. Tensors keep one shape, because surplus tokens are masked in the attention and in the
-loss. (The reference code draws one block size per batch and cuts all contexts to the shortest. A photo's loss then
+loss. (The official code draws one block size per batch and cuts all contexts to the shortest. A photo's loss then
 depends on the other photos of its batch, and the lower part of the photo is dropped first.)
 """
 
@@ -104,7 +104,7 @@ class IJEPA(Method):
 
     @torch.no_grad()
     def target_features(self, pixels: Tensor, positions: Tensor) -> Tensor:
-        """Returns the features of the EMA encoder at positions [B, M, T], layer-normalized: [B, M, T, D]."""
+        """Returns the features of the target encoder at positions [B, M, T], layer-normalized: [B, M, T, D]."""
         x = self.target.module.tokens(pixels)  # of the whole photo [B, N, D]
         return gather_tokens(layer_norm(x, x.shape[-1:]), positions)
 

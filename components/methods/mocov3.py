@@ -1,9 +1,10 @@
 """MoCo v3: MoCo without a queue, symmetric, with a predictor, and with two measures that keep a ViT stable.
 
 Chen, Xie & He, An Empirical Study of Training Self-Supervised Vision Transformers, ICCV 2021.
-https://arxiv.org/abs/2104.02057; reference code: moco-v3 (moco/builder.py, vits.py).
+https://arxiv.org/abs/2104.02057; official code: moco-v3 (moco/builder.py, vits.py).
 
-The paper updates the EMA between queries and keys of a step; here it is updated after the step, as in BYOL.
+The official code updates the momentum encoder between queries and keys of a step. Here it is updated after the step, as
+in BYOL.
 """
 
 from __future__ import annotations

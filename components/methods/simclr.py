@@ -4,7 +4,7 @@ v1: Chen et al., A Simple Framework for Contrastive Learning of Visual Represent
 https://arxiv.org/abs/2002.05709
 v2: Chen et al., Big Self-Supervised Models are Strong Semi-Supervised Learners, NeurIPS 2020.
 https://arxiv.org/abs/2006.10029 (a third layer in the head).
-Both heads follow the reference code (model_util.py, from its first version on): batch norm after each layer, the last
+Both heads follow the official code (model_util.py, from its first version on): batch norm after each layer, the last
 with a scale and no bias.
 """
 

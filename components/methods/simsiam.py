@@ -1,4 +1,4 @@
-"""SimSiam: predict the projection of the other view, which gets no gradient. There is no EMA and no negative.
+"""SimSiam: predict the projection of the other view, which gets no gradient. No momentum encoder, no negatives.
 
 Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021. https://arxiv.org/abs/2011.10566
 """

@@ -43,7 +43,7 @@ def vicreg_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns invariance, variance and covariance of outputs [B, D] on each rank: three []. Equations 1 to 5.
 
     Invariance is a mean over this rank's photos, which DDP averages over ranks; variance and covariance are those of
-    the batch of all ranks, gathered with gradient. As in the reference code, variance is the mean over both views,
+    the batch of all ranks, gathered with gradient. As in the official code, variance is the mean over both views,
     covariance their sum.
     """
     a, b = at_least_float32(a), at_least_float32(b)

@@ -25,10 +25,10 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:
-        """slow = momentum · slow + (1 - momentum) · student"""
-        slow: list[Tensor] = list(self.module.parameters())
-        fast: list[Tensor] = list(student.parameters())
-        torch._foreach_lerp_(slow, fast, 1 - momentum)
+        """average = momentum · average + (1 - momentum) · student, for every parameter"""
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(student.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - momentum)
 
 
 class Queue(nn.Module):
@@ -66,11 +66,11 @@ class Center(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.momentum = momentum
-        self._sums: list[Tensor] = []  # of this step, each [dim + 1]: the sum of vectors, and how many they are
+        self._sums: list[Tensor] = []  # of this step, each [dim + 1]: a sum of vectors, and their number
 
     @torch.no_grad()
     def record(self, x: Tensor) -> None:
-        """x: [B, dim], any B; it counts at the next `update`."""
+        """Adds vectors x [B, dim], any B, to those of the next `update`."""
         x = x.to(self.mean.dtype)
         self._sums.append(torch.cat([x.sum(0), x.new_full((1,), len(x))]))
 

@@ -1,4 +1,4 @@
-"""The pictures are what they say they are, the same every time, and nothing but the object tells the class."""
+"""Generated photos match their labels, captions and answers, are always the same, and only objects show the class."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pytest
 
 from components.data.scenes import BACKGROUNDS, CLASSES, NUMBERS, Scene, draw
 
-WHAT, NUMBER, BACKGROUND, YES_NO = range(4)
+OBJECT, NUMBER, BACKGROUND, YES_NO = range(4)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ def test_shape_and_type(drawn: list[Scene]) -> None:
 
 
 @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1)])
-def test_refuses_what_is_no_index(seed: int, index: int) -> None:
+def test_a_negative_seed_or_index_is_refused(seed: int, index: int) -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         draw(seed, index)
 
 
-def test_classes_are_balanced_and_their_order_is_no_pattern(drawn: list[Scene]) -> None:
+def test_classes_are_balanced_and_in_random_order(drawn: list[Scene]) -> None:
     labels = [scene.label for scene in drawn]
     assert set(Counter(labels[:20]).values()) == {2}
     assert len(CLASSES) == 10
@@ -56,16 +56,16 @@ def test_classes_are_balanced_and_their_order_is_no_pattern(drawn: list[Scene]) 
     [(NUMBER, list(NUMBERS.values())), (BACKGROUND, list(BACKGROUNDS))],
     ids=["number", "background"],
 )
-def test_class_is_independent_of(drawn: list[Scene], question: int, values: list[str]) -> None:
+def test_the_class_is_independent_of_other_answers(drawn: list[Scene], question: int, values: list[str]) -> None:
     seen = Counter(zip((scene.label for scene in drawn), answers(drawn, question), strict=True))
     expected = len(drawn) / len(CLASSES) / len(values)
     chi2 = sum((seen[label, value] - expected) ** 2 / expected for label in CLASSES for value in values)
-    freedom = len(CLASSES) * len(values) - len(CLASSES)
+    degrees_of_freedom = len(CLASSES) * len(values) - len(CLASSES)
     assert sum(seen[label, value] for label in CLASSES for value in values) == len(drawn), "an unknown answer"
-    assert chi2 < freedom + 3.5 * (2 * freedom) ** 0.5
+    assert chi2 < degrees_of_freedom + 3.5 * (2 * degrees_of_freedom) ** 0.5
 
 
-def test_caption_and_answers_say_the_same(drawn: list[Scene]) -> None:
+def test_caption_and_answers_agree(drawn: list[Scene]) -> None:
     for scene in drawn:
         what, number, background, _ = (answer for _, answer in scene.questions)
         assert scene.caption.removeprefix("a picture of ") == f"{number} {what} {BACKGROUNDS[background]}"
@@ -75,18 +75,18 @@ def test_caption_and_answers_say_the_same(drawn: list[Scene]) -> None:
         assert all(question.endswith("?") for question, _ in scene.questions)
 
 
-def test_yes_and_no_are_as_frequent(drawn: list[Scene]) -> None:
+def test_yes_and_no_are_equally_frequent(drawn: list[Scene]) -> None:
     assert 0.45 < answers(drawn, YES_NO).count("yes") / len(drawn) < 0.55
 
 
 def quarters(scene: Scene) -> int:
-    """In how many quarters of the picture, about its middle, something is colorful: backgrounds are muted."""
+    """Returns how many quarters of the picture have something colorful in their middle, which backgrounds are not."""
     brightest = scene.pixels.max(2).astype(float)
     saturation = (brightest - scene.pixels.min(2)) / (brightest + 20)
     return sum((saturation[y : y + 24, x : x + 24] > 0.55).sum() > 25 for x in (4, 36) for y in (4, 36))
 
 
-def test_as_many_are_said_as_are_seen(drawn: list[Scene]) -> None:
+def test_the_number_in_the_answer_is_the_number_of_objects(drawn: list[Scene]) -> None:
     seen = [
         [quarters(scene) for scene in drawn if scene.questions[NUMBER][1] == number] for number in ("three", "four")
     ]
@@ -94,8 +94,8 @@ def test_as_many_are_said_as_are_seen(drawn: list[Scene]) -> None:
     assert np.mean(seen[1]) > 3.6
 
 
-def test_the_background_named_is_the_background_seen(drawn: list[Scene]) -> None:
-    """Grass is the one on which the muted pixels have more green than red."""
+def test_the_background_in_the_answer_is_the_one_in_the_picture(drawn: list[Scene]) -> None:
+    """On grass, and on no other background, the muted pixels have more green than red."""
     greener = []
     for scene in drawn:
         pixels = scene.pixels.reshape(-1, 3).astype(float)
@@ -105,7 +105,7 @@ def test_the_background_named_is_the_background_seen(drawn: list[Scene]) -> None
     assert np.mean(np.array(greener) == np.array(grass)) > 0.97
 
 
-def test_raw_pixels_do_not_give_the_class_away(drawn: list[Scene]) -> None:
+def test_raw_pixels_do_not_reveal_the_class(drawn: list[Scene]) -> None:
     pictures = np.stack([scene.pixels for scene in drawn]).reshape(800, -1).astype(np.float32)
     labels = np.array([scene.label for scene in drawn])
     pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)

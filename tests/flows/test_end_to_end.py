@@ -1,4 +1,4 @@
-"""The real engine and the real DVC, on stages that take no time."""
+"""Runs the flows with Prefect and DVC as they are, on stages that take no time."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ import argparse, os, pathlib, sys, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=pathlib.Path)
 out = parser.parse_known_args()[0].out
-if out is None:  # check: it has nothing to say
+if out is None:  # the check of params.yaml: no problem
     raise SystemExit(0)
 print("processes:", os.environ["SELFSIGHT_PROCESSES"], sys.executable, flush=True)
 if pathlib.Path("slow").exists():
@@ -56,7 +56,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our flows, dvc.yaml and params.yaml, over stages that only leave a file."""
+    """A copy of flows, dvc.yaml and params.yaml, with stages that only write a few files."""
     root = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", "prefect.toml"):
@@ -128,10 +128,10 @@ def test_a_stage_that_fails_says_why(project: Path, server: str) -> None:
 
 
 @pytest.mark.skipif(is_prefect_server(SERVER), reason="a Prefect server is running on this machine")
-def test_ctrl_c_ends_it_at_once_with_a_word(project: Path, tmp_path: Path) -> None:
-    """A terminal tells all of the group, and with it the server that the flow has started for itself."""
+def test_ctrl_c_ends_a_flow_at_once_with_a_message(project: Path, tmp_path: Path) -> None:
+    """A terminal sends the signal to the whole process group, also to the server that the flow has started."""
     (project / "slow").touch()
-    (project / "components" / "stages" / "pretrain.py").write_text(f"{STAGE}# of other code, so that it has to run\n")
+    (project / "components" / "stages" / "pretrain.py").write_text(f"{STAGE}# changed, so that it has to run\n")
     env = {**os.environ, "PREFECT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, str(project / "flows" / "pretrain.py"), "--method", "moco"]
     with subprocess.Popen(
@@ -149,11 +149,11 @@ def test_ctrl_c_ends_it_at_once_with_a_word(project: Path, tmp_path: Path) -> No
         rest, _ = flow.communicate(timeout=300)  # half of what the stage would take
     (project / "slow").unlink()
     assert flow.returncode == 130, rest
-    assert rest.endswith("Stopped. The same command goes on from there.\n")
+    assert rest.endswith("Stopped. The same command continues from there.\n")
     assert "Traceback" not in rest
-    until = time.monotonic() + 120  # the server has its own work to finish
+    deadline = time.monotonic() + 120  # the server needs time to end
     while left := [p for p in psutil.process_iter() if _is_in(p, flow.pid)]:
-        assert time.monotonic() < until, left
+        assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
 

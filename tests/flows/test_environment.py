@@ -12,7 +12,7 @@ import pytest
 from flows import environment
 
 
-def test_from_any_folder_to_the_root_with_telemetry_off(tmp_path: Path) -> None:
+def test_a_flow_runs_in_the_root_folder_with_telemetry_off(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(environment.ROOT)!r}); import flows.environment, os, pathlib;"
         "print(pathlib.Path.cwd()); [print(name, os.environ[name]) for name in flows.environment.SETTINGS]"
@@ -25,7 +25,7 @@ def test_from_any_folder_to_the_root_with_telemetry_off(tmp_path: Path) -> None:
     assert lines[1:] == [f"{name} {value}" for name, value in environment.SETTINGS.items()]
 
 
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_the_user_has_set_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere/api")
     monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "7")
     monkeypatch.setattr(environment, "is_prefect_server", lambda url: True)

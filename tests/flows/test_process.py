@@ -12,7 +12,7 @@ import pytest
 from flows import process
 from flows.process import CommandError, run_streaming
 
-# a child that starts a grandchild in a session of its own, as torchrun does, and says its process id
+# a child that starts a grandchild in a session of its own, as torchrun does, and prints its process id
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=True)
@@ -21,7 +21,8 @@ print(child.pid, flush=True)
 """
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "print('ignores SIGTERM', flush=True); time.sleep(600)"
 )
 
 
@@ -29,10 +30,10 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def gone(pid: int) -> bool:
-    """Returns True as soon as the process has ended, False if it has not after a minute: well before it would alone."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
+def has_ended(pid: int) -> bool:
+    """Returns True as soon as the process has ended, False after a minute (by itself it would run for ten)."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
                 return True
@@ -42,7 +43,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_lines_come_as_they_are_written(tmp_path: Path) -> None:
+def test_lines_are_logged_as_they_are_written(tmp_path: Path) -> None:
     """The process waits after each line until the test has seen it."""
     code = f"""
 import pathlib, time
@@ -55,7 +56,7 @@ for i in range(3):
     assert lines == ["line 0", "line 1", "line 2"]
 
 
-def test_both_streams_and_each_refresh_of_a_progress_bar() -> None:
+def test_both_output_streams_and_each_refresh_of_a_progress_bar_are_lines() -> None:
     lines = run_streaming(
         python(r"import sys; sys.stderr.write('10 %\r20 %\r\n\n'); sys.stderr.flush(); print('über')")
     )
@@ -67,7 +68,7 @@ def test_environment_and_folder(tmp_path: Path) -> None:
     assert run_streaming(python(code), cwd=tmp_path, env={"WORD": "snow"}) == [f"snow {tmp_path}"]
 
 
-def test_a_failure_shows_the_tail() -> None:
+def test_a_failed_command_keeps_its_last_lines() -> None:
     with pytest.raises(CommandError, match=r"exit code 3: ") as caught:
         run_streaming(python("[print('line', i) for i in range(100)]; raise SystemExit(3)"), lambda line: None)
     assert caught.value.code == 3
@@ -88,7 +89,7 @@ def test_stopped_from_another_thread_leaves_no_orphan() -> None:
         run_streaming(python(PARENT.format(child=SLEEP, then="time.sleep(600)")), stop)
     assert caught.value.stopped
     assert caught.value.code == -signal.SIGTERM
-    assert gone(int(lines[0]))
+    assert has_ended(int(lines[0]))
 
 
 def test_an_exception_while_it_runs_leaves_no_orphan() -> None:
@@ -100,29 +101,29 @@ def test_an_exception_while_it_runs_leaves_no_orphan() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_streaming(python(PARENT.format(child=SLEEP, then="time.sleep(600)")), interrupt)
-    assert gone(int(lines[0]))
+    assert has_ended(int(lines[0]))
 
 
 @pytest.mark.parametrize("then", ["", "import os; os.kill(os.getpid(), 9)"], ids=["ends", "is killed"])
-def test_a_parent_that_has_gone_leaves_no_orphan(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+def test_a_parent_that_has_ended_leaves_no_orphan(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
     monkeypatch.setattr(process, "OUTPUT_SECONDS", 2.0)
     lines: list[str] = []
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(CommandError) if then else nullcontext():
         run_streaming(python(PARENT.format(child=SLEEP, then=then)), lines.append)
-    assert gone(int(lines[0]))
-    assert time.monotonic() - began < 300  # it did not wait for the child to end
+    assert has_ended(int(lines[0]))
+    assert time.monotonic() - started < 300  # it did not wait for the child to end
 
 
-def test_who_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
 
     def stop(line: str) -> None:
         lines.append(line)
-        if line == "deaf":
+        if line == "ignores SIGTERM":
             process.kill_all(grace=0.5)
 
     with pytest.raises(CommandError) as caught:
         run_streaming(python(PARENT.format(child=STUBBORN, then="time.sleep(600)")), stop)
     assert caught.value.stopped
-    assert gone(int(lines[0]))
+    assert has_ended(int(lines[0]))

@@ -24,13 +24,13 @@ def test_dvc_need_not_be_on_the_path() -> None:
     assert stage.dvc_command("prepare", single=True)[-2:] == ["--single-item", "prepare"]
 
 
-def test_a_stages_python_is_ours() -> None:
+def test_a_stage_runs_with_this_python() -> None:
     variables = stage.environment(2)
     assert variables["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert variables[distributed.PROCESSES] == "2"
 
 
-def test_a_task_tells_what_dvc_says(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_task_logs_the_output_of_dvc(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flows")
     call = {}
 
@@ -49,7 +49,7 @@ def test_a_task_tells_what_dvc_says(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert "pretrain@simclr is up to date, so nothing ran" in caplog.text
 
 
-def test_nothing_but_dvc_remembers() -> None:
+def test_prefect_caches_no_result() -> None:
     assert stage.repro.cache_policy is NO_CACHE
     assert stage.repro.persist_result is False
 
@@ -72,7 +72,7 @@ def test_only_failures_that_may_not_recur_are_retried(code: int, output: str, ag
     assert not stage.worth_a_retry(CommandError(["dvc"], code, output.split("\n"), stopped=True))
 
 
-def test_a_lock_file_that_dvc_was_killed_over_is_removed(tmp_path: Path) -> None:
+def test_a_lock_file_that_dvc_was_killed_while_writing_is_removed(tmp_path: Path) -> None:
     lock = tmp_path / "rwlock"
     stage.remove_corrupt_lock(lock)
     lock.write_text('{"some": {"write": []}}', encoding="utf-8")
@@ -83,18 +83,18 @@ def test_a_lock_file_that_dvc_was_killed_over_is_removed(tmp_path: Path) -> None
     assert not lock.exists()
 
 
-def test_flows_take_exclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flows_run_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exclusive, "ROOT", tmp_path)
     order: list[str] = []
     begun = threading.Event()
 
-    def slowly() -> None:
+    def slow_work() -> None:
         order.append("first begins")
         begun.set()
-        time.sleep(1)  # for the second to come in between, if it could
+        time.sleep(1)  # time in which the second would begin if it calls not wait
         order.append("first ends")
 
-    first = threading.Thread(target=exclusive.run_exclusive, args=(slowly,))
+    first = threading.Thread(target=exclusive.run_exclusive, args=(slow_work,))
     first.start()
     assert begun.wait(60)
     assert exclusive.run_exclusive(lambda: order.append("second")) is None
@@ -113,7 +113,7 @@ def test_a_failure_is_not_a_cancellation(tmp_path: Path, monkeypatch: pytest.Mon
     exclusive.run_exclusive(lambda: None)  # and the lock is free again
 
 
-def test_a_failure_is_logged_without_sixty_lines_of_how_it_was_called(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_command_is_logged_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
     error = CommandError(["dvc"], 255, ["why"])
     record = logging.LogRecord("x", logging.ERROR, "x", 1, "failed: %r", (error,), (CommandError, error, None))
     log = logging.getLogger("prefect.flow_runs")
@@ -136,13 +136,13 @@ def test_the_pipeline_has_every_stage_after_what_it_needs() -> None:
 
 
 def test_pretrain_adds_the_method_and_runs_its_two_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    did: list[object] = []
+    calls: list[object] = []
     monkeypatch.setattr(exclusive, "ROOT", tmp_path)
-    monkeypatch.setattr(pretrain.method_list, "add_to_methods", lambda method, *_: did.append(method))
+    monkeypatch.setattr(pretrain.method_list, "add_to_methods", lambda method, *_: calls.append(method))
     monkeypatch.setattr(pretrain, "outcome", lambda method, artifacts: [])
-    monkeypatch.setattr(stage, "repro", lambda *args: did.append(args))
+    monkeypatch.setattr(stage, "repro", lambda *args: calls.append(args))
     assert pretrain.pretrain.fn("moco", 2) is None
-    assert did == ["moco", ("pretrain@moco", 2), ("evaluate@moco", 2)]
+    assert calls == ["moco", ("pretrain@moco", 2), ("evaluate@moco", 2)]
 
 
 def test_pretrain_ends_with_the_backbone_and_the_next_command(tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_pretrain_ends_with_the_backbone_and_the_next_command(tmp_path: Path) ->
     assert "selfsight report" in lines[-1]
 
 
-def test_without_git_dvc_is_told_so(tmp_path: Path) -> None:
-    """A copy of the project as an unpacked zip file has it."""
+def test_without_git_dvc_is_configured_to_run(tmp_path: Path) -> None:
+    """In a copy of the project without git, as unpacked from a zip file."""
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(Path(name), tmp_path)
     (tmp_path / ".dvc").mkdir()

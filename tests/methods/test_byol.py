@@ -35,14 +35,14 @@ def paper(method, target, views):
 
 def test_several_steps_equal_a_naive_derivation():
     method = byol()
-    slow = {name: p.detach().clone() for name, p in method.online.named_parameters()}
+    average = {name: p.detach().clone() for name, p in method.online.named_parameters()}
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.3)
     steps = 4
     for step in range(steps):
         views = pixels(step)
         method.before_step(step / steps)
         reference = copy.deepcopy(method.online)
-        reference.load_state_dict({**method.online.state_dict(), **slow})
+        reference.load_state_dict({**method.online.state_dict(), **average})
         expected = paper(method, [network(reference, view) for view in views], views)
         optimizer.zero_grad()
         loss = method(views)["loss"]
@@ -52,9 +52,9 @@ def test_several_steps_equal_a_naive_derivation():
         method.after_step()
         tau = 1 - (1 - MOMENTUM) * (math.cos(math.pi * step / steps) + 1) / 2  # section 3.2
         for name, p in method.online.named_parameters():
-            slow[name] = tau * slow[name] + (1 - tau) * p.detach()
+            average[name] = tau * average[name] + (1 - tau) * p.detach()
         for name, p in method.target.module.named_parameters():
-            assert torch.allclose(p, slow[name], atol=1e-12), name
+            assert torch.allclose(p, average[name], atol=1e-12), name
 
 
 def test_gradients_are_those_of_the_paper_with_a_constant_target():

@@ -79,10 +79,10 @@ def test_several_steps_equal_a_naive_derivation(targets):
         assert losses["loss"].item() == pytest.approx(expected, abs=1e-6)
         center = 0.7 * center + 0.3 * mean
         assert np.allclose(method.targets.center.mean.numpy(), center, atol=1e-6)
-        for slow, fast in zip(teacher.parameters(), method.student.parameters(), strict=True):
-            slow.data.mul_(m).add_(fast.data, alpha=1 - m)
-        for slow, actual in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
-            assert torch.allclose(slow, actual, atol=1e-12)
+        for average, weight in zip(teacher.parameters(), method.student.parameters(), strict=True):
+            average.data.mul_(m).add_(weight.data, alpha=1 - m)
+        for average, actual in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
+            assert torch.allclose(average, actual, atol=1e-12)
 
 
 @pytest.mark.parametrize("targets", ["centering", "sinkhorn"])

@@ -116,10 +116,10 @@ def test_several_steps_equal_a_naive_derivation():
         assert np.allclose(method.targets.center.mean.numpy(), centers[0], atol=1e-6)
         assert np.allclose(method.patch_targets.center.mean.numpy(), centers[1], atol=1e-6)
         m = 1 - 0.2 * (math.cos(math.pi * progress) + 1) / 2
-        for slow, fast in zip(teacher.parameters(), method.student.parameters(), strict=True):
-            slow.data.mul_(m).add_(fast.data, alpha=1 - m)
-        for slow, actual in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
-            assert torch.allclose(slow, actual, atol=1e-12)
+        for average, weight in zip(teacher.parameters(), method.student.parameters(), strict=True):
+            average.data.mul_(m).add_(weight.data, alpha=1 - m)
+        for average, actual in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
+            assert torch.allclose(average, actual, atol=1e-12)
 
 
 def test_gradients_are_the_finite_differences_of_the_naive_loss():

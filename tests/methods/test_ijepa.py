@@ -80,10 +80,10 @@ def test_several_steps_equal_a_naive_derivation():
             optimizer.step()
         method.after_step()
         momentum = 0.9 + 0.1 * step / 3  # linear to 1
-        for slow, fast in zip(teacher.parameters(), twin.backbone.parameters(), strict=True):
-            slow.data.mul_(momentum).add_(fast.data, alpha=1 - momentum)
-        for slow, kept in zip(teacher.parameters(), method.keep().parameters(), strict=True):
-            assert torch.allclose(slow, kept, atol=1e-9)
+        for average, weight in zip(teacher.parameters(), twin.backbone.parameters(), strict=True):
+            average.data.mul_(momentum).add_(weight.data, alpha=1 - momentum)
+        for average, kept in zip(teacher.parameters(), method.keep().parameters(), strict=True):
+            assert torch.allclose(average, kept, atol=1e-9)
 
 
 @pytest.mark.parametrize("side", [4, 5, 6, 8, 14])

@@ -36,18 +36,20 @@ def naive_loss(q, k, queue, temperature):
 @pytest.mark.parametrize("momentum", [0.9, 0.999])
 def test_several_steps_equal_a_naive_derivation(momentum):
     method = moco(momentum=momentum, temperature=0.2)
-    slow = copy.deepcopy(method.query)
+    average = copy.deepcopy(method.query)
     queue = [row.numpy() for row in method.queue.items.clone()]
     optimizer = torch.optim.SGD(method.query.parameters(), lr=0.5)
     for step in range(4):  # 16 keys through a queue of 10: it wraps
         images1, images2, shuffle_draws = batch(step)
         with torch.no_grad():
-            for old, new in zip(slow.parameters(), method.query.parameters(), strict=True):
-                old.mul_(momentum).add_(new, alpha=1 - momentum)  # before the step, as in the paper; ours is after it
-            for old, actual in zip(slow.parameters(), method.key.parameters(), strict=True):
+            for old, new in zip(average.parameters(), method.query.parameters(), strict=True):
+                old.mul_(momentum).add_(
+                    new, alpha=1 - momentum
+                )  # the paper updates before the step, this code after it
+            for old, actual in zip(average.parameters(), method.key.parameters(), strict=True):
                 assert torch.allclose(old, actual, atol=1e-12)
             q = normalize(method.query(images1), dim=1)
-            k = normalize(slow(images2), dim=1)
+            k = normalize(average(images2), dim=1)
         expected = naive_loss(q.numpy(), k.numpy(), queue, 0.2)
         optimizer.zero_grad()
         loss = method([images1, images2, shuffle_draws])["loss"]
@@ -149,7 +151,7 @@ def test_the_symmetric_loss_adds_both_directions_and_queues_both_keys():
 
 
 def test_micro_batches_equal_one_batch():
-    """lightly-train #968: the slow copy and the queue moved once per micro-batch."""
+    """lightly-train #968: the EMA copy and the queue moved once per micro-batch."""
     whole, parts = moco(symmetric=True), moco(symmetric=True)
     fields = batch(0)
     loss = whole(fields)["loss"]

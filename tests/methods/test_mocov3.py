@@ -39,7 +39,7 @@ def paper(method, keys, views, temperature=0.2):
 @pytest.mark.parametrize("norm", [True, False])
 def test_several_steps_equal_a_naive_derivation(norm):
     method = mocov3(predictor_norm=norm)
-    slow = {name: p.detach().clone() for name, p in method.query.named_parameters()}
+    average = {name: p.detach().clone() for name, p in method.query.named_parameters()}
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     steps = 4
     for step in range(steps):
@@ -54,9 +54,9 @@ def test_several_steps_equal_a_naive_derivation(norm):
         method.after_step()
         m = 1 - 0.5 * (1 + math.cos(math.pi * step / steps)) * (1 - 0.9)  # adjust_moco_momentum
         for name, p in method.query.named_parameters():
-            slow[name] = m * slow[name] + (1 - m) * p.detach()
+            average[name] = m * average[name] + (1 - m) * p.detach()
         for name, p in method.key.module.named_parameters():
-            assert torch.allclose(p, slow[name], atol=1e-12), name
+            assert torch.allclose(p, average[name], atol=1e-12), name
 
 
 def test_gradients_are_those_of_the_paper_with_constant_keys():
