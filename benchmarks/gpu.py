@@ -1,7 +1,7 @@
 """Measures speed, and accuracy after a run of published length, on a GPU machine without prefect, dvc and pandera.
 
     python -m benchmarks.gpu throughput       # source images per second, one row per workload
-    python -m benchmarks.gpu train --method simclr --photos cifar10.tar.xz --seconds 560  # repeat until it prints "done"
+    python -m benchmarks.gpu train --method simclr --photos cifar10.tar.xz --seconds 560  # repeat until it says "done"
 
 It needs torch, torchvision, transformers, accelerate, numba and pydantic. If a machine lacks pydantic and reaches no
 registry, run `pip download pydantic --only-binary :all: --python-version 3.12 -d wheels` on one that does, copy the

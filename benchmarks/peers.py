@@ -1,19 +1,19 @@
-"""Times the same training step in this project and in others, in turns on one machine: images a second and memory.
+"""Measures images per second and memory of the same training step in this project and in others, in alternation.
 
-    make bench                                              # all of it; installs the peer beside .venv first
-    python -m benchmarks.peers --photos FOLDER --only simclr-vit-64   # any photos, one line
+    make bench                                                        # all lines; first installs lightly in .peers
+    python -m benchmarks.peers --photos FOLDER --only simclr-vit-64   # your photos, one line
 
-Files, network, heads, views, batch and losses are the same on all sides, and so is the kind of optimizer. Where only
-the class token of a ViT is read, ours computes no other token in the last block; where Winograd's filtering is used,
-it computes a quarter of a convolution's products. The share of the ceiling counts all of them for all sides.
+Files, network, heads, views, batch and losses are the same on all sides, and so is the kind of optimizer. If only the
+class token of a ViT is used, this project computes no other token in the last block, and with Winograd's filtering it
+computes a quarter of a convolution's products. The fraction of the ceiling counts all operations on all sides.
   ours         the training loop of this project, on photos packed once
   lightly      lightly's transforms, losses, heads and momentum update in a plain loop over a DataLoader
   script       the CIFAR-10 script of lightly's documentation, with its own ResNet-18 and Lightning's loop; only for
-               SimCLR at 32 pixels: its MoCo encodes both views twice, its DINO has no local views: other work
+               SimCLR at 32 pixels, because its MoCo encodes both views twice and its DINO has no local views
   torchvision  a plain loop as in the papers' scripts: torchvision's transforms, one photo at a time, and our loss
-The first round tries several numbers of DataLoader workers for the others, and the fastest goes on. Where ours computes
-in bf16 (see components/machine.py) the others have rows in bf16 too, and for ResNets in bf16 with channels last. Each
-side is a process of its own.
+The first round tries several numbers of DataLoader workers for the other sides and keeps the fastest. If this project
+computes in bf16 (see components/precision.py), the others have rows in bf16 too, and for ResNets in bf16 with channels
+last. Each side runs in its own process.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Where a training step's time goes: parts of the loop, and the operations that take the longest.
+"""Prints how the time of a training step divides among the parts of the loop, and the operations that take longest.
 
-    python -m benchmarks.profile --method simclr                        # on artifacts/prepare, as params.yaml says
+    python -m benchmarks.profile --method simclr                # on artifacts/prepare, with the settings of params.yaml
     python -m benchmarks.profile --method dino --data FOLDER --steps 20
 
-Nothing is written. The look at the pictures runs in a thread beside the step; what the step waits for it is a part.
+It writes no files. Views are made in a thread during the step; the time that the step waits for them is a part.
 """
 
 from __future__ import annotations

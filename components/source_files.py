@@ -1,4 +1,4 @@
-"""The source files that a module runs, found by following its imports without executing them."""
+"""Lists the source files that a module imports, directly or not, without executing them."""
 
 import ast
 import hashlib

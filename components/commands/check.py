@@ -74,8 +74,8 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
     warnings = []
     for name in set(others) & set(METHODS):
         place = f"params.yaml, section pretrain.{name}:"
-        found = problems(partial(configure, name, pretrain, size))
-        warnings += [f"{problem} (not in methods)" for problem in found if problem.startswith(place)]
+        unlisted = problems(partial(configure, name, pretrain, size))
+        warnings += [f"{problem} (not in methods)" for problem in unlisted if problem.startswith(place)]
     return Findings(list(dict.fromkeys(errors)), sorted(warnings))
 
 

@@ -1,4 +1,4 @@
-"""Classifiers and pixels in a fresh process without this project are those that were trained and measured."""
+"""Classifiers and pixels are the same in a new process without this project as they were in training."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def expected(folder: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def stock(folder: Path, expected: dict[str, Tensor]) -> Any:
-    """What a fresh process gets: outputs by classifier, labels by classifier; and pixels.npz."""
+    """Returns what a new process computes: outputs and labels by classifier. It also writes pixels.npz."""
     return stock_process.run(Path(stock_images.__file__), folder)
 
 
@@ -117,7 +117,7 @@ def test_classifiers_give_the_same_logits(expected: dict[str, Tensor], stock: An
 
 
 def test_photos_opened_as_documented_have_the_pixels_of_training(folder: Path, stock: Any) -> None:
-    """Within what two ways of resizing differ; opened without care, most kinds of file look different."""
+    """The pixels differ by no more than two ways of resizing do. Opened without care, most files would differ."""
     photos, size = Photos(folder / "data"), 24
     names = photos.manifest["path"].to_list()
     assert len(names) == len(list((folder / "photos").iterdir()))

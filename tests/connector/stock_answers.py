@@ -15,7 +15,7 @@ TOKENS = 8
 
 
 def settings(model: Any, processor: Any) -> dict[str, Any]:
-    """Everything that decides what the model answers, but for its weights, as JSON stores it."""
+    """Returns everything that the model's answers depend on, except its weights, as JSON stores it."""
     tokenizer, text = processor.tokenizer, model.config.text_config
     names = (
         *("padding_side", "truncation_side", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"),

@@ -35,13 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["torchvision", pytest.param("no torchvision", marks=pytest.mark.slow)])
 def stock(request: pytest.FixtureRequest, folder: Path) -> tuple[dict[str, list[str]], dict[str, Any], str]:
-    """Answers and settings in a fresh process that has transformers and not this project."""
+    """Returns answers and settings from a new process that has transformers and not this project."""
     torchvision = request.param == "torchvision"
     return tuple(stock_process.run(Path(stock_answers.__file__), folder, torchvision=torchvision))
 
 
 def test_stock_code_gives_the_same_answers_in_batches(folder: Path, stock: Any) -> None:
-    """The questions differ in length: padded on the right, a batch gave other answers (and worse ones)."""
+    """The questions differ in length. With padding on the right, a batch gave other and worse answers."""
     photos = [Image.open(folder / f"{number}.png") for number in range(len(QUESTIONS))]
     expected = generate_answers(*load_vlm(folder / "model"), photos, QUESTIONS, stock_answers.TOKENS)
     assert len(set(expected)) > 3

@@ -1,4 +1,4 @@
-"""Settings that the photos decide."""
+"""Settings that are computed from the photos (`auto`)."""
 
 import pytest
 

@@ -26,7 +26,7 @@ CAPTURE = "aot_eager"
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+def reset_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     counters.clear()
     yield

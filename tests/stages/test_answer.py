@@ -23,9 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what connect wrote after a short training on the colors of images."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("artifacts")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFSIGHT_SCRATCH", str(folder / "scratch"))
         tiny.llm_folder(folder / "llm", tied=False)
@@ -39,9 +39,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(world: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    metrics = answer(AnswerConfig(pictures=12, batch_size=5), world / "connect", world / "prepare", world / "answer")
-    lines = [json.loads(line) for line in (world / "answer" / "answers.jsonl").read_text().splitlines()]
+def result(artifacts: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    metrics = answer(
+        AnswerConfig(pictures=12, batch_size=5), artifacts / "connect", artifacts / "prepare", artifacts / "answer"
+    )
+    lines = [json.loads(line) for line in (artifacts / "answer" / "answers.jsonl").read_text().splitlines()]
     return lines, metrics
 
 
@@ -49,9 +51,9 @@ def test_the_section_in_params_yaml_is_valid() -> None:
     assert read_section("answer", AnswerConfig).pictures >= 2
 
 
-def test_every_question_about_the_selected_images_is_answered(world: Path, result: Any) -> None:
+def test_every_question_about_the_selected_images_is_answered(artifacts: Path, result: Any) -> None:
     lines, metrics = result
-    photos = Photos(world / "prepare")
+    photos = Photos(artifacts / "prepare")
     assert metrics["pictures"] == 12
     assert len(lines) == metrics["questions"] == 36
     manifest = photos.manifest
@@ -63,7 +65,7 @@ def test_every_question_about_the_selected_images_is_answered(world: Path, resul
     assert all(expected[line["row"], line["question"]] == line["expected"] for line in lines)
 
 
-def test_metrics_are_those_of_the_answers(world: Path, result: Any) -> None:
+def test_metrics_are_those_of_the_answers(artifacts: Path, result: Any) -> None:
     lines, metrics = result
     short = [line for line in lines if line["question"] != DESCRIBE]
     match = metrics["exact_match"]
@@ -73,27 +75,27 @@ def test_metrics_are_those_of_the_answers(world: Path, result: Any) -> None:
     assert metrics["per_question"][tiny.COLOR]["asked"] == 12
     assert metrics["gap"]["value"] == pytest.approx(metrics["loss_shuffled"] - metrics["loss_right"])
     assert metrics["gap"]["low"] <= metrics["gap"]["value"] <= metrics["gap"]["high"]
-    assert json.loads((world / "answer" / "metrics.json").read_text()) == metrics
-    assert json.loads((world / "answer" / "config.json").read_text())["pictures"] == 12
+    assert json.loads((artifacts / "answer" / "metrics.json").read_text()) == metrics
+    assert json.loads((artifacts / "answer" / "config.json").read_text())["pictures"] == 12
 
 
 def test_answers_of_a_trained_model_depend_on_the_image(result: Any) -> None:
     assert result[1]["gap"]["low"] > 0
 
 
-def test_a_blind_model_has_no_gap_and_is_no_better_than_a_guess(world: Path, tmp_path: Path) -> None:
-    model, processor = load_vlm(world / "connect" / "model")
+def test_a_blind_model_has_no_gap_and_is_no_better_than_a_guess(artifacts: Path, tmp_path: Path) -> None:
+    model, processor = load_vlm(artifacts / "connect" / "model")
     with torch.no_grad():
         model.model.multi_modal_projector.linear.weight.zero_()
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    metrics = answer(AnswerConfig(pictures=12), tmp_path, world / "prepare", tmp_path / "answer")
+    metrics = answer(AnswerConfig(pictures=12), tmp_path, artifacts / "prepare", tmp_path / "answer")
     assert metrics["gap"] == {"value": 0, "low": 0, "high": 0}
     assert metrics["exact_match"]["value"] <= metrics["blind"]["value"]
 
 
-def test_the_seed_decides_which_images_are_selected(world: Path) -> None:
-    photos = Photos(world / "prepare")
+def test_the_seed_decides_which_images_are_selected(artifacts: Path) -> None:
+    photos = Photos(artifacts / "prepare")
     first, again, other = (
         set(select_questions(photos, AnswerConfig(pictures=4, seed=seed))["row"].to_list()) for seed in (0, 0, 1)
     )
@@ -128,6 +130,6 @@ def test_answer_is_skipped_if_connect_was(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "answer").iterdir()} == {"answers.jsonl", "config.json", "metrics.json"}
 
 
-def test_a_missing_model_is_refused(world: Path, tmp_path: Path) -> None:
+def test_a_missing_model_is_refused(artifacts: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run the connect stage first"):
-        answer(AnswerConfig(pictures=4), tmp_path, world / "prepare", tmp_path / "answer")
+        answer(AnswerConfig(pictures=4), tmp_path, artifacts / "prepare", tmp_path / "answer")

@@ -34,17 +34,18 @@ def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a language model, a backbone and a prepared data set."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("artifacts")
     tiny.llm_folder(folder / "llm", tied=False)
     tiny.backbone(folder / "simclr")
     tiny.prepared(folder / "prepare")
     return folder
 
 
-def config(world: Path, **settings: Any) -> ConnectConfig:
-    return ConnectConfig(**{"method": "simclr", "llm": str(world / "llm"), "steps": 20, "batch_size": 8, **settings})
+def config(artifacts: Path, **settings: Any) -> ConnectConfig:
+    defaults = {"method": "simclr", "llm": str(artifacts / "llm"), "steps": 20, "batch_size": 8}
+    return ConnectConfig(**{**defaults, **settings})
 
 
 def test_the_section_in_params_yaml_is_valid() -> None:
@@ -54,9 +55,9 @@ def test_the_section_in_params_yaml_is_valid() -> None:
     assert settings.optimizer.schedule.warmup * settings.steps >= 20  # with fewer warm-up steps the loss stays high
 
 
-def test_connect_writes_a_stock_folder(world: Path, tmp_path: Path) -> None:
+def test_connect_writes_a_stock_folder(artifacts: Path, tmp_path: Path) -> None:
     out = tmp_path / "connect"
-    metrics = connect(config(world), world / "simclr", world / "prepare", out)
+    metrics = connect(config(artifacts), artifacts / "simclr", artifacts / "prepare", out)
     assert {"config.json", "log.jsonl", "metrics.json", "model"} == {path.name for path in out.iterdir()}
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert np.isfinite([metrics["loss"], metrics["val_loss"], metrics["val_gap"]]).all()
@@ -69,7 +70,7 @@ def test_connect_writes_a_stock_folder(world: Path, tmp_path: Path) -> None:
     modes = {file.stat().st_mode for file in (out / "model").iterdir()}
     assert len(modes) == 1  # whoever may read the folder may read the weights
     model, _ = load_vlm(out / "model")
-    tower = load_backbone(world / "simclr" / "backbone").trunk.state_dict()  # type: ignore[union-attr]
+    tower = load_backbone(artifacts / "simclr" / "backbone").trunk.state_dict()  # type: ignore[union-attr]
     kept = model.model.vision_tower.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in tower.items())
     llm = tiny.llm(tied=False)
@@ -79,12 +80,12 @@ def test_connect_writes_a_stock_folder(world: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, layers[name]) for name, value in llm.model.layers.state_dict().items())
 
 
-def test_a_seed_gives_the_same_weights_each_time(world: Path, tmp_path: Path) -> None:
-    runs = [connect(config(world), world / "simclr", world / "prepare", tmp_path / name) for name in "ab"]
+def test_a_seed_gives_the_same_weights_each_time(artifacts: Path, tmp_path: Path) -> None:
+    runs = [connect(config(artifacts), artifacts / "simclr", artifacts / "prepare", tmp_path / name) for name in "ab"]
     assert runs[0] == runs[1]
     first, second = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab")
     assert first == second
-    other = connect(config(world, seed=1), world / "simclr", world / "prepare", tmp_path / "c")
+    other = connect(config(artifacts, seed=1), artifacts / "simclr", artifacts / "prepare", tmp_path / "c")
     assert other["loss"] != runs[0]["loss"]
 
 
@@ -109,31 +110,31 @@ def stop_after_saving(monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
             connect(*args)
 
 
-def test_a_stopped_run_is_resumed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_is_resumed(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The saved state holds the projector and no frozen weights."""
-    whole = connect(config(world), world / "simclr", world / "prepare", tmp_path / "whole")
-    stop_after_saving(monkeypatch, config(world), world / "simclr", world / "prepare", tmp_path / "resumed")
+    whole = connect(config(artifacts), artifacts / "simclr", artifacts / "prepare", tmp_path / "whole")
+    stop_after_saving(monkeypatch, config(artifacts), artifacts / "simclr", artifacts / "prepare", tmp_path / "resumed")
     (state,) = (tmp_path / "scratch" / "connect").glob("*/step-10.safetensors")
     assert state.stat().st_size < 4 * 4 * (32 * 64 + 64)  # weights and two moments
-    resumed = connect(config(world), world / "simclr", world / "prepare", tmp_path / "resumed")
+    resumed = connect(config(artifacts), artifacts / "simclr", artifacts / "prepare", tmp_path / "resumed")
     assert resumed == whole
 
 
 def test_a_run_is_not_resumed_with_another_language_model_of_the_same_name(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = config(world, llm=str(tiny.llm_folder(tmp_path / "llm", tied=False)))
-    stop_after_saving(monkeypatch, settings, world / "simclr", world / "prepare", tmp_path / "out")
+    settings = config(artifacts, llm=str(tiny.llm_folder(tmp_path / "llm", tied=False)))
+    stop_after_saving(monkeypatch, settings, artifacts / "simclr", artifacts / "prepare", tmp_path / "out")
     tiny.llm_folder(tmp_path / "llm", tied=False, seed=1)
-    connect(settings, world / "simclr", world / "prepare", tmp_path / "out")
+    connect(settings, artifacts / "simclr", artifacts / "prepare", tmp_path / "out")
     assert "resumed" not in capsys.readouterr().out
 
 
-def test_batches_depend_on_the_step_only_and_are_divided_among_processes(world: Path, tmp_path: Path) -> None:
-    photos = Photos(world / "prepare")
+def test_batches_depend_on_the_step_only_and_are_divided_among_processes(artifacts: Path, tmp_path: Path) -> None:
+    photos = Photos(artifacts / "prepare")
     questions = photos.questions("train")
-    _, processor = assemble(world / "simclr" / "backbone", tiny.llm(), tiny.tokenizer())
-    collator, settings = Collator(processor, 64), config(world)
+    _, processor = assemble(artifacts / "simclr" / "backbone", tiny.llm(), tiny.tokenizer())
+    collator, settings = Collator(processor, 64), config(artifacts)
     single = loader(photos, questions, collator, 16, settings, (0, 1))
     repeated = loader(photos, questions, collator, 16, settings, (0, 1))
     shared = [loader(photos, questions, collator, 16, settings, (rank, 2)) for rank in range(2)]
@@ -146,34 +147,34 @@ def test_batches_depend_on_the_step_only_and_are_divided_among_processes(world: 
         assert batch["pixels"].dtype == torch.uint8
 
 
-def test_without_questions_connect_skips_and_says_why(world: Path, tmp_path: Path) -> None:
+def test_without_questions_connect_skips_and_says_why(artifacts: Path, tmp_path: Path) -> None:
     data = tiny.prepared(tmp_path / "mute", questions=False)
     out = tmp_path / "connect"
-    metrics = connect(config(world, llm="/missing"), world / "simclr", data, out)
+    metrics = connect(config(artifacts, llm="/missing"), artifacts / "simclr", data, out)
     assert metrics == {"skipped": "there are no questions, labels or captions to learn from"}
     assert {path.name for path in out.iterdir()} == {"config.json", "metrics.json"}
 
 
-def test_with_a_resnet_connect_skips_and_says_why(world: Path, tmp_path: Path) -> None:
+def test_with_a_resnet_connect_skips_and_says_why(artifacts: Path, tmp_path: Path) -> None:
     build(ResNetBackbone(kind="resnet18", image_size=32)).save(tmp_path / "r" / "backbone")
-    settings = config(world, llm="/missing")
-    metrics = connect(settings, tmp_path / "r", world / "prepare", tmp_path / "out")
+    settings = config(artifacts, llm="/missing")
+    metrics = connect(settings, tmp_path / "r", artifacts / "prepare", tmp_path / "out")
     assert "ViT backbones only, and this one is a resnet18" in metrics["skipped"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "metrics.json"}
 
 
-def test_fewer_questions_than_a_batch_are_refused(world: Path, tmp_path: Path) -> None:
+def test_fewer_questions_than_a_batch_are_refused(artifacts: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size 4096 is larger than the 144 training questions"):
-        connect(config(world, batch_size=4096), world / "simclr", world / "prepare", tmp_path)
+        connect(config(artifacts, batch_size=4096), artifacts / "simclr", artifacts / "prepare", tmp_path)
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_metrics_of_one(world: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_metrics_of_one(artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
-        f"connect: {{method: simclr, llm: {world / 'llm'}, steps: 20, batch_size: 8, seed: 0}}\n"
+        f"connect: {{method: simclr, llm: {artifacts / 'llm'}, steps: 20, batch_size: 8, seed: 0}}\n"
     )
-    args = ["--backbone", str(world / "simclr"), "--data", str(world / "prepare")]
+    args = ["--backbone", str(artifacts / "simclr"), "--data", str(artifacts / "prepare")]
     root = str(Path(__file__).resolve().parents[2])
     metrics = []
     for processes in "12":
