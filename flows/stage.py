@@ -36,7 +36,7 @@ def dvc_command(target: str, *, single: bool = False) -> list[str]:
 def environment(processes: int) -> dict[str, str]:
     """Returns environment variables for a stage.
 
-    This Python is first on PATH; progress bars print a line every ten seconds; `processes` train.
+    They put this Python first on PATH, make progress bars print every ten seconds, and set the number of processes.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {"PATH": path, "TQDM_MININTERVAL": "10", PROCESSES: str(processes)}

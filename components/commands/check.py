@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from components.config import PARAMS, InvalidError, Strict, known_names, methods, read_section, section, sections
 from components.data.photos import Photos
-from components.data.sources import named
+from components.data.sources import source_folder
 from components.methods import METHODS, Method
 from components.models.backbone import build
 from components.stages.adapt import AdaptConfig
@@ -118,7 +118,7 @@ def _known(name: str, path: Path) -> None:
 
 
 def _source(path: Path) -> None:
-    named(str(section("data", path).get("source")))
+    source_folder(str(section("data", path).get("source")))
 
 
 def _trained(stage: str, listed: list[str], path: Path) -> None:

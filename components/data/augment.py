@@ -19,7 +19,7 @@ from torch import Tensor
 from components.data.fields import BatchSource, Field
 from components.data.view_params import GRAY, ViewParams
 
-ORDERS = torch.tensor(list(itertools.permutations(range(GRAY))))  # [24, 4]: brightness, contrast, saturation, hue
+ORDERS = torch.tensor(list(itertools.permutations(range(GRAY))))  # [24, 4]: of the four color steps before GRAY
 TRIES = 10  # crop proposals; if none fits, the largest centered crop is used, as in torchvision
 CROP_DRAWS = 2 * TRIES + 2  # an area and an aspect ratio for each proposal, then top and left
 DRAW_NAMES = (  # the draws after those of the crop

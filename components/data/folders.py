@@ -40,7 +40,7 @@ class Listing:
     problems: list[str] = field(default_factory=list)  # folders that were left out
 
 
-def read(root: Path) -> Source:
+def read_folder(root: Path) -> Source:
     """Returns the entries of a folder: flat, class/…, split/… or split/class/…, and notes on how it was read.
 
     Raises ValueError if it has no images, or folders of splits and of something else side by side.

@@ -28,21 +28,21 @@ DATASETS: dict[str, tuple[str, dict[str, dict[str, object]]]] = {
 }
 
 
-def read(source: str, count: int, seed: int, downloads: Path) -> Source:
+def read_source(source: str, count: int, seed: int, downloads: Path) -> Source:
     """Returns the entries of `source`: scenes, the name of a torchvision data set, or a folder.
 
     count, seed: of the scenes. downloads: where torchvision's data sets are kept.
     Raises ValueError, with what is allowed, if `source` is none of them or has no images.
     """
-    folder = named(source)
+    folder = source_folder(source)
     if folder:
-        return folders.read(folder)
+        return folders.read_folder(folder)
     if source == "scenes":
         return Source(list(_scenes(count, seed)))
     return Source(list(_torchvision(source, downloads)))
 
 
-def named(source: str) -> Path | None:
+def source_folder(source: str) -> Path | None:
     """Returns the folder that is named, None for scenes and torchvision's data sets. Raises ValueError otherwise."""
     if source == "scenes" or source in DATASETS:
         return None

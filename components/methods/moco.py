@@ -125,7 +125,7 @@ class MoCo(Method):
 
     @torch.no_grad()
     def encode_keys(self, images: Tensor, shuffle_draws: Tensor) -> Tensor:
-        """[B, 3, S, S] and draws [B, 1] -> [B, D]. With batch norm, the groups are other ones than the queries'."""
+        """[B, 3, S, S] and draws [B, 1] -> [B, D]. With batch norm, keys are encoded in other groups than queries."""
         if not self.has_batch_norm:
             return self.key(images)
         batch_size = len(images)
@@ -138,8 +138,8 @@ class MoCo(Method):
     def after_step(self) -> None:
         """Pushes the keys of all ranks into the queue and updates the EMA copy.
 
-        The official code updates the copy later, in the next step and before its keys. The result is the same, because
-        nothing reads the copy in between and its very first update there, of two equal networks, changes nothing.
+        The official code updates the copy in the next step, before its keys. The result is the same: nothing reads the
+        copy in between, and in the first step the two networks are equal, so that the update there changes nothing.
         """
         self.queue.push(ranks.gather(torch.cat(self.pending_keys)).flatten(0, 1))
         self.pending_keys.clear()

@@ -68,7 +68,7 @@ def prepare(config: ResolvedConfig, out: Path, downloads: Path) -> dict[str, Any
     cannot be trained on.
     """
     out.mkdir(parents=True, exist_ok=True)
-    source = sources.read(config.data.source, config.prepare.count, config.prepare.seed, downloads)
+    source = sources.read_source(config.data.source, config.prepare.count, config.prepare.seed, downloads)
     intake = read_photos(source.entries, config, out)
     manifest = intake.manifest()
     report = validate_photos(source, intake, manifest, config, out)

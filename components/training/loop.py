@@ -23,7 +23,7 @@ from components.training.monitor import Monitor, Run, memory_advice
 from components.training.objective import Objective
 from components.training.prefetch import prefetch
 
-SAVE_SECONDS = 300  # at most this much training is lost, however slow the steps are
+SAVE_SECONDS = 300  # the state is saved at least this often, so that a power cut loses no more training
 CHECK_EVERY = 10  # steps between checks of the losses and of stop requests; each check waits for the device
 
 

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from components.data.captions import read
-from components.data.folders import caption_key
-from components.data.folders import read as read_folder
+from components.data.folders import caption_key, read_folder
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from tests.conftest import draw
 

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from components.data.entries import NAME
-from components.data.sources import DATASETS, read
+from components.data.sources import DATASETS, read_source
 
 
 @pytest.mark.parametrize(("name", "message"), [("nowhere", "allowed: a folder"), (".", "holds no image")])
 def test_an_unknown_source_is_refused_with_what_is_allowed(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
-        read(name, 0, 0, tmp_path)
+        read_source(name, 0, 0, tmp_path)
 
 
 def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monkeypatch):
@@ -33,7 +33,7 @@ def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monk
             return self.pictures[index]
 
     monkeypatch.setattr(datasets, "CIFAR10", Fake)
-    entries = read("cifar10", 0, 0, tmp_path).entries
+    entries = read_source("cifar10", 0, 0, tmp_path).entries
     assert [(entry.split, entry.label) for entry in entries] == [("train", "cat"), ("train", "dog")] * 2 + [
         ("test", "cat"),
         ("test", "dog"),
@@ -46,7 +46,7 @@ def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monk
 
     monkeypatch.setattr(datasets, "CIFAR10", offline)
     with pytest.raises(ValueError, match=r"cifar10 could not be downloaded.*no route to host.*needs internet once"):
-        read("cifar10", 0, 0, tmp_path)
+        read_source("cifar10", 0, 0, tmp_path)
 
 
 def test_every_named_data_set_is_torchvisions():
