@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVER = "http://127.0.0.1:4200/api"
+REPLY = 1.0  # seconds in which a server on this machine answers
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
@@ -34,7 +35,7 @@ def is_prefect_server(url: str) -> bool:
 
 def _get_json(url: str) -> Any:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine itself
-    with direct.open(url, timeout=1) as response:
+    with direct.open(url, timeout=REPLY) as response:
         return json.loads(response.read(1000))
 
 

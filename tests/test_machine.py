@@ -201,6 +201,6 @@ def test_frozen_weights_are_held_in_bf16_and_nothing_else_changes():
     assert all(value.equal(before[name]) and value.dtype == torch.float32 for name, value in net.state_dict().items())
     x = torch.randn(3, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(held(x), net(x))  # the same casts of the same weights
+        assert torch.equal(held(x), net(x))  # the same casts of the same weights, and the same products
     with torch.no_grad():
         assert precision.with_bf16_weights(net)[3].weight.dtype == torch.bfloat16

@@ -20,6 +20,7 @@ from components.models.backbone import Backbone, ResNetBackbone, ViTBackbone, bu
 from components.stages import prepare
 from tests import stock_process
 from tests.adapters import stock_images
+from tests.tolerances import LAYERS_FLOAT32
 
 ROOT = Path(__file__).parents[2]
 BACKBONES = {
@@ -110,7 +111,9 @@ def test_classifiers_give_the_same_logits(expected: dict[str, Tensor], stock: An
     assert set(outputs) == set(BACKBONES)
     for name, values in expected.items():
         assert values.std(0).min() > 1e-3  # the photos differ, and so do the outputs
-        torch.testing.assert_close(torch.tensor(outputs[name]), values, atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            torch.tensor(outputs[name]), values, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32, msg=name
+        )
     assert set(labels) == {name for name in BACKBONES if name.startswith("stock/")}
     for name, words in labels.items():
         assert words == [CLASSES[place] for place in expected[name].argmax(1).tolist()]

@@ -34,6 +34,7 @@ def test_bootstrap_draws_images_and_not_questions() -> None:
     per_image = r.normal(1.0, 1.0, 100)
     low, high = bootstrap(per_image, np.arange(100), seed=0)
     assert low < 1.0 < high
+    # the interval of a mean of 100; their own deviation and the quantiles of the bootstrap are random
     assert high - low == pytest.approx(2 * 1.96 / 10, rel=0.25)
     again = bootstrap(
         np.repeat(per_image, 9), np.repeat(np.arange(100), 9), seed=0

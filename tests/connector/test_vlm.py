@@ -21,9 +21,11 @@ from components.connector.vlm import assemble, tower_problem
 from components.models.backbone import ResNetBackbone, build
 from components.models.backbone import load as load_backbone
 from tests.connector import tiny
+from tests.tolerances import LAYERS_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PAIRS = ([tiny.COLOR, tiny.SIDE], ["red", "a bright picture, all of it"])
+LOGITS = 10 * LAYERS_FLOAT32  # they are up to 10
 
 
 def inputs(processor: Any, questions: list[str], replies: list[str]) -> dict[str, Tensor]:
@@ -62,7 +64,7 @@ def test_the_whole_prefix_sees_itself(pair: tuple[Any, Any]) -> None:
 
 
 def test_T1_tokens_do_not_attend_to_later_answer_tokens(pair: tuple[Any, Any]) -> None:
-    """Exactly, and in a batch without any padding, where Gemma's mask could be skipped."""
+    """Exactly, as their weights are 0, and in a batch without any padding, where Gemma's mask could be skipped."""
     model, processor = pair
     batch = inputs(processor, [tiny.SIDE], ["a bright picture, all of it"])
     assert batch["attention_mask"].all()
@@ -108,7 +110,8 @@ def test_T2_generation_has_the_logits_of_training(pair: tuple[Any, Any]) -> None
             model, {"input_ids": ids, "token_type_ids": kinds, "pixel_values": prompts["pixel_values"][[row]]}
         )
         for step in range(new.shape[1]):
-            torch.testing.assert_close(steps.logits[step][row], forced[0, prefix - 1 + step], atol=2e-4, rtol=1e-4)
+            expected = forced[0, prefix - 1 + step]
+            torch.testing.assert_close(steps.logits[step][row], expected, atol=LOGITS, rtol=LAYERS_FLOAT32)
             if new[row, step] == processor.tokenizer.eos_token_id:
                 break  # what follows is padding
 
@@ -124,7 +127,7 @@ def test_T3_examples_do_not_depend_on_their_batch(pair: tuple[Any, Any]) -> None
             objective.losses({**collator([question], [reply]), "pixels": pixels[[row]]})
             for row, (question, reply) in enumerate(zip(*PAIRS, strict=True))
         ]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(together, torch.cat(alone), atol=LOGITS, rtol=LAYERS_FLOAT32)
 
 
 def test_left_padding_changes_nothing(pair: tuple[Any, Any]) -> None:
@@ -135,7 +138,7 @@ def test_left_padding_changes_nothing(pair: tuple[Any, Any]) -> None:
     moved = {name: torch.nn.functional.pad(value, (3, 0)) for name, value in moved.items()}
     moved["position_ids"] = moved["attention_mask"].cumsum(1)
     padded = logits(model, {**moved, "pixel_values": batch["pixel_values"]})[:, 3:]
-    torch.testing.assert_close(plain, padded, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plain, padded, atol=LOGITS, rtol=LAYERS_FLOAT32)
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "flex_attention"])
@@ -210,7 +213,8 @@ def test_T9_the_projector_starts_small_but_not_at_zero(tmp_path: Path) -> None:
     """Zero would make the first gradient hundreds of times larger through the LLM's RMSNorm."""
     model, processor = assemble(tiny.backbone(tmp_path) / "backbone", tiny.llm(), tiny.tokenizer())
     linear = model.model.multi_modal_projector.linear
-    assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05)  # not the tiny LLM's 0.2
+    # not the tiny LLM's 0.2; the deviation of 2048 draws differs by 1.6 % from that of their distribution
+    assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not linear.bias.any()
     norms = []
     for scale in (1.0, 0.0):
@@ -222,14 +226,21 @@ def test_T9_the_projector_starts_small_but_not_at_zero(tmp_path: Path) -> None:
     assert norms[0] < 0.1 * norms[1]
 
 
+def assert_same_weights_and_logits(loaded: Any, model: Any, batch: dict[str, Tensor]) -> None:
+    """Weights to the bit. Those of `loaded` lie in the file's memory, not aligned as torch aligns its own, so that
+    products may be computed with other instructions."""
+    weights = model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    torch.testing.assert_close(logits(loaded, batch), logits(model, batch), atol=LOGITS, rtol=LAYERS_FLOAT32)
+
+
 def test_an_untied_head_survives_saving(tmp_path: Path) -> None:
     model, processor = tiny.vlm(tmp_path, tied=False)
     model.save_pretrained(tmp_path / "saved")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").eval()
     assert not loaded.config.tie_word_embeddings
     assert torch.equal(loaded.lm_head.weight[: len(tiny.tokenizer())], tiny.llm(tied=False).lm_head.weight)
-    batch = inputs(processor, *PAIRS)
-    assert torch.equal(logits(loaded, batch), logits(model, batch))
+    assert_same_weights_and_logits(loaded, model, inputs(processor, *PAIRS))
 
 
 def test_a_loaded_model_gives_the_same_answers(pair: tuple[Any, Any], tmp_path: Path) -> None:
@@ -237,8 +248,7 @@ def test_a_loaded_model_gives_the_same_answers(pair: tuple[Any, Any], tmp_path: 
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     loaded, reader = load_vlm(tmp_path)
-    batch = inputs(processor, *PAIRS)
-    assert torch.equal(logits(loaded, batch), logits(model, batch))
+    assert_same_weights_and_logits(loaded, model, inputs(processor, *PAIRS))
     image = Image.new("RGB", (40, 20), "green")
     assert generate_answers(loaded, reader, [image], [tiny.SIDE], 6) == generate_answers(
         model, processor, [image], [tiny.SIDE], 6
@@ -261,7 +271,8 @@ def test_the_tower_gives_the_tokens_of_the_backbone(tmp_path: Path) -> None:
     normalized = processor(images=[[image]], text=["<image>?"], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         tokens = model.model.vision_tower(normalized).last_hidden_state
-        torch.testing.assert_close(tokens[:, 1:], load_backbone(tmp_path / "backbone").eval().tokens(pixels))
+        expected = load_backbone(tmp_path / "backbone").eval().tokens(pixels)
+        torch.testing.assert_close(tokens[:, 1:], expected, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
     assert tokens.shape[1] == processor.image_seq_length == 5
 
 

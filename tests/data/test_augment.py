@@ -28,6 +28,7 @@ from components.data.photos import Photos
 from components.data.randomness import expand_draws, hash_uniform
 from components.data.scenes import draw
 from components.data.view_params import GRAY, ViewParams
+from tests.tolerances import FLOAT32
 
 ROWS = np.arange(8)
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,7 @@ def test_draws_are_uniform_and_independent():
     draws = hash_uniform(0, 0, np.arange(20_000), 0, 8)
     assert 0 <= draws.min() < 1e-3
     assert 1 - 1e-3 < draws.max() < 1
+    # fixed draws; of 20,000 the mean has a standard deviation of 0.002, the variance of 0.0005, correlations of 0.007
     assert torch.allclose(draws.mean(0), torch.full((8,), 0.5, dtype=draws.dtype), atol=0.01)
     assert torch.allclose(draws.var(0), torch.full((8,), 1 / 12, dtype=draws.dtype), atol=0.003)
     assert (torch.corrcoef(draws.T) - torch.eye(8)).abs().max() < 0.03
@@ -75,6 +77,7 @@ def test_expand_draws_seeds_splitmix64_with_two_draws():
     many = expand_draws(hash_uniform(0, 0, np.arange(20_000), 0, 2).float(), 6)
     assert 0 <= many.min() < 1e-3
     assert 1 - 1e-3 < many.max() < 1
+    # as above
     assert torch.allclose(many.mean(0), torch.full((6,), 0.5), atol=0.01)
     assert (torch.corrcoef(many.T) - torch.eye(6)).abs().max() < 0.03
 
@@ -113,6 +116,7 @@ def test_if_no_sampled_crop_fits_the_box_is_torchvisions_largest_centered_one(sh
 def test_hue_shift_equals_torchvisions(shift):
     x = smooth_images()
     expected = tv.adjust_hue(x / 255, shift) * 255
+    # of 255: torchvision divides by 255 and computes sectors of the hue in float32
     assert (shift_hue(x, torch.full((len(x),), shift)) - expected).abs().max() < 0.02
 
 
@@ -120,7 +124,7 @@ def test_hue_shift_equals_torchvisions(shift):
 def test_blur_equals_torchvisions(sigma):
     x = smooth_images()
     expected = tv.gaussian_blur(x, [5, 5], [sigma, sigma])
-    assert (batched.blur(x, torch.full((len(x),), sigma), 5) - expected).abs().max() < 1e-3
+    assert (batched.blur(x, torch.full((len(x),), sigma), 5) - expected).abs().max() < 255 * FLOAT32
 
 
 @pytest.mark.parametrize("size", [40, 96, 224])
@@ -160,7 +164,7 @@ def test_the_blur_kernel_fits_into_the_view(kernel, size, expected, tmp_path):
 def test_each_image_is_blurred_by_its_own_sigma():
     x, sigma = smooth_images(2), torch.tensor([0.3, 1.7])
     blurred = batched.blur(x, sigma, 5)
-    assert torch.allclose(blurred[1:], batched.blur(x[1:], sigma[1:], 5))
+    assert torch.allclose(blurred[1:], batched.blur(x[1:], sigma[1:], 5), atol=255 * FLOAT32)
 
 
 PHOTOS = torch.stack([torch.from_numpy(draw(0, index).pixels).permute(2, 0, 1) for index in range(24)])
@@ -271,6 +275,7 @@ def test_rendering_calls_the_kernels_that_were_compiled_beforehand(tmp_path):
 
 
 def test_views_do_not_depend_on_the_number_of_cpu_threads(tmp_path, monkeypatch):
+    """To the bit: each photo is rendered by one thread, by the same loops whichever thread it is."""
     photos, rows = packed(tmp_path, [draw(0, index).pixels for index in range(40)]), np.arange(40)
     draws = hash_uniform(0, 0, rows, 0, DRAWS_PER_VIEW)
     params = sample_params(ALL_STEPS, torch.from_numpy(photos.shapes[rows]), draws)
@@ -373,7 +378,7 @@ def test_views_are_uint8_of_the_right_size_and_do_not_depend_on_the_batch(photos
     first, second = make_batch(photos, rows, views, seed=1, epoch=2)
     assert (first.shape, second.shape, first.dtype) == ((8, 3, 24, 24), (8, 3, 16, 16), torch.uint8)
     again = make_batch(photos, rows[[5, 3]], views, seed=1, epoch=2)[0]
-    assert torch.equal(again, first[[5, 3]])
+    assert torch.equal(again, first[[5, 3]])  # each photo is rendered by itself
     assert not torch.equal(make_batch(photos, rows, views, seed=1, epoch=3)[0], first)
 
 

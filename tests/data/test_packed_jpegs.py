@@ -43,7 +43,10 @@ def test_packed_as_jpegs_only_the_bytes_are_others(photos, small):
 
 
 def test_views_of_jpegs_are_views_of_what_they_decode_to(photos, small, tmp_path, monkeypatch):
-    """With any number of threads, by either renderer, and of whole photos."""
+    """With any number of threads, by either renderer, and of whole photos.
+
+    To the bit: the decoded pixels are the same, and so is all that is computed from them, photo by photo.
+    """
     for file in ("index.npz", "manifest.parquet"):
         shutil.copy(photos.folder / file, tmp_path)
     np.concatenate([small[row].permute(1, 2, 0).numpy().ravel() for row in range(96)]).tofile(tmp_path / "pixels.bin")

@@ -12,6 +12,7 @@ def test_pixels_labels_and_splits_agree_with_the_manifest(folder, photos):
     for row in (0, 41, 95):
         expected = Image.open(folder / table["path"][row]).convert("RGB")
         assert photos[row].shape[2] == table["packed_width"][row]
+        # of 255: the packed photo is smaller
         assert abs(photos[row].float().mean().item() - np.asarray(expected).mean()) < 1
         assert photos.classes[photos.labels(np.array([row]))[0]] == table["label"][row] == photos.label(row)
     assert sorted(np.concatenate([photos.rows(s) for s in ("train", "val", "test")])) == list(range(96))
@@ -52,6 +53,5 @@ def test_half_a_file_is_refused(prepared, tmp_path):
 
 
 def test_photos_are_views_of_the_file(photos):
-    assert photos[0].untyped_storage().data_ptr() != 0
     assert photos[0].dtype == torch.uint8
     assert np.shares_memory(photos[0].numpy(), photos.pixels(np.arange(2)).flat)

@@ -304,6 +304,7 @@ def test_data_of_fewer_bits_is_noticed_and_scaled_as_set(depth, tmp_path):
     photos = Photos(tmp_path / "out")
     row = photos.manifest["path"].to_list().index("00.png")
     values = np.asarray(Image.open(tmp_path / "in" / "00.png")).astype(float)
+    # whole numbers: as `highest` is odd, none lies at a half, and rounding has no choice
     assert np.array_equal(photos[row][0].numpy(), (values * 255 / highest).round())
     with pytest.raises(ValueError, match=rf"values from 0 to {highest}; 0 to 255 \(8 bits, see prepare.bit_depth\)"):
         run(tmp_path / "in", tmp_path / "out", bit_depth=8)

@@ -17,6 +17,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from components.methods import METHODS
 from flows.environment import ROOT, SERVER, is_prefect_server
+from tests.tolerances import PATIENCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -29,7 +30,7 @@ if out is None:  # the check of params.yaml: no problem
     raise SystemExit(0)
 print("processes:", os.environ["SELFSIGHT_PROCESSES"], sys.executable, flush=True)
 if pathlib.Path("slow").exists():
-    time.sleep(600)
+    time.sleep(3600)
 if pathlib.Path("broken").exists():
     raise SystemExit("this is why")
 out.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ for path in pathlib.Path("components/stages").glob("*.py"):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=PATIENCE):
         yield str(get_current_settings().api.url)
 
 
@@ -133,6 +134,7 @@ def test_ctrl_c_ends_a_flow_at_once_with_a_message(project: Path, tmp_path: Path
     (project / "slow").touch()
     (project / "components" / "stages" / "pretrain.py").write_text(f"{STAGE}# changed, so that it has to run\n")
     env = {**os.environ, "PREFECT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    env["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = str(PATIENCE)
     command = [sys.executable, str(project / "flows" / "pretrain.py"), "--method", "moco"]
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -146,12 +148,12 @@ def test_ctrl_c_ends_a_flow_at_once_with_a_message(project: Path, tmp_path: Path
         else:
             pytest.fail("".join(lines))
         os.killpg(flow.pid, signal.SIGINT)
-        rest, _ = flow.communicate(timeout=300)  # half of what the stage would take
+        rest, _ = flow.communicate(timeout=PATIENCE)  # half of what the stage would take
     (project / "slow").unlink()
     assert flow.returncode == 130, rest
     assert rest.endswith("Stopped. The same command continues from there.\n")
     assert "Traceback" not in rest
-    deadline = time.monotonic() + 120  # the server needs time to end
+    deadline = time.monotonic() + PATIENCE  # the server needs time to end
     while left := [p for p in psutil.process_iter() if _is_in(p, flow.pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import environment
+from tests.tolerances import PATIENCE
 
 
 def test_a_flow_runs_in_the_root_folder_with_telemetry_off(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.server.answers.get(self.path, self.server.answers.get("*"))
         if body == "hang":
-            self.server.finished.wait(30)
+            self.server.finished.wait(PATIENCE)
         elif body != "close":
             self.send_response(200)
             self.end_headers()
@@ -88,7 +89,11 @@ PREFECT = json.dumps(version("prefect"))
     ],
     ids=["Prefect", "Prefect 2", "unhealthy", "HTML", "other JSON", "always true", "closes", "hangs"],
 )
-def test_only_a_prefect_server_counts_as_one(answers: dict[str, str], is_server: bool) -> None:
+def test_only_a_prefect_server_counts_as_one(
+    answers: dict[str, str], is_server: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "hang" not in answers.values():
+        monkeypatch.setattr(environment, "REPLY", PATIENCE)  # only what never answers is not waited for
     with Program(answers) as program:
         thread = threading.Thread(target=program.serve_forever)
         thread.start()

@@ -19,10 +19,11 @@ child = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=Tr
 print(child.pid, flush=True)
 {then}
 """
-SLEEP = "import time; time.sleep(600)"
+ALONE = 1200  # seconds after which a process that nobody stops ends by itself
+SLEEP = f"import time; time.sleep({ALONE})"
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    "print('ignores SIGTERM', flush=True); time.sleep(600)"
+    "print('ignores SIGTERM', flush=True); time.sleep(1200)"
 )
 
 
@@ -31,8 +32,8 @@ def python(code: str) -> list[str]:
 
 
 def has_ended(pid: int) -> bool:
-    """Returns True as soon as the process has ended, False after a minute (by itself it would run for ten)."""
-    deadline = time.monotonic() + 60
+    """Returns True as soon as the process has ended, False after half of the time for which it would run by itself."""
+    deadline = time.monotonic() + ALONE / 2
     while time.monotonic() < deadline:
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
@@ -86,7 +87,7 @@ def test_stopped_from_another_thread_leaves_no_orphan() -> None:
         threading.Thread(target=process.kill_all).start()
 
     with pytest.raises(CommandError) as caught:
-        run_streaming(python(PARENT.format(child=SLEEP, then="time.sleep(600)")), stop)
+        run_streaming(python(PARENT.format(child=SLEEP, then=SLEEP)), stop)
     assert caught.value.stopped
     assert caught.value.code == -signal.SIGTERM
     assert has_ended(int(lines[0]))
@@ -100,7 +101,7 @@ def test_an_exception_while_it_runs_leaves_no_orphan() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_streaming(python(PARENT.format(child=SLEEP, then="time.sleep(600)")), interrupt)
+        run_streaming(python(PARENT.format(child=SLEEP, then=SLEEP)), interrupt)
     assert has_ended(int(lines[0]))
 
 
@@ -112,7 +113,7 @@ def test_a_parent_that_has_ended_leaves_no_orphan(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CommandError) if then else nullcontext():
         run_streaming(python(PARENT.format(child=SLEEP, then=then)), lines.append)
     assert has_ended(int(lines[0]))
-    assert time.monotonic() - started < 300  # it did not wait for the child to end
+    assert time.monotonic() - started < ALONE  # it did not wait for the child to end
 
 
 def test_a_process_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +125,6 @@ def test_a_process_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatc
             process.kill_all(grace=0.5)
 
     with pytest.raises(CommandError) as caught:
-        run_streaming(python(PARENT.format(child=STUBBORN, then="time.sleep(600)")), stop)
+        run_streaming(python(PARENT.format(child=STUBBORN, then=SLEEP)), stop)
     assert caught.value.stopped
     assert has_ended(int(lines[0]))

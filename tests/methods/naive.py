@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from components.models.backbone import Backbone, ViTBackbone
+from tests.tolerances import FINITE_DIFFERENCE
 
 TINY = ViTBackbone(image_size=8, patch_size=4, width=8, depth=1, heads=2)
 
@@ -51,7 +52,7 @@ def assert_gradients(method, loss, per=3, step=1e-6):
                 values.append(loss())
             flat[place] = before
             expected = (values[0] - values[1]) / (2 * step)
-            assert abs(grad[place].item() - expected) < 1e-6 * max(1.0, abs(expected)), (name, place)
+            assert abs(grad[place].item() - expected) < FINITE_DIFFERENCE * max(1.0, abs(expected)), (name, place)
 
 
 def softmax(x):
@@ -103,4 +104,4 @@ def assert_directional_gradients(method, loss, naive, among=lambda name: True):
         p.data = at
         expected = (values[0] - values[1]) / 2e-7
         actual = float((p.grad * direction).sum())
-        assert abs(actual - expected) <= 1e-6 * max(1, abs(expected)), (name, actual, expected)
+        assert abs(actual - expected) <= FINITE_DIFFERENCE * max(1, abs(expected)), (name, actual, expected)

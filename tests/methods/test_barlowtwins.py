@@ -10,6 +10,7 @@ from components.methods.barlowtwins import BarlowTwins, BarlowTwinsConfig, cross
 from components.models.backbone import ResNetBackbone, build
 from components.training.optim import LARS, Cosine
 from components.training.optim import build as optimizer_of
+from tests.tolerances import FLOAT64
 
 
 def twins(**settings):
@@ -37,7 +38,7 @@ def test_loss_and_gradients_are_the_papers(weight):
     # batch norm divides by √(variance + 1e-5) where the paper divides by the deviation: hence the looser bound
     assert loss.item() == pytest.approx(paper(method, views, weight), rel=1e-3)
     normalized = lambda: sum_of(*(network([method.backbone, method.projector], view) for view in views), weight)  # noqa: E731
-    assert loss.item() == pytest.approx(normalized(), abs=1e-6)
+    assert loss.item() == pytest.approx(normalized(), abs=FLOAT64)
     assert_gradients(method, normalized)
 
 
@@ -49,7 +50,7 @@ def sum_of(a, b, weight):
 def test_equal_and_decorrelated_outputs_have_loss_0():
     signs = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).double()
     loss, mean_correlation = cross_correlation_loss(signs, signs, 0.5)
-    assert (loss.item(), mean_correlation.item()) == pytest.approx((0, 1))
+    assert (loss.item(), mean_correlation.item()) == pytest.approx((0, 1), abs=FLOAT64)
     twice = signs[:, :1].expand(-1, 2)
     assert cross_correlation_loss(twice, twice, 0.5)[0].item() == pytest.approx(0.5 * 2)
     assert cross_correlation_loss(signs, -signs, 0.5)[0].item() == pytest.approx(2 * 4)
@@ -90,4 +91,4 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole_batch():
         method = twins(chunk=chunk)
         loss = method(views)["loss"]
         results.append([loss, *torch.autograd.grad(loss, list(method.parameters()))])
-    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*results, strict=True))
+    assert all(torch.allclose(a, b, atol=FLOAT64) for a, b in zip(*results, strict=True))

@@ -12,6 +12,7 @@ from components.methods import METHODS
 from components.methods.byol import BYOL, BYOLConfig
 from components.models.backbone import build
 from components.training.optim import LARS, Cosine
+from tests.tolerances import FLOAT64
 
 MOMENTUM = 0.9
 
@@ -47,14 +48,14 @@ def test_several_steps_equal_a_naive_derivation():
         optimizer.zero_grad()
         loss = method(views)["loss"]
         loss.backward()
-        assert loss.item() == pytest.approx(expected, abs=1e-6)
+        assert loss.item() == pytest.approx(expected, abs=FLOAT64)
         optimizer.step()
         method.after_step()
         tau = 1 - (1 - MOMENTUM) * (math.cos(math.pi * step / steps) + 1) / 2  # section 3.2
         for name, p in method.online.named_parameters():
             average[name] = tau * average[name] + (1 - tau) * p.detach()
         for name, p in method.target.module.named_parameters():
-            assert torch.allclose(p, average[name], atol=1e-12), name
+            assert torch.allclose(p, average[name], atol=FLOAT64), name
 
 
 def test_gradients_are_those_of_the_paper_with_a_constant_target():

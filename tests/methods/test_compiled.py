@@ -20,6 +20,7 @@ from components.machine import compile_blocks, compiled
 from components.methods import METHODS
 from components.models.backbone import build
 from components.models.heads import Blocks
+from tests.tolerances import FLOAT64
 
 pytestmark = pytest.mark.filterwarnings("default")  # of torch about itself
 CAPTURE = "aot_eager"
@@ -48,7 +49,7 @@ def test_a_compiled_step_equals_an_eager_one(name, photos, monkeypatch):
         loss = method(batch(name, photos, 0))["loss"]
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in method.parameters() if p.grad is not None)])
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*results, strict=True))
+    assert all(torch.allclose(a, b, rtol=FLOAT64, atol=FLOAT64) for a, b in zip(*results, strict=True))
     assert 1 <= counters["frames"]["ok"] <= 3  # one program for all blocks, sizes and gradients apart
     assert counters["frames"]["ok"] == counters["frames"]["total"]
     assert not counters["graph_break"]
@@ -73,7 +74,7 @@ def test_a_compiled_resnet_equals_an_eager_one():
         [net(pixels), *torch.autograd.grad(net(pixels).square().sum(), list(net.parameters()))]
         for net in (plain, compiled_net)
     ]
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(*results, strict=True))
+    assert all(torch.allclose(a, b, rtol=FLOAT64, atol=FLOAT64) for a, b in zip(*results, strict=True))
     assert counters["frames"] == {"ok": 1, "total": 1}
     assert not counters["graph_break"]
     copy.deepcopy(compiled_net)(pixels)  # as EMA teachers are copied
@@ -85,7 +86,9 @@ def test_compiled_views_equal_eager_ones(blur):
     params = sample_params(view, torch.full((8, 2), 32), torch.rand(8, DRAWS_PER_VIEW, dtype=torch.float64))
     x = batched.resize(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), params.boxes, params.flip, 16)
     args = (params.order, params.strengths, params.sigma, params.solarize, params.blur_kernel_size if blur else 0)
-    assert torch.equal(batched.finish(x.clone(), *args), compiled(batched.finish, CAPTURE)(x.clone(), *args))
+    eager, actual = (finish(x.clone(), *args).int() for finish in (batched.finish, compiled(batched.finish, CAPTURE)))
+    assert eager.float().std() > 20
+    assert (actual - eager).abs().max() <= 1  # float32 rounding may move a value over the half between two levels
     assert counters["frames"] == {"ok": 1, "total": 1}
     assert not counters["graph_break"]
 

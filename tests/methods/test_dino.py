@@ -18,6 +18,7 @@ from components.models.heads import PrototypeHead
 from components.training import optim
 from components.training.optim import AdamW, Cosine
 from tests.methods.naive import assert_directional_gradients, cross_entropy, dino_head, naive_sinkhorn, softmax
+from tests.tolerances import FLOAT32, FLOAT64
 
 TINY = ViTBackbone(image_size=16, patch_size=8, width=8, depth=1, heads=2)
 
@@ -76,13 +77,13 @@ def test_several_steps_equal_a_naive_derivation(targets):
             targets, mean = teacher_targets(method, batch, teacher, center, t)
             expected = naive_loss(method, batch, targets)
         losses = step(method, batch, progress)
-        assert losses["loss"].item() == pytest.approx(expected, abs=1e-6)
+        assert losses["loss"].item() == pytest.approx(expected, abs=FLOAT64)
         center = 0.7 * center + 0.3 * mean
-        assert np.allclose(method.targets.center.mean.numpy(), center, atol=1e-6)
+        assert np.allclose(method.targets.center.mean.numpy(), center, atol=FLOAT64)
         for average, weight in zip(teacher.parameters(), method.student.parameters(), strict=True):
             average.data.mul_(m).add_(weight.data, alpha=1 - m)
         for average, actual in zip(teacher.parameters(), method.teacher.parameters(), strict=True):
-            assert torch.allclose(average, actual, atol=1e-12)
+            assert torch.allclose(average, actual, atol=FLOAT64)
 
 
 @pytest.mark.parametrize("targets", ["centering", "sinkhorn"])
@@ -102,7 +103,7 @@ def test_schedules_equal_their_closed_forms_point_by_point():
     config = DINOConfig()
     for epoch in range(300):  # main_dino.py: np.linspace(0.04, 0.07, 30), then 0.07
         expected = 0.04 + 0.03 * epoch / 30 if epoch < 30 else 0.07
-        assert temperature(config, epoch / 300) == pytest.approx(expected, abs=1e-9)
+        assert temperature(config, epoch / 300) == pytest.approx(expected, abs=FLOAT64)
     assert temperature(DINOConfig(temperature_warmup=0), 0.0) == 0.07
     method, seen = dino(momentum=0.996), []
     method.teacher.update = lambda student, momentum: seen.append(momentum)
@@ -115,22 +116,22 @@ def test_schedules_equal_their_closed_forms_point_by_point():
 
 def test_uniform_outputs_cost_log_k_and_entropies_show_both_kinds_of_collapse():
     uniform = torch.full((2, 3, 7), 1 / 7)
-    assert across_views(uniform, torch.zeros(4, 3, 7), 0.1).item() == pytest.approx(math.log(7))
-    assert [float(x) for x in entropies(uniform[0])] == pytest.approx([1, 1])
+    assert across_views(uniform, torch.zeros(4, 3, 7), 0.1).item() == pytest.approx(math.log(7), rel=FLOAT32)
+    assert [float(x) for x in entropies(uniform[0])] == pytest.approx([1, 1], abs=FLOAT32)
     alike = torch.eye(7)[[2, 2, 2]]
-    assert [float(x) for x in entropies(alike)] == pytest.approx([0, 0])
-    assert [float(x) for x in entropies(torch.eye(7))] == pytest.approx([0, 1])
+    assert [float(x) for x in entropies(alike)] == pytest.approx([0, 0], abs=FLOAT32)
+    assert [float(x) for x in entropies(torch.eye(7))] == pytest.approx([0, 1], abs=FLOAT32)
 
 
 def test_sinkhorn_equals_the_pseudo_code_and_assigns_evenly():
     scores = torch.rand(12, 5, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
     assignments = sinkhorn(scores, 0.3)
-    assert np.allclose(assignments.numpy(), naive_sinkhorn(scores.numpy(), 0.3), atol=1e-12)
+    assert np.allclose(assignments.numpy(), naive_sinkhorn(scores.numpy(), 0.3), atol=FLOAT64)
     assert torch.allclose(assignments.sum(1), torch.ones(12).double())
     assert torch.allclose(sinkhorn(scores, 0.3, rounds=200).sum(0), torch.full((5,), 12 / 5).double())
     assert sinkhorn(torch.zeros(0, 5), 0.04).shape == (0, 5)
     near = 2 * torch.eye(3).repeat(2, 1) - 1
-    assert torch.allclose(sinkhorn(near, 0.02), torch.eye(3).repeat(2, 1), atol=1e-6)
+    assert torch.allclose(sinkhorn(near, 0.02), torch.eye(3).repeat(2, 1), atol=FLOAT32)
     assert torch.allclose(sinkhorn(near - near.eq(1) * 1.9, 0.02).sum(1), torch.ones(6))  # all far: nothing underflows
     with pytest.raises(ValueError, match=r"temperature is 0.01; allowed: 0.02 or more"):
         sinkhorn(near, 0.01)
@@ -146,7 +147,8 @@ def test_views_of_one_size_share_one_forward_pass_and_keep_their_order():
     views = pixels(0)
     actual = forward_by_size(net, views)
     assert sizes == [(6, 3, 16, 16), (6, 3, 8, 8)]
-    assert torch.equal(actual.view(4, 3), torch.stack([view.mean((1, 2, 3)) for view in views]))
+    expected = torch.stack([view.mean((1, 2, 3)) for view in views])
+    assert torch.allclose(actual.view(4, 3), expected, rtol=FLOAT64)
 
 
 def test_prototypes_are_weight_normalized_with_a_gain_that_is_not_learned():
@@ -165,6 +167,7 @@ def test_the_heads_initial_weights_are_the_papers():
     torch.manual_seed(0)
     head = PrototypeHead(64, 256, 32, 128)
     for layer in head.mlp[::2]:
+        # the deviation of 8192 draws or more differs by 1 % from that of their distribution
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert not layer.bias.any()
 
@@ -204,8 +207,9 @@ def test_weight_decay_rises_by_a_cosine_and_each_gradient_is_clipped_alone():
         p.grad = torch.full_like(p, 10.0)
     optim.clip(optimizer, config)
     for name, p in method.student.named_parameters():
+        # torch adds 1e-6 to the norm, which is 10 or more, before it divides
         fused = re.search(r"\.[qkv]_proj\.", name)  # clipped as one parameter of three equal parts
-        assert p.grad.norm().item() == pytest.approx(3.0 / (3**0.5 if fused else 1), rel=1e-5), name
+        assert p.grad.norm().item() == pytest.approx(3.0 / (3**0.5 if fused else 1), rel=FLOAT32), name
 
 
 def test_student_and_teacher_share_nothing():
@@ -234,7 +238,7 @@ def test_teacher_and_center_are_updated_once_a_step_for_any_number_of_micro_batc
     assert all(torch.equal(value, before[name]) for name, value in parts.state_dict().items())  # forward moves nothing
     parts.after_step()
     for name, value in whole.state_dict().items():
-        assert torch.allclose(value, parts.state_dict()[name], atol=1e-12), name
+        assert torch.allclose(value, parts.state_dict()[name], atol=FLOAT64), name
 
 
 def test_the_center_is_updated_after_the_loss():

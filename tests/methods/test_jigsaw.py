@@ -11,6 +11,7 @@ from components.methods import METHODS
 from components.methods.jigsaw import Jigsaw, JigsawConfig, distant_permutations
 from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
 from components.training.optim import SGD, multiplier
+from tests.tolerances import FINITE_DIFFERENCE, FLOAT64
 
 VIT = ViTBackbone(image_size=16, patch_size=4, width=8, depth=1, heads=2)
 RESNET = ResNetBackbone(kind="resnet18", image_size=16)
@@ -57,7 +58,7 @@ def test_loss_equals_a_naive_derivation_over_several_steps(normalized):
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     for step in range(3):
         loss = method(batch(seed=step))["loss"]
-        assert loss.item() == pytest.approx(naive_loss(method, batch(seed=step)), abs=1e-6)
+        assert loss.item() == pytest.approx(naive_loss(method, batch(seed=step)), abs=FLOAT64)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -74,7 +75,7 @@ def test_gradients_of_all_parameters_are_finite_differences_of_the_naive_loss():
                 p.add_(way, alpha=step)
                 values.append(naive_loss(method, batch()))
             p.add_(way, alpha=1e-6)
-        assert (values[0] - values[1]) / 2e-6 == pytest.approx((p.grad * way).sum().item(), abs=1e-6), name
+        assert (values[0] - values[1]) / 2e-6 == pytest.approx((p.grad * way).sum().item(), abs=FINITE_DIFFERENCE), name
 
 
 def test_permutations_are_those_of_an_exhaustive_greedy_search():
@@ -104,7 +105,7 @@ def test_color_and_contrast_of_a_tile_are_normalized_away():
     seen = method.tiles(canvas // 2, draws[:, :-1])
     assert torch.allclose(method.tiles(bright, draws[:, :-1]), seen)
     shown = method.backbone.normalize(seen)
-    assert torch.allclose(shown.mean((2, 3)), torch.zeros(36, 3).double(), atol=1e-9)
+    assert torch.allclose(shown.mean((2, 3)), torch.zeros(36, 3).double(), atol=FLOAT64)
     assert torch.allclose(shown.square().mean((2, 3)), torch.ones(36, 3).double())
     assert method.tiles(torch.full_like(canvas, 7), draws[:, :-1]).isfinite().all()
 

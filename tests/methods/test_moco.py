@@ -12,6 +12,7 @@ from components.methods import METHODS
 from components.methods.moco import MoCo, MoCoConfig, MoCoScriptConfig
 from components.models.backbone import ResNetBackbone, build
 from components.training.optim import SGD, Steps, multiplier
+from tests.tolerances import FLOAT64
 
 
 def moco(**settings):
@@ -47,7 +48,7 @@ def test_several_steps_equal_a_naive_derivation(momentum):
                     new, alpha=1 - momentum
                 )  # the paper updates before the step, this code after it
             for old, actual in zip(average.parameters(), method.key.parameters(), strict=True):
-                assert torch.allclose(old, actual, atol=1e-12)
+                assert torch.allclose(old, actual, atol=FLOAT64)
             q = normalize(method.query(images1), dim=1)
             k = normalize(average(images2), dim=1)
         expected = naive_loss(q.numpy(), k.numpy(), queue, 0.2)
@@ -56,10 +57,10 @@ def test_several_steps_equal_a_naive_derivation(momentum):
         loss.backward()
         optimizer.step()
         method.after_step()
-        assert loss.item() == pytest.approx(expected, abs=1e-6)
+        assert loss.item() == pytest.approx(expected, abs=FLOAT64)
         for i, key in enumerate(k):
             queue[(4 * step + i) % 10] = key.numpy()
-        assert np.allclose(np.stack(queue), method.queue.items.numpy(), atol=1e-6)
+        assert np.allclose(np.stack(queue), method.queue.items.numpy(), atol=FLOAT64)
 
 
 def test_a_key_is_not_its_own_negative():
@@ -73,7 +74,7 @@ def test_a_key_is_not_its_own_negative():
         normalize(method.query(images1), dim=1),
         normalize(method.key(images2), dim=1),
     )  # nothing was learned: lr is 0
-    assert loss.item() == pytest.approx(naive_loss(*(x.detach().numpy() for x in (q, k, before)), 0.2), abs=1e-6)
+    assert loss.item() == pytest.approx(naive_loss(*(x.detach().numpy() for x in (q, k, before)), 0.2), abs=FLOAT64)
     late = naive_loss(*(x.detach().numpy() for x in (q, k, method.queue.items)), 0.2)
     assert abs(loss.item() - late) > 1e-3
 
@@ -141,7 +142,7 @@ def test_the_symmetric_loss_adds_both_directions_and_queues_both_keys():
     images1, images2, shuffle_draws = batch(0)
     both = method([images1, images2, shuffle_draws])["loss"].item()
     expected = one_way([images1, images2, shuffle_draws])["loss"] + one_way([images2, images1, shuffle_draws])["loss"]
-    assert both == pytest.approx(expected.item(), abs=1e-9)
+    assert both == pytest.approx(expected.item(), abs=FLOAT64)
     method.after_step()
     keys = torch.stack([normalize(method.key(view), dim=1) for view in (images2, images1)], 1).flatten(0, 1)  # lr is 0
     assert torch.allclose(method.queue.items[:8], keys)

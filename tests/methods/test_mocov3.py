@@ -12,6 +12,7 @@ from components.methods.mocov3 import MoCoV3, MoCoV3Config
 from components.methods.view_pairs import ViewPair
 from components.models.backbone import ResNetBackbone, build
 from components.training.optim import AdamW, Cosine
+from tests.tolerances import FLOAT32, FLOAT64
 
 EMBEDDINGS = "query.0.trunk.embeddings."
 
@@ -49,14 +50,14 @@ def test_several_steps_equal_a_naive_derivation(norm):
         optimizer.zero_grad()
         loss = method(views)["loss"]
         loss.backward()
-        assert loss.item() == pytest.approx(expected, abs=1e-6)
+        assert loss.item() == pytest.approx(expected, abs=FLOAT64)
         optimizer.step()
         method.after_step()
         m = 1 - 0.5 * (1 + math.cos(math.pi * step / steps)) * (1 - 0.9)  # adjust_moco_momentum
         for name, p in method.query.named_parameters():
             average[name] = m * average[name] + (1 - m) * p.detach()
         for name, p in method.key.module.named_parameters():
-            assert torch.allclose(p, average[name], atol=1e-12), name
+            assert torch.allclose(p, average[name], atol=FLOAT64), name
 
 
 def test_gradients_are_those_of_the_paper_with_constant_keys():
@@ -88,7 +89,7 @@ def test_patch_embedding_and_positions_of_a_vit_are_frozen():
     for place in range(4):  # a grid of 2 × 2; a width of 8: two rates for sines and cosines of column, then row
         angles = [where * rate for where in (place % 2, place // 2) for rate in (1, 0.01)]
         expected = [f(a) for pair in (angles[:2], angles[2:]) for f in (math.sin, math.cos) for a in pair]
-        assert positions[1 + place].tolist() == pytest.approx(expected, abs=1e-6)
+        assert positions[1 + place].tolist() == pytest.approx(expected, abs=FLOAT32)
     free = mocov3(stop_grad_conv1=False)
     trained = {name for name, p in free.query[0].trunk.embeddings.named_parameters() if p.requires_grad}
     assert trained == {"cls_token", "patch_embeddings.projection.weight", "patch_embeddings.projection.bias"}

@@ -8,6 +8,7 @@ from components.methods import METHODS
 from components.methods.rotation import Rotation, RotationConfig
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 from components.training.optim import SGD, Steps, multiplier
+from tests.tolerances import FINITE_DIFFERENCE, FLOAT64
 
 VIT = ViTBackbone(image_size=8, patch_size=4, width=8, depth=1, heads=2)
 
@@ -49,7 +50,7 @@ def test_loss_equals_a_naive_derivation_over_several_steps():
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     for _ in range(3):
         loss = method([photos()])["loss"]
-        assert loss.item() == pytest.approx(naive_loss(method, photos()), abs=1e-9)
+        assert loss.item() == pytest.approx(naive_loss(method, photos()), abs=FLOAT64)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -66,7 +67,7 @@ def test_gradients_of_all_parameters_are_finite_differences_of_the_naive_loss():
                 p.add_(way, alpha=step)
                 values.append(naive_loss(method, photos()))
             p.add_(way, alpha=1e-6)
-        assert (values[0] - values[1]) / 2e-6 == pytest.approx((p.grad * way).sum().item(), abs=1e-6), name
+        assert (values[0] - values[1]) / 2e-6 == pytest.approx((p.grad * way).sum().item(), abs=FINITE_DIFFERENCE), name
 
 
 def test_all_four_rotations_of_every_photo_are_in_the_batch():
@@ -83,7 +84,7 @@ def test_micro_batches_equal_one_batch():
     method = make_rotation()
     whole = method([photos(4)])["loss"].item()
     parts = [method([part])["loss"].item() for part in photos(4).chunk(2)]
-    assert sum(parts) / 2 == pytest.approx(whole, abs=1e-12)
+    assert sum(parts) / 2 == pytest.approx(whole, abs=FLOAT64)
     assert not method.needs_full_batch
     assert "batch norm" in make_rotation(ResNetBackbone(kind="resnet18", image_size=8)).needs_full_batch
 

@@ -16,6 +16,7 @@ from components.models import chunks
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
 from components.training.optim import LARS, Cosine
 from components.training.optim import build as optimizer_of
+from tests.tolerances import FLOAT32, FLOAT64
 
 
 def naive_loss(a, b, temperature):
@@ -35,15 +36,15 @@ def test_loss_and_gradient_are_the_papers(temperature):
     torch.manual_seed(0)
     a, b = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     actual, expected = nt_xent(a, b, temperature), naive_loss(a, b, temperature)
-    assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert actual.item() == pytest.approx(expected.item(), rel=FLOAT32)
     for got, want in zip(torch.autograd.grad(actual, (a, b)), torch.autograd.grad(expected, (a, b)), strict=True):
-        assert torch.allclose(got, want, atol=1e-6)
+        assert torch.allclose(got, want, atol=FLOAT32)
 
 
 def test_equal_pairs_that_are_orthogonal_to_all_others_have_a_closed_form():
     eye = torch.eye(4)
     expected = -math.log(math.exp(2) / (math.exp(2) + 6))  # one partner at cosine 1, six others at 0, temperature 1/2
-    assert nt_xent(eye, eye, 0.5).item() == pytest.approx(expected)
+    assert nt_xent(eye, eye, 0.5).item() == pytest.approx(expected, rel=FLOAT32)
 
 
 def test_defaults_are_the_papers():
@@ -82,7 +83,7 @@ def test_several_steps_equal_a_naive_derivation(head):
         optimizer.zero_grad()
         loss = method(views)["loss"]
         loss.backward()
-        assert loss.item() == pytest.approx(paper(), abs=1e-6)
+        assert loss.item() == pytest.approx(paper(), abs=FLOAT64)
         if step == 2:
             assert_gradients(method, paper, per=1)
         optimizer.step()
@@ -111,7 +112,7 @@ def test_each_head_is_the_reference_codes(head, layers):
                 norm.bias.data.normal_()
     assert sum(isinstance(layer, torch.nn.Linear) for layer in projector) == layers
     x = torch.randn(7, 8, dtype=torch.float64)
-    assert torch.allclose(projector(x), official_head(projector, x), atol=1e-12)
+    assert torch.allclose(projector(x), official_head(projector, x), atol=FLOAT64)
     # the last batch norm has no bias that could be trained
     assert projector[-1].weight.requires_grad
     assert not projector[-1].bias.requires_grad
@@ -141,7 +142,7 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole_batch(chunk, head):
         loss = method(views)["loss"]
         expected = [p for p in method.parameters() if p.requires_grad]
         results.append([loss, *torch.autograd.grad(loss, expected)])
-    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*results, strict=True))
+    assert all(torch.allclose(a, b, atol=FLOAT64) for a, b in zip(*results, strict=True))
 
 
 def test_the_loss_of_half_batches_differs():

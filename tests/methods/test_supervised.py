@@ -9,6 +9,7 @@ from components.methods import METHODS
 from components.methods.supervised import Supervised, SupervisedConfig
 from components.models.backbone import build
 from components.training.optim import SGD, multiplier
+from tests.tolerances import FLOAT64
 
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 
@@ -42,7 +43,7 @@ def test_loss_and_gradients_are_cross_entropy(smoothing):
 
     losses = method([images, LABELS])
     losses["loss"].backward()
-    assert losses["loss"].item() == pytest.approx(paper(), abs=1e-6)
+    assert losses["loss"].item() == pytest.approx(paper(), abs=FLOAT64)
     correct = network([method.backbone, method.classifier], images).argmax(1) == LABELS.numpy()
     assert losses["accuracy"].item() == pytest.approx(correct.mean())
     assert_gradients(method, paper)

@@ -11,6 +11,7 @@ from components.methods.swav import SwAV, SwAVConfig
 from components.models.backbone import ViTBackbone, build
 from components.training.optim import LARS, Cosine
 from tests.methods.naive import assert_directional_gradients, cross_entropy, naive_sinkhorn
+from tests.tolerances import FLOAT64
 
 TINY = ViTBackbone(image_size=16, patch_size=8, width=8, depth=1, heads=2)
 
@@ -79,21 +80,21 @@ def test_several_steps_with_a_queue_equal_a_naive_derivation():
         z = features_of(method, batch)
         joined = [past[i][-2:] if progress >= 0.3 else [] for i in range(2)]
         expected = naive_loss(method, batch, codes_of(method, z, joined))
-        assert step(method, batch, progress) == pytest.approx(expected, abs=1e-6)
+        assert step(method, batch, progress) == pytest.approx(expected, abs=FLOAT64)
         for i in range(2):
             past[i].append(z[i])
             held = np.concatenate(past[i][-2:])
             if number:
-                assert np.allclose(np.sort(method.queues[i].items.numpy(), 0), np.sort(held, 0), atol=1e-6)
+                assert np.allclose(np.sort(method.queues[i].items.numpy(), 0), np.sort(held, 0), atol=FLOAT64)
 
 
 def test_a_queue_is_ignored_until_it_is_full():
     method, other = swav(queue=8, queue_from=0.0), swav()
     first = step(method, pixels(0), 0.5), step(other, pixels(0), 0.5)
     second = step(method, pixels(1), 0.5), step(other, pixels(1), 0.5)
-    # float64: the queue's rows, which have no share yet, change the order of the sums
-    assert first[0] == pytest.approx(first[1], rel=1e-12)
-    assert second[0] == pytest.approx(second[1], rel=1e-12)  # 4 of 8
+    # the queue's rows, which have no share yet, change the order of the sums
+    assert first[0] == pytest.approx(first[1], rel=FLOAT64)
+    assert second[0] == pytest.approx(second[1], rel=FLOAT64)  # 4 of 8
     assert step(method, pixels(2), 0.5) != pytest.approx(step(other, pixels(2), 0.5), rel=1e-6)
 
 
@@ -109,7 +110,7 @@ def test_prototypes_have_length_1_at_every_step_and_are_frozen_at_first():
         before = copy.deepcopy(method.prototypes.weight)
         assert torch.allclose(before.norm(dim=1), torch.ones(5).double())
         step(method, pixels(1), progress)
-        assert torch.allclose(before, method.prototypes.weight, atol=1e-12) != moves
+        assert torch.allclose(before, method.prototypes.weight, atol=FLOAT64) != moves
 
 
 def test_queues_and_their_counter_are_in_the_state():
@@ -122,7 +123,7 @@ def test_defaults_are_the_papers():
     assert (config.hidden, config.dim, config.prototypes, config.temperature) == (2048, 128, 3000, 0.1)
     assert (config.epsilon, config.rounds, config.queue) == (0.05, 3, 0)
     assert config.queue_from == pytest.approx(15 / 200)
-    assert config.freeze_prototypes == pytest.approx(313 / (800 * 1_281_167 // 4096), rel=0.01)
+    assert config.freeze_prototypes == pytest.approx(313 / (800 * 1_281_167 // 4096), rel=0.01)  # rounded
     assert config.optimizer == LARS(
         lr=0.3, weight_decay=1e-6, decay_all=True, trust=1e-3, schedule=Cosine(warmup=10 / 800, end=1e-3)
     )

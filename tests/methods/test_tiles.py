@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.methods import tiles
 from components.methods.tiles import AcrossViews, NTXent
+from tests.tolerances import FLOAT64
 
 
 def rows(*shape):
@@ -43,7 +44,7 @@ def test_nt_xent_in_tiles_is_nt_xent(size, offset, monkeypatch):
         (3 * value).backward()
         results.append((value.detach(), local.grad, gathered.grad))
     for actual, expected in zip(*results, strict=True):
-        assert torch.allclose(actual, expected, rtol=1e-10, atol=1e-12)
+        assert torch.allclose(actual, expected, rtol=FLOAT64, atol=FLOAT64)
 
 
 @pytest.mark.parametrize(("targets", "views"), [(2, 2), (2, 6), (1, 3)])
@@ -56,7 +57,7 @@ def test_cross_entropy_across_views_is_the_double_loop(targets, views):
         (3 * value).backward()
         results.append((value.detach(), logits.grad))
     for actual, expected in zip(*results, strict=True):
-        assert torch.allclose(actual, expected, rtol=1e-10, atol=1e-12)
+        assert torch.allclose(actual, expected, rtol=FLOAT64, atol=FLOAT64)
 
 
 class Largest(TorchDispatchMode):

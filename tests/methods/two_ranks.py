@@ -112,8 +112,8 @@ def run_local(acc: Accelerator) -> dict[str, torch.Tensor]:
 def main(data: Path, out: Path) -> None:
     os.environ["SHARED"] = str(out / "states")
     loop.CHECK_EVERY = 1  # every loss in the log
-    # a rank that waits for one which failed gives up in a minute
-    acc = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=60))])
+    # a rank that waits for one which failed gives up
+    acc = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=10))])
     photos, results, failed = Photos(data), {"ranks": torch.tensor(ranks.world_size())}, {}
     results |= {f"local/1/{key}": value for key, value in run_local(acc).items()}
     for name in METHODS:

@@ -6,6 +6,7 @@ from torch import nn
 
 from components.models.heads import Blocks, mlp, sincos
 from components.models.norm import BatchNorm1d
+from tests.tolerances import FLOAT32, FLOAT64
 
 
 def test_mlp_has_the_layers_its_arguments_describe():
@@ -25,7 +26,7 @@ def test_mlp_has_the_layers_its_arguments_describe():
 def test_batch_norm_in_one_process_equals_torchs():
     norm, torch_norm = BatchNorm1d(3), nn.BatchNorm1d(3)
     x = torch.randn(5, 3)
-    assert torch.equal(norm(x), torch_norm(x))
+    assert torch.equal(norm(x), torch_norm(x))  # by torch's own code
     assert torch.equal(norm.running_var, torch_norm.running_var)
 
 
@@ -38,7 +39,7 @@ def test_each_sine_position_equals_its_formula():
             for coordinate in (column, row):
                 expected += [math.sin(coordinate / 10000 ** (i / 2)) for i in range(2)]
                 expected += [math.cos(coordinate / 10000 ** (i / 2)) for i in range(2)]
-            assert positions[3 * row + column].tolist() == pytest.approx(expected, abs=1e-6)
+            assert positions[3 * row + column].tolist() == pytest.approx(expected, abs=FLOAT32)
     with pytest.raises(ValueError, match="multiple of 4, not 6"):
         sincos(3, 6)
 
@@ -75,10 +76,10 @@ def test_blocks_equal_their_formulas_and_tokens_that_are_not_visible_have_no_eff
     blocks = Blocks(8, 2, 2).double()
     x = torch.randn(2, 5, 8).double()
     for row, actual in zip(x, blocks(x), strict=True):
-        assert torch.allclose(actual, naive_blocks(blocks, row), atol=1e-10)
+        assert torch.allclose(actual, naive_blocks(blocks, row), atol=FLOAT64)
     visible = torch.tensor([[True, False, True, True, False], [True, True, True, True, True]])
     for row, mask, actual in zip(x, visible, blocks(x, visible), strict=True):
-        assert torch.allclose(actual[mask], naive_blocks(blocks, row[mask]), atol=1e-10)
+        assert torch.allclose(actual[mask], naive_blocks(blocks, row[mask]), atol=FLOAT64)
     assert all(not layer.linear1.bias.any() and layer.linear1.weight.any() for layer in blocks.layers)
     with pytest.raises(ValueError, match="width 8 is not a multiple of heads 3; try 9"):
         Blocks(8, 1, 3)

@@ -24,6 +24,7 @@ from components.stages import connect as module
 from components.stages.connect import ConnectConfig, connect, loader
 from components.training.monitor import Run
 from tests.connector import tiny
+from tests.tolerances import LAYERS_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -183,7 +184,7 @@ def test_two_processes_give_the_metrics_of_one(artifacts: Path, tmp_path: Path) 
         env[PRECISION] = "fp32"  # in bf16 each rounding of a sum in another order is 0.4 %
         subprocess.run(command, cwd=tmp_path, env=env, check=True)
         metrics.append(json.loads((tmp_path / processes / "metrics.json").read_text()))
-    assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
+    assert metrics[0] == pytest.approx(metrics[1], rel=LAYERS_FLOAT32)
 
 
 def test_the_command_line_prints_the_error_without_a_traceback(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from components.stages.evaluate import EvaluateConfig, evaluate
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from components.stages.pretrain import configure, epoch_rows, pretrain
 from tests.conftest import draw
+from tests.tolerances import LAYERS_FLOAT32, PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PARAMS = {
@@ -152,7 +153,7 @@ def test_a_folded_head_gives_the_same_logits(prepared, tmp_path):
     bank = torch.randn(50, 6) * 4 + 2
     head = LinearHead(bank, 3)
     torch.nn.init.normal_(head.linear.weight)
-    assert torch.allclose(head.logits(bank), head.folded()(bank), atol=1e-4)
+    assert torch.allclose(head.logits(bank), head.folded()(bank), atol=LAYERS_FLOAT32)
 
 
 def test_an_adapted_resnet_is_torchvisions(prepared, tmp_path):
@@ -220,7 +221,7 @@ def test_two_ranks_train_and_say_so(prepared, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "processes: 2" in done.stdout

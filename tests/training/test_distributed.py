@@ -10,6 +10,7 @@ import torch
 from components import ranks
 from components.methods.losses import nt_xent
 from components.training import distributed
+from tests.tolerances import FLOAT32, PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +24,7 @@ def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
@@ -32,8 +33,8 @@ def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
     loss = nt_xent(rows @ weight, rows.flip(1) @ weight, 0.2)
     loss.backward()
     assert results["ranks"] == 2
-    assert results["loss"] == pytest.approx(loss.item(), abs=1e-6)
-    assert torch.allclose(torch.tensor(results["gradient"]), weight.grad.flatten(), atol=1e-6)
+    assert results["loss"] == pytest.approx(loss.item(), abs=FLOAT32)
+    assert torch.allclose(torch.tensor(results["gradient"]), weight.grad.flatten(), atol=FLOAT32)
 
 
 def test_with_one_process_gather_is_the_identity():

@@ -19,6 +19,7 @@ from components.training.loop import Stopped, fit
 from components.training.monitor import Run
 from components.training.objective import Objective
 from components.training.optim import LARS, SGD, AdamW, Cosine, build
+from tests.tolerances import FLOAT64
 
 
 class Toy(Objective):
@@ -319,9 +320,9 @@ def test_micro_batches_give_the_losses_and_weights_of_the_full_batch(count, tmp_
         log = [json.loads(text) for text in run.log.read_text().splitlines()]
         runs.append((line.net.weight.detach(), [(at["loss"], at["seen"]) for at in log]))
         assert line.steps == 20  # once per step, not per micro-batch
-    assert torch.allclose(runs[0][0], runs[1][0], atol=1e-12)
+    assert torch.allclose(runs[0][0], runs[1][0], atol=FLOAT64)
     for a, b in zip(runs[0][1], runs[1][1], strict=True):
-        assert a == pytest.approx(b, abs=1e-12)
+        assert a == pytest.approx(b, abs=FLOAT64)
 
 
 def test_an_objective_that_needs_the_full_batch_refuses_micro_batches(tmp_path, monkeypatch):
