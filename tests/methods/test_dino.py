@@ -213,7 +213,7 @@ def test_weight_decay_rises_by_a_cosine_and_each_gradient_is_clipped_alone():
 
 
 def test_student_and_teacher_share_nothing():
-    """lightly #1596: a batch norm that both passed through. Ours has none in its head, and a ResNet's are two."""
+    """In lightly #1596 student and teacher shared a batch norm. Here the head has none, and each ResNet has its own."""
     method = dino(ResNetBackbone(kind="resnet18", image_size=16))
     student = {t.data_ptr() for t in method.student.state_dict().values()}
     assert not student & {t.data_ptr() for t in method.teacher.state_dict().values()}
