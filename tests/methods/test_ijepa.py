@@ -148,9 +148,8 @@ def test_target_features_are_normalized_and_get_no_gradient():
     method = ijepa()
     goal = method.target_features(data(0)[0], torch.arange(25).expand(3, 1, -1))
     assert torch.allclose(goal.mean(-1), torch.zeros(3, 1, 25).double(), atol=FLOAT64)
-    assert torch.allclose(
-        goal.var(-1, correction=0), torch.ones(3, 1, 25).double(), atol=1e-3
-    )  # the 1e-5 under its root
+    # 1e-5 is added to the variance before its root is taken
+    assert torch.allclose(goal.var(-1, correction=0), torch.ones(3, 1, 25).double(), atol=1e-3)
     method(data(0))["loss"].backward()
     assert all(p.grad is None for p in method.target.parameters())
 
