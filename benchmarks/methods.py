@@ -100,17 +100,21 @@ def percent(score: dict[str, Any]) -> str:
     return f"{score['value']:.1%} ({100 * score['low']:.1f} to {100 * score['high']:.1f})".replace("%", " %")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns a Markdown table: the baselines, then every method of `rows` beside its own backbone before training."""
-    lines = ["| | kNN top-1 | untrained | linear top-1 | untrained | pictures seen | minutes |", "|---|" + "---|" * 6]
+def table(rows: list[dict[str, Any]], *, minutes: bool = True) -> str:
+    """Returns a Markdown table: the baselines, then every method of `rows` beside its own backbone before training.
+
+    minutes: of training, which mean something only where the machine did nothing else.
+    """
+    columns = ["kNN top-1", "untrained", "linear top-1", "untrained", "pictures seen", *["minutes"] * minutes]
     first = rows[0]  # the baselines are the same in all rows
-    lines.append(f"| majority | {percent(first['majority']['top1'])} | | | | | |")
-    lines.append(f"| raw pixels | {percent(first['pixels']['knn'])} | | {percent(first['pixels']['linear'])} | | | |")
+    majority, pixels = first["majority"]["top1"], first["pixels"]
+    table_rows = [["majority", percent(majority)], ["raw pixels", percent(pixels["knn"]), "", percent(pixels["linear"])]]
     for row in rows:
         pairs = [(row["backbone"][name], row["random"][name]["value"]) for name in ("knn", "linear")]
-        scores = [f"{percent(score)} | {100 * before:.1f} %" for score, before in pairs]
-        lines.append(f"| {row['method']} | {' | '.join(scores)} | {row['pictures']:,} | {row['minutes']} |")
-    return "\n".join(lines)
+        scores = [text for score, before in pairs for text in (percent(score), f"{100 * before:.1f} %")]
+        table_rows.append([row["method"], *scores, f"{row['pictures']:,}", *[str(row["minutes"])] * minutes])
+    lines = [" | ".join(["", *cells, *[""] * (len(columns) + 1 - len(cells)), ""]).strip() for cells in table_rows]
+    return "\n".join([f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns), *lines])
 
 
 def machine() -> str:
@@ -130,7 +134,7 @@ def write_cards(rows: list[dict[str, Any]], description: str, cards: Path) -> No
         if not mark:
             raise ValueError(f"{card} has no line {MARK}")
         after = rest[rest.index("\n## ") :] if "\n## " in rest else "\n"
-        section = f"{MARK}\n{description} Seed {row['seed']}, {row['epochs']} epochs.\n\n{table([row])}\n"
+        section = f"{MARK}\n{description} Seed {row['seed']}, {row['epochs']} epochs.\n\n{table([row], minutes=False)}\n"
         card.write_text(before + section + after, encoding="utf-8")
 
 
