@@ -108,7 +108,8 @@ def table(rows: list[dict[str, Any]], *, minutes: bool = True) -> str:
     columns = ["kNN top-1", "untrained", "linear top-1", "untrained", "pictures seen", *["minutes"] * minutes]
     first = rows[0]  # the baselines are the same in all rows
     majority, pixels = first["majority"]["top1"], first["pixels"]
-    table_rows = [["majority", percent(majority)], ["raw pixels", percent(pixels["knn"]), "", percent(pixels["linear"])]]
+    table_rows = [["majority", percent(majority)]]
+    table_rows.append(["raw pixels", percent(pixels["knn"]), "", percent(pixels["linear"])])
     for row in rows:
         pairs = [(row["backbone"][name], row["random"][name]["value"]) for name in ("knn", "linear")]
         scores = [text for score, before in pairs for text in (percent(score), f"{100 * before:.1f} %")]
@@ -134,7 +135,8 @@ def write_cards(rows: list[dict[str, Any]], description: str, cards: Path) -> No
         if not mark:
             raise ValueError(f"{card} has no line {MARK}")
         after = rest[rest.index("\n## ") :] if "\n## " in rest else "\n"
-        section = f"{MARK}\n{description} Seed {row['seed']}, {row['epochs']} epochs.\n\n{table([row], minutes=False)}\n"
+        heading = f"{description} Seed {row['seed']}, {row['epochs']} epochs."
+        section = f"{MARK}\n{heading}\n\n{table([row], minutes=False)}\n"
         card.write_text(before + section + after, encoding="utf-8")
 
 
