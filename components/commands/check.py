@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.config import PARAMS, InvalidError, Strict, known_names, methods, read_section, section, sections
+from components.connector.llm import is_cached, locate_llm
 from components.data.photos import Photos
 from components.data.sources import source_folder
 from components.methods import METHODS, Method
-from components.models.backbone import build
+from components.models.backbone import ViTBackbone, build
 from components.stages.adapt import AdaptConfig
 from components.stages.answer import AnswerConfig
 from components.stages.connect import ConnectConfig
@@ -40,7 +41,7 @@ MANY = 10_000  # stands in for the number of photos before they are prepared
 
 
 class Findings(NamedTuple):
-    """errors: what would stop a stage. warnings: what is wrong in the sections of methods that are not listed."""
+    """errors: what would stop a stage. warnings: sections of unlisted methods, and what has to be downloaded."""
 
     errors: list[str]
     warnings: list[str]
@@ -54,6 +55,8 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
     """
     try:
         listed, pretrain = methods(path), section("pretrain", path)
+        if method not in (None, *listed):
+            raise ValueError(f"{path}, methods: {method!r} is not among them: {known_names(str(method), listed)}")
         unknown = sorted(sections(path) - {*SECTIONS, *OTHER_SECTIONS})
         photos = Photos(data) if data else None
     except ValueError as error:
@@ -68,10 +71,11 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
         *(partial(read_section, name, schema, path) for name, schema in SECTIONS.items()),
         partial(_source, path),
         *(partial(_trained, stage, listed, path) for stage in ("adapt", "connect")),
+        lambda: warnings.extend(_language_model(listed, pretrain, size, path)),
     ]
+    warnings: list[str] = []
     for one in checks:
         errors += problems(one)
-    warnings = []
     for name in set(others) & set(METHODS):
         place = f"params.yaml, section pretrain.{name}:"
         unlisted = problems(partial(configure, name, pretrain, size))
@@ -128,6 +132,20 @@ def _trained(stage: str, listed: list[str], path: Path) -> None:
             f"{path}, section {stage}: method is {method!r}, which is not among the methods that are trained: "
             f"{', '.join(listed)}; add it to methods, or choose one of them"
         )
+
+
+def _language_model(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> list[str]:
+    """Returns a warning if connect.llm has to be downloaded. Raises ValueError if it cannot be located."""
+    config = read_section("connect", ConnectConfig, path)
+    if config.method not in listed or not isinstance(configure(config.method, pretrain, size).backbone, ViTBackbone):
+        return []  # an error of `_trained`; or connect is skipped
+    try:
+        location, _ = locate_llm(config.llm)
+    except ValueError as error:
+        raise ValueError(f"{path}, section connect: llm: {error}") from None
+    if Path(location).is_dir() or is_cached(location):
+        return []
+    return [f"{path}, section connect: llm: {location} is not in the cache of Hugging Face; connect will download it"]
 
 
 def main() -> None:

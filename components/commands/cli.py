@@ -56,17 +56,31 @@ def command_line(command: str, arguments: list[str]) -> list[str]:
     if "${item.method}" in text:
         method, arguments = _method(command, arguments)
         text = text.replace("${item.method}", method)
-    text = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda match: str(section(match[1]).get(match[2])), text)
+    text = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda match: _setting(match[1], match[2]), text)
     return [*shlex.split(text)[1:], *arguments]
 
 
 def _method(command: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """Returns the value of `--method`, and the other arguments."""
+    """Returns the value of `--method`, and the other arguments. Raises ValueError if it is missing or not known."""
     for place, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name == "--method" and (value or arguments[place + 1 :]):
-            return value or arguments[place + 1], arguments[:place] + arguments[place + (1 if value else 2) :]
+            method = value or arguments[place + 1]
+            if method not in methods():
+                from components.methods import METHODS  # takes seconds
+
+                if method not in METHODS:
+                    raise ValueError(f"no method {method!r}; known: {known_names(method, METHODS)}")
+            return method, arguments[:place] + arguments[place + (1 if value else 2) :]
     raise ValueError(f"selfsight {command} needs --method NAME; {PARAMS} lists: {', '.join(methods())}")
+
+
+def _setting(name: str, key: str) -> str:
+    """Returns a setting of params.yaml. Raises ValueError if it is not a word."""
+    value = section(name).get(key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{PARAMS}, section {name}: {key}: a name is needed; given: {value!r}")
+    return value
 
 
 def main() -> None:

@@ -96,9 +96,14 @@ def model_digests(llm: str) -> dict[str, str]:
     return {path.name: digest(path) for path in paths}
 
 
+def is_cached(llm_id: str) -> bool:
+    """Returns True if this Hugging Face id has been downloaded. Raises ValueError if it is not a possible id."""
+    return isinstance(try_to_load_from_cache(llm_id, "config.json"), str)
+
+
 def _hub_id(llm: str) -> str:
     try:
-        cached = isinstance(try_to_load_from_cache(llm, "config.json"), str)
+        cached = is_cached(llm)
     except ValueError as error:  # not a possible id
         raise _unreachable(llm, str(error)) from None
     if constants.HF_HUB_OFFLINE and not cached:

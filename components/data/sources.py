@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -75,12 +76,21 @@ def _torchvision(name: str, root: Path) -> Iterator[Entry]:
                 "unpack the images yourself and give their folder, or use scenes"
             ) from error
         classes = getattr(dataset, "classes", None)
-        for index in range(len(dataset)):
-            number = int(dataset[index][1])
+        for index, number in enumerate(_class_numbers(dataset)):
             label = None if number < 0 else classes[number] if classes else str(number)  # STL-10's unlabeled are -1
             label = label[0] if isinstance(label, tuple) else label  # Imagenette's classes have several names
             path = f"{name}/{split or 'all'}/{index:06d}"
             yield with_questions(Entry(path, partial(_image, dataset, index), split or None, label))
+
+
+def _class_numbers(dataset: Any) -> Iterable[int]:
+    """Returns the class number of each picture from torchvision's own lists, since indexing decodes the picture too."""
+    for name in ("targets", "labels", "_labels"):
+        if hasattr(dataset, name):
+            return map(int, getattr(dataset, name))
+    if hasattr(dataset, "_samples"):
+        return (number for _, number in dataset._samples)
+    return (int(dataset[index][1]) for index in range(len(dataset)))
 
 
 def _image(dataset: list[tuple[Image.Image, int]], index: int) -> Image.Image:

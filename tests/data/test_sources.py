@@ -49,6 +49,43 @@ def test_a_torchvision_data_set_is_read_and_its_absence_explained(tmp_path, monk
         read_source("cifar10", 0, 0, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "splits", "folder"),
+    [
+        ("eurosat", [None], "eurosat/2750"),  # of ImageFolder's kind: targets
+        ("dtd", ["train", "val", "test"], "dtd/dtd/images"),  # _labels
+        ("imagenette", ["train", "test"], "imagenette2"),  # _samples
+    ],
+)
+def test_each_picture_of_a_torchvision_data_set_is_decoded_once(name, splits, folder, tmp_path, monkeypatch):
+    """torchvision's own classes on a few files in their layout."""
+    classes = ("n01440764", "n02102040") if name == "imagenette" else ("banded", "dotted")
+    places = {"imagenette": ("train", "val")}.get(name, ("",))
+    for number, (place, kind) in enumerate((place, kind) for place in places for kind in classes):
+        for index in range(3 if name == "dtd" else 1):
+            file = tmp_path / folder / place / kind / f"{index}.JPEG".lower()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(_png(number))
+    if name == "dtd":
+        (tmp_path / "dtd/dtd/labels").mkdir()
+        for index, split in enumerate(splits):
+            lines = "".join(f"{kind}/{index}.jpeg\n" for kind in classes)
+            (tmp_path / f"dtd/dtd/labels/{split}1.txt").write_text(lines)
+    decoded, convert = [], Image.Image.convert  # which each of torchvision's loaders calls
+
+    def counted(image, *args, **kwargs):
+        decoded.append(image)
+        return convert(image, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "convert", counted)
+    entries = read(name, 0, 0, tmp_path).entries
+    assert not decoded
+    labels = ("tench", "English springer") if name == "imagenette" else classes
+    assert [(entry.split, entry.label) for entry in entries] == [(s, label) for s in splits for label in labels]
+    assert all(entry.fetch().size == (8, 8) for entry in entries)
+    assert len(decoded) == len(entries)
+
+
 def test_every_named_data_set_is_torchvisions():
     from torchvision import datasets
 
