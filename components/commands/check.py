@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.config import PARAMS, InvalidError, Strict, known_names, methods, read_section, section, sections
-from components.connector.llm import is_cached, locate_llm
+from components.connector.llm import PACKAGED, is_cached, locate_llm
 from components.data.photos import Photos
 from components.data.sources import source_folder
 from components.methods import METHODS, Method
@@ -135,14 +135,20 @@ def _trained(stage: str, listed: list[str], path: Path) -> None:
 
 
 def _language_model(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> list[str]:
-    """Returns a warning if connect.llm has to be downloaded. Raises ValueError if it cannot be located."""
+    """Returns a warning if connect.llm has to be downloaded or its package to be installed.
+
+    Raises ValueError if it cannot be located. A missing package is none, for it hinders no other stage.
+    """
     config = read_section("connect", ConnectConfig, path)
     if config.method not in listed or not isinstance(configure(config.method, pretrain, size).backbone, ViTBackbone):
         return []  # an error of `_trained`; or connect is skipped
     try:
         location, _ = locate_llm(config.llm)
     except ValueError as error:
-        raise ValueError(f"{path}, section connect: llm: {error}") from None
+        problem = f"{path}, section connect: llm: {error}"
+        if config.llm == PACKAGED:
+            return [problem]
+        raise ValueError(problem) from None
     if Path(location).is_dir() or is_cached(location):
         return []
     return [f"{path}, section connect: llm: {location} is not in the cache of Hugging Face; connect will download it"]
