@@ -78,7 +78,7 @@ def test_each_picture_of_a_torchvision_data_set_is_decoded_once(name, splits, fo
         return convert(image, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "convert", counted)
-    entries = read(name, 0, 0, tmp_path).entries
+    entries = read_source(name, 0, 0, tmp_path).entries
     assert not decoded
     labels = ("tench", "English springer") if name == "imagenette" else classes
     assert [(entry.split, entry.label) for entry in entries] == [(s, label) for s in splits for label in labels]
