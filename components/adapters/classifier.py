@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import ResNetConfig, ResNetForImageClassification, ViTForImageClassification
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
 
 from components.machine import make_readable
-from components.models.backbone import Backbone, ViT
+from components.models.backbone import Backbone, Published, ResNet, Timm, ViT
 from components.models.resnet import SMALL_IMAGE
 from components.training.objective import Objective
 
@@ -63,30 +69,64 @@ class LinearHead(Objective):
         return layer
 
 
+def problem(backbone: Backbone) -> str | None:
+    """Returns why no class of transformers is a classifier with this backbone, None if one is."""
+    if isinstance(backbone, Published) and backbone.family.classifier is None:
+        return f"transformers has no image classifier for a {backbone.origin.model_type}"
+    return None
+
+
 def save(folder: Path, backbone: Backbone, head: nn.Linear, classes: tuple[str, ...]) -> None:
-    """Write backbone and head (on raw features) as one classifier with named classes."""
+    """Write backbone and head (on raw features of `backbone.as_stock()`) as one classifier with named classes."""
     backbone.save(folder)  # for the preprocessor; the weights are replaced next
     labels = {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
-    model: Any
-    if isinstance(backbone, ViT):
-        config = backbone.trunk.config
-        model = ViTForImageClassification(config.from_dict({**config.to_dict(), **labels}))
-        model.vit.load_state_dict(backbone.trunk.state_dict())
-        model.classifier.load_state_dict(head.state_dict())
+    if isinstance(backbone, ResNet) and backbone.config.image_size <= SMALL_IMAGE:
+        _save_for_torchvision(folder, backbone, head, classes)
+    else:
+        model, classifier = _stock_model(backbone, labels)
+        classifier.load_state_dict(head.state_dict())
         model.save_pretrained(folder)
-    elif backbone.config.image_size > SMALL_IMAGE:
+    make_readable(folder)
+
+
+def _stock_model(backbone: Backbone, labels: dict[str, Any]) -> tuple[Any, Any]:
+    """Returns transformers' classifier with the backbone's weights, and its layer that takes the head's."""
+    model: Any
+    weights = backbone.trunk.state_dict()
+    if isinstance(backbone, Timm):
+        names = list(labels["label2id"])
+        values = {**backbone.trunk.config.to_dict(), "label_names": names, "num_classes": len(names)}
+        model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(values))
+        missing, unexpected = model.timm_model.load_state_dict(backbone.trunk.timm_model.state_dict(), strict=False)
+        assert not unexpected
+        classifier = model.timm_model.get_classifier()
+        assert len(missing) == len(classifier.state_dict())
+        return model, classifier
+    if isinstance(backbone, ResNet):
         make: Any = ResNetConfig
         model = ResNetForImageClassification(make(**RESNETS[backbone.config.kind], **labels))
-        model.resnet.load_state_dict({stock_name(name): value for name, value in backbone.trunk.state_dict().items()})
-        model.classifier[-1].load_state_dict(head.state_dict())
-        model.save_pretrained(folder)
+        model.resnet.load_state_dict({stock_name(name): value for name, value in weights.items()})
+        return model, model.classifier[-1]
+    assert isinstance(backbone, ViT | Published)
+    config = backbone.trunk.config
+    name = backbone.family.classifier if isinstance(backbone, Published) else "ViTForImageClassification"
+    assert name is not None
+    make = getattr(transformers, name)
+    if make.config_class is not type(config):  # CLIP's and SigLIP's classifiers have the configuration of both towers
+        model = make(make.config_class(vision_config=config.to_dict(), **labels))
     else:
-        weights = {**backbone.trunk.state_dict(), "fc.weight": head.weight.detach(), "fc.bias": head.bias.detach()}
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config |= {"library": "torchvision", "stem": "conv1 3 x 3, stride 1, padding 1; no maxpool", "classes": classes}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    make_readable(folder)
+        model = make(config.from_dict({**config.to_dict(), **labels}))
+    (tower,) = (child for child in model.children() if child is not model.classifier)
+    tower.load_state_dict(weights)
+    return model, model.classifier
+
+
+def _save_for_torchvision(folder: Path, backbone: ResNet, head: nn.Linear, classes: tuple[str, ...]) -> None:
+    weights = {**backbone.trunk.state_dict(), "fc.weight": head.weight.detach(), "fc.bias": head.bias.detach()}
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"library": "torchvision", "stem": "conv1 3 x 3, stride 1, padding 1; no maxpool", "classes": classes}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def stock_name(name: str) -> str:

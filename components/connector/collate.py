@@ -5,13 +5,17 @@ The sequence is [image …, BOS, question, "\\n", answer, EOS, padding …] (Pal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from components.data.photos import Photos
+
+Squares = Callable[[np.ndarray], Tensor]  # row numbers -> uint8 [B, 3, S, S]
 IGNORE = -100
 BUCKET = 8  # tokens; lengths within one bucket count as equal
 WINDOW = 16  # batches; examples are sorted by length within a window
@@ -72,3 +76,11 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -
     windows = np.array_split(shuffled, range(batch_size * WINDOW, len(shuffled), batch_size * WINDOW))
     sorted_windows = [window[np.argsort(lengths[window] // BUCKET, kind="stable")] for window in windows]
     return r.permutation(np.concatenate(sorted_windows).reshape(-1, batch_size))
+
+
+def squares_for(processor: Any, photos: Photos) -> Squares:
+    """Returns a function from row numbers to the photos' pixels, as the model's image processor makes them."""
+    images = processor.image_processor
+    crop = bool(images.do_center_crop)
+    size = (images.crop_size if crop else images.size)["height"]
+    return partial(photos.squares, size=size, square="crop" if crop else "squash")

@@ -17,10 +17,11 @@ from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
-    ViTModel,
 )
 from transformers.models.paligemma.processing_paligemma import EXTRA_TOKENS, IMAGE_TOKEN
 from transformers.models.vit import ViTImageProcessor
+
+from components.models.families import FAMILIES
 
 # the processor adds BOS and "\n"; the template is for the pipeline's chat format
 CHAT = (
@@ -28,6 +29,8 @@ CHAT = (
     "{% if part['type'] == 'image' %}" + IMAGE_TOKEN + "{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endfor %}"
 )
+# what AutoModel makes of a saved backbone's config.json, tested as PaliGemma's tower
+TOWERS = tuple(kind for kind in FAMILIES if kind not in ("vit_mae", "siglip", "clip"))  # saved as their vision towers
 MAX_NEW_TOKENS = 64  # transformers' default includes the prompt, which the image alone would fill
 
 
@@ -40,11 +43,12 @@ def tower_problem(backbone: Path) -> str | None:
     if not config.is_file():
         raise ValueError(f"{backbone} holds no backbone: config.json is missing; run the pretrain stage first")
     kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
-    if kind == "vit":
+    if kind in TOWERS:
         return None
     return (
-        f"the language model takes ViT backbones only, and this one is a {kind}; for answers set in params.yaml "
-        "backbone: {kind: vit, …} in pretrain.common, or connect.method to a method whose own section has it"
+        f"the language model takes backbones that are a sequence of tokens ({', '.join(TOWERS)}), and this one is a "
+        f"{kind}; for answers set in params.yaml backbone: {{kind: vit, …}} in pretrain.common, or connect.method to a "
+        "method whose own section has it"
     )
 
 
@@ -53,12 +57,12 @@ def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0) -> tuple[A
 
     backbone: a folder that Backbone.save wrote. llm, tokenizer: from load_llm; the tokenizer is changed in place.
     Weights are copied into a new model, because a model that was read from GGUF cannot be saved.
-    Raises ValueError if the backbone is no ViT, or if the tokenizer has no end-of-text token.
+    Raises ValueError if the backbone is of no family in TOWERS, or if the tokenizer has no end-of-text token.
     """
     if problem := tower_problem(backbone):
         raise ValueError(problem)
-    tower = ViTModel.from_pretrained(backbone, add_pooling_layer=False)
-    processor = _processor(backbone, tower.config, tokenizer)
+    tower = _read_tower(backbone)
+    processor = _processor(backbone, tower, tokenizer)
     torch.manual_seed(seed)
     config = _config(tower.config, llm.config, processor)
     model: Any = PaliGemmaForConditionalGeneration(config)  # new tokens: N(0, 0.02), as in section 5.3
@@ -72,7 +76,24 @@ def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0) -> tuple[A
     return model.eval(), processor
 
 
-def _processor(backbone: Path, vit: Any, tokenizer: Any) -> Any:
+def _read_tower(backbone: Path) -> Any:
+    """Returns the backbone as transformers' class of its family, without a pooling head, which no token needs."""
+    family = FAMILIES[json.loads((backbone / "config.json").read_text(encoding="utf-8"))["model_type"]]
+    tower = family.transformer.from_pretrained(backbone, **family.load_options)
+    if hasattr(tower, "head"):
+        tower.config.vision_use_head = tower.use_head = False
+        del tower.head
+    return tower.eval()
+
+
+@torch.no_grad()
+def _token_count(tower: Any) -> int:
+    """Returns how many tokens the tower makes of an image: patches, and those before them."""
+    size = tower.config.image_size
+    return int(tower(torch.zeros(1, 3, size, size)).last_hidden_state.shape[1])
+
+
+def _processor(backbone: Path, tower: Any, tokenizer: Any) -> Any:
     """Returns a processor with the backbone's size and statistics and a tokenizer with all special tokens."""
     if tokenizer.eos_token is None:
         raise ValueError(
@@ -86,7 +107,7 @@ def _processor(backbone: Path, vit: Any, tokenizer: Any) -> Any:
     tokenizer.init_kwargs["padding_side"] = "left"  # save_pretrained writes only attributes that are named here
     tokenizer.chat_template = None  # the language model's own has no place for images
     image_processor: Any = ViTImageProcessor.from_pretrained(backbone)
-    image_processor.image_seq_length = (vit.image_size // vit.patch_size) ** 2 + 1  # patches and the class token
+    image_processor.image_seq_length = _token_count(tower)
     make: Any = PaliGemmaProcessor
     return make(image_processor, tokenizer, chat_template=CHAT)
 
@@ -118,8 +139,8 @@ def _fill_tower(target: Any, tower: Any) -> None:
     missing, unexpected = target.load_state_dict(tower.state_dict(), strict=False)
     assert not unexpected
     assert all(name.startswith("pooler.") for name in missing)
-    for parameter in target.pooler.parameters():  # unused; with random values two exports of one model would differ
-        parameter.zero_()
+    for name in missing:  # unused; with random values two exports of one model would differ
+        target.get_parameter(name).zero_()
 
 
 @torch.no_grad()

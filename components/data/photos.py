@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 SPLITS = ("train", "val", "test")
+Square = Literal[
+    "squash", "crop"
+]  # how a photo becomes a square: all of it, distorted, or the largest one in its middle
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,12 @@ class Photos:
         questions = pl.read_parquet(self.folder / "questions.parquet")
         return questions.filter(pl.col("row").is_in(self.rows(*splits).tolist()))
 
-    def squares(self, rows: np.ndarray, size: int) -> Tensor:
-        """Returns whole photos resized to size × size as ViTImageProcessor does: uint8 [len(rows), 3, size, size]."""
+    def squares(self, rows: np.ndarray, size: int, square: Square = "squash") -> Tensor:
+        """Returns photos as size × size pixels, as ViTImageProcessor makes them: uint8 [len(rows), 3, size, size]."""
         out = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
         pixels = self.pixels(rows)
         for index in range(len(rows)):
-            out[index] = resized(pixels[index], size)
+            out[index] = resized(pixels[index] if square == "squash" else middle(pixels[index]), size)
         return out
 
     def stack(self, rows: np.ndarray, device: torch.device) -> Tensor:
@@ -152,10 +155,10 @@ class Photos:
             selected = _to_device(torch.from_numpy(flat[rows]), device)  # numpy gathers bytes far faster than torch
         return selected.view(len(rows), int(height), int(width), 3).permute(0, 3, 1, 2)
 
-    def batches(self, rows: np.ndarray, size: int, batch: int = 256) -> Iterator[Tensor]:
+    def batches(self, rows: np.ndarray, size: int, square: Square = "squash", batch: int = 256) -> Iterator[Tensor]:
         """Yields `squares` of all rows, in order, `batch` at a time."""
         for start in range(0, len(rows), batch):
-            yield self.squares(rows[start : start + batch], size)
+            yield self.squares(rows[start : start + batch], size, square)
 
 
 def jpeg(pixels: np.ndarray, quality: int) -> bytes:
@@ -179,6 +182,14 @@ def write_index(folder: Path, table: pl.DataFrame, *, jpegs: bool = False) -> No
         classes=np.array(classes, dtype=np.str_),
         **sizes,
     )
+
+
+def middle(image: Tensor) -> Tensor:
+    """Returns the largest square in the middle of uint8 [3, H, W], a view."""
+    height, width = image.shape[1:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[:, top : top + side, left : left + side]
 
 
 def resized(image: Tensor, size: int) -> Tensor:

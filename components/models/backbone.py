@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from components.config import parse
-from components.models.interface import Backbone, BackboneConfig, ResNetBackbone, ViTBackbone
+from components.models import pretrained, published
+from components.models.families import FAMILIES
+from components.models.interface import (
+    AnyBackbone,
+    Backbone,
+    BackboneConfig,
+    PublishedBackbone,
+    ResNetBackbone,
+    ViTBackbone,
+)
+from components.models.origin import Origin
 from components.models.patches import SIDE
-from components.models.resnet import ResNet
+from components.models.published import Published, Timm
+from components.models.resnet import SMALL_IMAGE, ResNet
 from components.models.vit import ViT
 
 __all__ = [
+    "AnyBackbone",
     "Backbone",
     "BackboneConfig",
+    "Published",
+    "PublishedBackbone",
     "ResNet",
     "ResNetBackbone",
+    "Timm",
     "ViT",
     "ViTBackbone",
     "build",
@@ -42,9 +58,28 @@ def require_fit(backbone: Backbone, name: str, size: int) -> None:
         )
 
 
-def build(config: ViTBackbone | ResNetBackbone) -> Backbone:
-    """Returns a new backbone with random weights."""
-    return ViT(config) if isinstance(config, ViTBackbone) else ResNet(config)
+def build(config: AnyBackbone) -> Backbone:
+    """Returns a new backbone: with random weights, or with published ones. Raises ValueError if there are none."""
+    if isinstance(config, ViTBackbone):
+        return ViT(config)
+    if isinstance(config, ResNetBackbone):
+        return ResNet(config)
+    folder = Path(config.source).expanduser()
+    if pretrained.saved_resnet(folder):
+        return _for_size(load(folder), config)
+    return published.build(config)
+
+
+def _for_size(backbone: Backbone, config: PublishedBackbone) -> Backbone:
+    """Returns a ResNet for another image size. Raises ValueError where its first layer would have to be another."""
+    shape = backbone.config
+    if (shape.image_size <= SMALL_IMAGE) != (config.image_size <= SMALL_IMAGE):
+        raise ValueError(
+            f"image_size {config.image_size}: {config.source} was trained at {shape.image_size} pixels, and a ResNet "
+            f"for up to {SMALL_IMAGE} pixels has another first layer than one for more"
+        )
+    backbone.config = shape.model_copy(update={"image_size": config.image_size})
+    return backbone
 
 
 def load(folder: Path) -> Backbone:
@@ -53,28 +88,24 @@ def load(folder: Path) -> Backbone:
     if missing := [file.name for file in files if not file.is_file()]:
         raise ValueError(f"{folder} holds no backbone: {', '.join(missing)} missing")
     saved, pixels = (json.loads(file.read_text(encoding="utf-8")) for file in (files[0], files[2]))
-    kind = saved.get("model_type")
-    common = {
-        "mean": tuple(pixels["image_mean"]),
-        "std": tuple(pixels["image_std"]),
-        "patches": saved.get("patches", 0),
-    }
-    if kind == "vit":
+    common: dict[str, Any]
+    kind, common = saved.get("model_type"), {"mean": tuple(pixels["image_mean"]), "std": tuple(pixels["image_std"])}
+    common["square"] = "crop" if pixels.get("do_center_crop") else "squash"
+    if kind in pretrained.RESNETS:
+        values = {"kind": kind, "image_size": saved["image_size"], "patches": saved.get("patches", 0), **common}
+        backbone: Any = ResNet(parse(ResNetBackbone, values, str(files[0])))
+        backbone.read_weights(folder)
+    elif kind in {*FAMILIES, pretrained.TIMM}:
         values = {
-            "image_size": saved["image_size"],
-            "patch_size": saved["patch_size"],
-            "width": saved["hidden_size"],
-            "depth": saved["num_hidden_layers"],
-            "heads": saved["num_attention_heads"],
-            "layer_norm_eps": saved["layer_norm_eps"],
-            "pool": saved.get("pool", "class"),
+            "kind": "published",
+            "from": str(folder),
+            "image_size": (pixels.get("crop_size") or pixels["size"])["height"],
             **common,
         }
-        backbone: Backbone = ViT(parse(ViTBackbone, values, str(files[0])))
-    elif kind in ("resnet18", "resnet50"):
-        values = {"kind": kind, "image_size": saved["image_size"], **common}
-        backbone = ResNet(parse(ResNetBackbone, values, str(files[0])))
+        values["patch_size"] = saved.get("patch_size", 1)
+        backbone = published.build(parse(PublishedBackbone, values, str(files[0])))
     else:
-        raise ValueError(f"{files[0]} says model_type {kind!r}; allowed: vit, resnet18, resnet50")
-    backbone.read_weights(folder)
+        known = ", ".join([*pretrained.RESNETS, *FAMILIES, pretrained.TIMM])
+        raise ValueError(f"{files[0]} says model_type {kind!r}; allowed: {known}")
+    backbone.origin = Origin.read(folder)
     return backbone

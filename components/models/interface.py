@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from transformers.models.vit import ViTImageProcessor
 
 from components.config import Strict
+from components.data.photos import Square
 from components.machine import make_readable
+from components.models.origin import Origin
 from components.models.patches import grid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,6 +27,7 @@ class Pixels(Strict):
     image_size: int = Field(224, ge=8)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    square: Square = "squash"  # what is done to photos that are not square
     patches: int = Field(0, ge=0)  # side in pixels of 3 × 3 patches whose features are averaged; 0: the whole picture
 
     @model_validator(mode="after")
@@ -32,6 +35,15 @@ class Pixels(Strict):
         if self.patches > self.image_size:
             raise ValueError(f"patches {self.patches} is larger than image_size {self.image_size}")
         return self
+
+
+def check_divides(image_size: int, patch_size: int) -> None:
+    """Raises ValueError if an image does not consist of whole patches."""
+    if image_size % patch_size:
+        raise ValueError(
+            f"image_size {image_size} is not a multiple of patch_size {patch_size}; "
+            f"try image_size {image_size // patch_size * patch_size or patch_size}"
+        )
 
 
 class ViTBackbone(Pixels):
@@ -47,11 +59,7 @@ class ViTBackbone(Pixels):
 
     @model_validator(mode="after")
     def _divides(self) -> ViTBackbone:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
-                f"try image_size {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
-            )
+        check_divides(self.image_size, self.patch_size)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
@@ -61,7 +69,35 @@ class ResNetBackbone(Pixels):
     kind: Literal["resnet18", "resnet50"]
 
 
-BackboneConfig = Annotated[ViTBackbone | ResNetBackbone, Field(discriminator="kind")]
+class PublishedBackbone(Pixels):
+    """A backbone with published weights; all settings but the first three are its checkpoint's."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    kind: Literal["published"]
+    source: str = Field(alias="from")  # a Hugging Face id, a folder, or efficientnet-lite0
+    revision: str | None = None
+    patch_size: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_divides(self.image_size, self.patch_size)
+        return self
+
+
+AnyBackbone = ViTBackbone | ResNetBackbone | PublishedBackbone
+BackboneConfig = Annotated[AnyBackbone, Field(discriminator="kind")]
+
+
+def transformer_layers(model: nn.Module, blocks: str, depth: int) -> dict[str, int]:
+    """Returns `Backbone.layers` of a transformer; blocks: the name of their list. The last norm is a layer too."""
+
+    def layer(name: str) -> int:
+        if name.startswith(f"{blocks}."):
+            return 1 + int(name.removeprefix(f"{blocks}.").partition(".")[0])
+        return 0 if "embeddings" in name or "pre_layrnorm" in name else depth + 1
+
+    return {name: layer(name) for name, _ in model.named_parameters()}
 
 
 class Backbone(nn.Module, ABC):
@@ -74,17 +110,18 @@ class Backbone(nn.Module, ABC):
     """
 
     pool: str
+    origin: Origin | None  # of published weights
     patches: int  # where a method trains only those: side of the 3 × 3 patches whose features are averaged, or 0
 
-    config: ViTBackbone | ResNetBackbone
+    config: AnyBackbone
     dim: int
     trunk: Any
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ViTBackbone | ResNetBackbone) -> None:
+    def __init__(self, config: AnyBackbone) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.origin = config, None
         self.patches = config.patches
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1) * 255, persistent=False)
@@ -121,15 +158,31 @@ class Backbone(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Writes config.json, model.safetensors and preprocessor_config.json: transformers' own three names."""
         folder.mkdir(parents=True, exist_ok=True)
-        size = {"height": self.config.image_size, "width": self.config.image_size}
+        side = {"height": self.config.image_size, "width": self.config.image_size}
+        crop = {"size": {"shortest_edge": self.config.image_size}, "do_center_crop": True, "crop_size": side}
         ViTImageProcessor(
-            size=size, image_mean=list(self.config.mean), image_std=list(self.config.std), do_convert_rgb=True
+            **(crop if self.config.square == "crop" else {"size": side}),
+            image_mean=list(self.config.mean),
+            image_std=list(self.config.std),
+            do_convert_rgb=True,
         ).save_pretrained(folder)
         self._save(folder)
+        if self.origin:
+            self.origin.write(folder)
         make_readable(folder)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """True if features in train mode depend on the other images of the batch."""
+        return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.modules())
+
+    @abstractmethod
+    def layers(self) -> dict[str, int]:
+        """Returns the layer of each parameter by its name: 0 for the patch embedding or stem, then the blocks."""
+
+    @abstractmethod
+    def untrained(self) -> Backbone:
+        """Returns a backbone of the same shape with random weights, from torch's generator."""
 
     @abstractmethod
     def _save(self, folder: Path) -> None: ...
-
-    @abstractmethod
-    def read_weights(self, folder: Path) -> None: ...

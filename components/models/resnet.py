@@ -87,6 +87,14 @@ class ResNet(Backbone):
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file({k: v.contiguous() for k, v in self.trunk.state_dict().items()}, folder / "model.safetensors")
 
+    def layers(self) -> dict[str, int]:
+        stages = ("layer1", "layer2", "layer3", "layer4")
+        names = {name: name.split(".")[1] for name, _ in self.named_parameters()}
+        return {name: 1 + stages.index(stage) if stage in stages else 0 for name, stage in names.items()}
+
+    def untrained(self) -> ResNet:
+        return ResNet(self.config)
+
     def read_weights(self, folder: Path) -> None:
         self.trunk.load_state_dict(load_file(folder / "model.safetensors"))
 
@@ -96,8 +104,10 @@ def zero_init_residual(backbone: Backbone) -> None:
     """Sets the scale of the last batch norm of each block to 0, so that every block of a ResNet starts as the identity.
 
     Call it once, before training from random weights: Goyal et al., 2017, section 5.1
-    (https://arxiv.org/abs/1706.02677). A ViT stays as it is.
+    (https://arxiv.org/abs/1706.02677). A ViT stays as it is, and so do trained weights.
     """
+    if backbone.origin is not None:
+        return
     for block in backbone.modules():
         if isinstance(block, Bottleneck):
             block.bn3.weight.zero_()

@@ -16,13 +16,11 @@ from transformers import ViTConfig, ViTModel
 from transformers.utils.logging import disable_progress_bar
 
 from components.models.heads import sincos
-from components.models.interface import Backbone, ViTBackbone
+from components.models.interface import Backbone, ViTBackbone, transformer_layers
 
 AS_BUILT = ("hidden_act", "intermediate_size", "num_channels", "qkv_bias")  # fixed in this class
 
 disable_progress_bar()  # one bar a saved file is noise
-
-_from_pretrained: Any = ViTModel.from_pretrained  # typed as if it never gave loading info
 
 
 class ViT(Backbone):
@@ -151,16 +149,17 @@ class ViT(Backbone):
         self.trunk.config.pool, self.trunk.config.patches = self.pool, self.patches
         self.trunk.save_pretrained(folder)
 
-    def read_weights(self, folder: Path) -> None:
-        """transformers' own reader, for the names on disk are older than those in memory."""
-        loaded, info = _from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
-        if info["missing_keys"]:
-            raise ValueError(f"{folder} lacks weights: {', '.join(sorted(info['missing_keys']))}")
-        for name in AS_BUILT:
-            value, allowed = (getattr(trunk.config, name) for trunk in (loaded, self.trunk))
-            if value != allowed:
-                raise ValueError(f"{folder / 'config.json'}: {name} is {value!r}; only {allowed!r} can be read here")
-        self.trunk.load_state_dict(loaded.state_dict())
+    def layers(self) -> dict[str, int]:
+        return transformer_layers(self, "trunk.layers", self.config.depth)
+
+    def untrained(self) -> ViT:
+        return ViT(self.config)
+
+
+def can_hold(config: Any) -> bool:
+    """True if ViT computes what a ViTModel of this configuration does."""
+    own = ViTConfig(hidden_size=config.hidden_size, intermediate_size=4 * config.hidden_size)
+    return all(getattr(config, name) == getattr(own, name) for name in AS_BUILT)
 
 
 @cache

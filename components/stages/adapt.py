@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from components.adapters.classifier import LinearHead, save
+from components.adapters.classifier import problem as classifier_problem
 from components.config import Seed, Strict, read_section, write_config
 from components.data.photos import Photos
 from components.evaluation.features import features
@@ -44,7 +45,7 @@ def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str,
     photos = Photos(data)
     out.mkdir(parents=True, exist_ok=True)
     write_config(config, out / "config.json")
-    if reason := cannot_score(photos):
+    if reason := cannot_score(photos) or classifier_problem(load(folder / "backbone")):
         metrics: dict[str, Any] = {"skipped": f"no classifier: {reason}"}
     else:
         metrics = _train(config, folder, photos, out)
@@ -73,7 +74,7 @@ def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict
     backbone_file = folder / "backbone" / "model.safetensors"
     inputs = (config.model_dump(mode="json"), digest(photos.folder / "manifest.parquet"), digest(backbone_file))
     state = scratch("adapt", *inputs)
-    length = {"steps": config.epochs * per_epoch, "per_epoch": per_epoch, "batch_size": size}
+    length: dict[str, Any] = {"steps": config.epochs * per_epoch, "per_epoch": per_epoch, "batch_size": size}
     run = Run("adapt", **length, log=state / "log.jsonl", state=state, seed=config.seed, micro_batches=1)
     with exclusive(state, acc):
         fit(head, batch, optimizer, config.optimizer, run, acc)

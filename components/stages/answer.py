@@ -16,7 +16,7 @@ from pydantic import Field
 
 from components.config import Seed, Strict, read_section, write_config
 from components.connector.answering import generate_answers, load_vlm
-from components.connector.collate import Collator
+from components.connector.collate import Collator, squares_for
 from components.connector.objective import Connector
 from components.connector.scoring import blind_answers, bootstrap, derangement, normalized
 from components.data.entries import DESCRIBE
@@ -92,7 +92,7 @@ def answer_losses(
     """Returns the loss of each expected answer with the photos at `rows` as input, float64 [len(questions)]."""
     vlm = objective.vlms[0]
     batch = Collator(processor, 512)(questions["question"], questions["expected"])
-    batch["pixels"] = photos.squares(rows, vlm.config.vision_config.image_size)
+    batch["pixels"] = squares_for(processor, photos)(rows)
     losses = objective.losses({name: value.to(vlm.device) for name, value in batch.items()})
     return losses.double().cpu().numpy()
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from components.config import Seed, Strict, read_section, write_config
-from components.connector.collate import Collator, epoch_batches
+from components.connector.collate import Collator, Squares, epoch_batches, squares_for
 from components.connector.llm import load_llm, model_digests
 from components.connector.objective import Connector
 from components.connector.scoring import derangement
@@ -71,9 +71,9 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     vlm, processor = assemble(backbone / "backbone", *load_llm(config.llm), seed=config.seed)
     objective = Connector(vlm.to(acc.device), processor)
     collator = Collator(processor, config.answer_tokens)
-    size = vlm.config.vision_config.image_size
-    load = loader(photos, questions, collator, size, config, (acc.process_index, acc.num_processes))
-    warm_start(vlm, warm_start_batches(objective, photos, questions, collator, size))
+    squares = squares_for(processor, photos)
+    load = loader(squares, questions, collator, config, (acc.process_index, acc.num_processes))
+    warm_start(vlm, warm_start_batches(objective, squares, questions, collator))
     optimizer = optim.build(objective, config.optimizer, REFERENCE_BATCH)
     files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
     inputs = (*[digest(file) for file in files], model_digests(config.llm))
@@ -85,7 +85,7 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
         if acc.is_main_process:
             log = run.log.read_text(encoding="utf-8")
             losses = [json.loads(line)["loss"] for line in log.splitlines()[-LOSS_LINES:]]
-            metrics = {"loss": float(np.mean(losses)), **validation_gap(objective, photos, collator, size)}
+            metrics = {"loss": float(np.mean(losses)), **validation_gap(objective, photos, collator, squares)}
             vlm.save_pretrained(out / "model")
             make_readable(out / "model")
             processor.save_pretrained(out / "model")
@@ -97,7 +97,7 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
 
 
 def warm_start_batches(
-    objective: Connector, photos: Photos, questions: Any, collator: Collator, size: int
+    objective: Connector, squares: Squares, questions: Any, collator: Collator
 ) -> Iterator[tuple[Tensor, list[list[int]]]]:
     """Yields normalized pixels of some training photos, and for each of them the tokens of all its answers."""
     tokens: dict[int, list[int]] = {}
@@ -106,12 +106,12 @@ def warm_start_batches(
             tokens.setdefault(row, []).extend(collator.suffix(answer)[:-1])
     rows = np.array([row for row, ids in tokens.items() if ids])
     for part in np.array_split(rows, max(1, len(rows) // 64)):
-        pixels = photos.squares(part, size).to(objective.mean.device)
+        pixels = squares(part).to(objective.mean.device)
         yield (pixels - objective.mean) / objective.std, [tokens[row] for row in part.tolist()]
 
 
 def loader(
-    photos: Photos, questions: Any, collator: Collator, size: int, config: ConnectConfig, place: tuple[int, int]
+    squares: Squares, questions: Any, collator: Collator, config: ConnectConfig, place: tuple[int, int]
 ) -> Callable[[int], dict[str, Tensor]]:
     """Returns a function from step to the batch of this process; it depends on seed and step only.
 
@@ -128,13 +128,15 @@ def loader(
     def load(step: int) -> dict[str, Tensor]:
         places = epoch(step // per_epoch)[step % per_epoch][rank::world_size]
         batch = collator(texts[places].tolist(), answers[places].tolist())
-        return {**batch, "pixels": photos.squares(rows[places], size)}
+        return {**batch, "pixels": squares(rows[places])}
 
     return load
 
 
 @torch.no_grad()
-def validation_gap(objective: Connector, photos: Photos, collator: Collator, size: int) -> dict[str, float | None]:
+def validation_gap(
+    objective: Connector, photos: Photos, collator: Collator, squares: Squares
+) -> dict[str, float | None]:
     """Returns val_loss, on some val questions, and val_gap, by how much it rises with another photo's pixels.
 
     A model that ignores the image has a gap of zero. Both are None if there are fewer than two photos.
@@ -151,7 +153,7 @@ def validation_gap(objective: Connector, photos: Photos, collator: Collator, siz
     ):
         batch = collator(part["question"], part["answer"])
         for index, rows in enumerate((part["row"].to_numpy(), other_rows)):
-            inputs = {**batch, "pixels": photos.squares(rows, size)}
+            inputs = {**batch, "pixels": squares(rows)}
             inputs = {name: value.to(objective.mean.device) for name, value in inputs.items()}
             sums[index] += objective.losses(inputs).sum().item()
     right, shuffled = sums / len(questions)

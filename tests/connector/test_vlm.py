@@ -285,7 +285,7 @@ def test_images_of_any_size_and_mode_are_accepted(llama: tuple[Any, Any]) -> Non
 def test_a_resnet_cannot_be_the_tower(tmp_path: Path) -> None:
     build(ResNetBackbone(kind="resnet18", image_size=32)).save(tmp_path)
     assert "this one is a resnet18" in str(tower_problem(tmp_path))
-    with pytest.raises(ValueError, match="takes ViT backbones only"):
+    with pytest.raises(ValueError, match="takes backbones that are a sequence of tokens"):
         assemble(tmp_path, tiny.llm(), tiny.tokenizer())
     with pytest.raises(ValueError, match="run the pretrain stage first"):
         tower_problem(tmp_path / "nowhere")
