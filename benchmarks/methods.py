@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import yaml
 
-from components.methods import METHODS
+from components.methods import METHODS, TRAINED
 from components.source_files import digest
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=1.0, help="factor by which the epochs are multiplied")
     parser.add_argument("--cards", action="store_true", help="write the numbers into docs/methods")
     args = parser.parse_args()
-    named = list(METHODS)
+    named = list(TRAINED)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     if file := args.params or (ROOT / LONG if args.budget == "long" else None):
         other = yaml.safe_load(file.read_text(encoding="utf-8"))

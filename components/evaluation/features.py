@@ -36,7 +36,9 @@ def _for_all_photos(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone.to(device).eval()
     model = with_bf16_weights(backbone) if uses_bf16() else backbone
-    batches = progress(photos.batches(_all_rows(photos), backbone.config.image_size), name, unit="batch")
+    batches = progress(
+        photos.batches(_all_rows(photos), backbone.config.image_size, backbone.config.square), name, unit="batch"
+    )
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16()):
         outputs = [[output.float().cpu() for output in compute(model, batch.to(device))] for batch in batches]
     return [torch.cat(parts) for parts in zip(*outputs, strict=True)]

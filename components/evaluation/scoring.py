@@ -11,8 +11,8 @@ from torch import Tensor
 from components.data.photos import Photos
 from components.evaluation import knn, linear
 from components.evaluation.features import center, features, pixel_features, standardize
-from components.evaluation.statistics import proportion_with_ci
-from components.models.backbone import ResNetBackbone, ViTBackbone, build
+from components.evaluation.statistics import paired_difference, proportion_with_ci
+from components.models.backbone import Backbone
 
 PIXELS = 16  # raw pixels of full size were no better neighbors (within 0.02 on six data sets), and cost a minute
 FEWEST_VAL = 30  # labeled photos of the val split; with fewer a 95 % interval may be wider than 0.34
@@ -35,17 +35,17 @@ def cannot_score(photos: Photos) -> str | None:
     return None
 
 
-def baselines(photos: Photos, shape: ViTBackbone | ResNetBackbone, k: int, seed: int) -> dict[str, Any]:
+def baselines(photos: Photos, backbone: Backbone, k: int, seed: int) -> dict[str, Any]:
     """Returns the scores on the same test photos of the most frequent class, of raw pixels, and of a random backbone.
 
-    The random backbone has the given shape and untrained weights drawn from `seed`.
+    The random backbone has the shape of `backbone` and untrained weights drawn from `seed`.
     """
     train, test = (photos.labels(photos.rows(split, labeled=True)) for split in ("train", "test"))
     torch.manual_seed(seed)
     return {
         "majority": {"top1": _accuracy(train.mode().values.expand(len(test)), test)},
         "pixels": score(pixel_features(photos, PIXELS), photos, k),
-        "random": score(features(build(shape), photos, "random backbone"), photos, k),
+        "random": score(features(backbone.untrained(), photos, "random backbone"), photos, k),
     }
 
 
@@ -61,6 +61,24 @@ def score(vectors: Tensor, photos: Photos, k: int) -> dict[str, Any]:
         "knn": {**_accuracy(knn.classify(queries, bank, labels[0], k), labels[2]), "k": k},
         "linear": {**_accuracy(by_probe, labels[2]), "penalty": penalty},
     }
+
+
+def compare(vectors: Tensor, start: Tensor, photos: Photos, k: int) -> dict[str, Any]:
+    """Returns by how much kNN accuracy on test is above that of the start, on the same photos, and a verdict in words.
+
+    vectors, start: features of all photos [N, D], of the backbone and of the weights that it started from.
+    """
+    train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
+    labels, expected = photos.labels(train), photos.labels(test)
+    correct = []
+    for x in (vectors, start):
+        bank, queries = center(x[train], x[test])
+        correct.append(knn.classify(queries, bank, labels, min(k, len(train))) == expected)
+    difference = paired_difference(*correct)
+    verdict = "not to be told from its start"
+    if difference["low"] > 0 or difference["high"] < 0:
+        verdict = "better than its start" if difference["low"] > 0 else "worse than its start"
+    return {"knn": difference, "verdict": verdict}
 
 
 def selection_score(vectors: Tensor, photos: Photos, k: int, seed: int) -> dict[str, Any]:

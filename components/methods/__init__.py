@@ -3,6 +3,7 @@
 from components.methods.barlowtwins import BarlowTwins, BarlowTwinsConfig
 from components.methods.byol import BYOL, BYOLConfig
 from components.methods.contextprediction import ContextPrediction, ContextPredictionConfig
+from components.methods.diet import DIET, DIETConfig
 from components.methods.dino import DINO, DINOConfig
 from components.methods.dinov2 import DINOv2, DINOv2Config
 from components.methods.ibot import IBOT, IBOTConfig
@@ -13,6 +14,7 @@ from components.methods.mae import MAE, MAEConfig
 from components.methods.method import Method, MethodConfig, Recipe
 from components.methods.moco import MoCo, MoCoConfig, MoCoScriptConfig
 from components.methods.mocov3 import MoCoV3, MoCoV3Config
+from components.methods.published import AsPublished, AsPublishedConfig
 from components.methods.rotation import Rotation, RotationConfig
 from components.methods.simclr import SimCLR, SimCLRConfig
 from components.methods.simsiam import SimSiam, SimSiamConfig
@@ -39,7 +41,11 @@ METHODS: dict[str, Recipe] = {
     "dinov2": Recipe(DINOv2, DINOv2Config),
     "ijepa": Recipe(IJEPA, IJEPAConfig),
     "lejepa": Recipe(LeJEPA, LeJEPAConfig),
+    "diet": Recipe(DIET, DIETConfig),
     "supervised": Recipe(Supervised, SupervisedConfig),
+    "published": Recipe(AsPublished, AsPublishedConfig),
 }
 
-__all__ = ["METHODS", "Method", "MethodConfig", "Recipe"]
+TRAINED = tuple(name for name, recipe in METHODS.items() if recipe.method.trains)
+
+__all__ = ["METHODS", "TRAINED", "Method", "MethodConfig", "Recipe"]

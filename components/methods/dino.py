@@ -15,7 +15,7 @@ from components.methods.distillation import Distillation, Targets, crops, temper
 from components.methods.losses import across_views, entropies
 from components.methods.method import Batch, Method
 from components.methods.multicrop import check_local_size, forward_by_size
-from components.models.backbone import Backbone, ResNet
+from components.models.backbone import Backbone
 from components.models.heads import PrototypeHead
 from components.models.memory import EMA
 from components.training.optim import cosine
@@ -40,7 +40,7 @@ class DINO(Method):
         self.student: Any = nn.Sequential(backbone, head)
         self.teacher = EMA(self.student)
         self.targets = Targets(config, config.prototypes)
-        if isinstance(backbone, ResNet):
+        if backbone.has_batch_norm:
             self.needs_full_batch = "batch norm in the backbone uses the statistics of the whole batch"
         elif config.batch_norm:
             self.needs_full_batch = "batch norm in the head uses the statistics of the whole batch"

@@ -59,7 +59,8 @@ class IJEPA(Method):
         super().__init__(config)
         self.backbone = vit = patches_of(backbone, "ijepa")
         vit.pool = "mean"  # no loss trains the class token
-        vit.fix_positions()
+        if vit.origin is None:  # trained weights know their own positions
+            vit.fix_positions()
         sizes = block_sizes(vit.side, config.target_scale, config.target_ratio)
         context_sizes = block_sizes(vit.side, config.context_scale, (1.0, 1.0))
         self.max_target_patches = int(sizes.prod(1).max())

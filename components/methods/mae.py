@@ -49,7 +49,8 @@ class MAE(Method):
         super().__init__(config)
         self.backbone = vit = patches_of(backbone, "mae")
         vit.pool = "mean"  # no loss trains the class token, except through the decoder
-        vit.fix_positions()
+        if vit.origin is None:  # trained weights know their own positions
+            vit.fix_positions()
         patches = vit.side**2
         self.num_visible = int(patches * (1 - config.mask_ratio))
         if not 0 < self.num_visible < patches:

@@ -33,6 +33,8 @@ class Method(Objective, ABC):
     keep        what is saved after training?         a backbone
     """
 
+    trains = True  # False: the backbone is saved as it starts
+
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
         self.config: Any = config

@@ -27,7 +27,7 @@ from components.methods.auto import QueueLength
 from components.methods.losses import info_nce, l2_normalize
 from components.methods.method import Batch, Method, MethodConfig
 from components.methods.view_pairs import moco_v2_view
-from components.models.backbone import Backbone, ResNet
+from components.models.backbone import Backbone
 from components.models.heads import mlp
 from components.models.memory import EMA, Queue
 from components.models.norm import BatchNorm2d
@@ -91,7 +91,7 @@ class MoCo(Method):
         self.key = EMA(self.query)
         self.queue = Queue(config.queue, config.dim)
         self.pending_keys: list[Tensor] = []  # of this step, to be pushed into the queue
-        self.has_batch_norm = isinstance(backbone, ResNet)
+        self.has_batch_norm = backbone.has_batch_norm
         if self.has_batch_norm:
             self.needs_full_batch = "batch norm in the backbone uses the statistics of the whole batch"
             for layer in self.modules():

@@ -71,7 +71,7 @@ class MoCoV3(Method):
     def __init__(self, backbone: Backbone, config: MoCoV3Config) -> None:
         super().__init__(config)
         zero_init_residual(backbone)
-        if isinstance(backbone, ViT):
+        if isinstance(backbone, ViT) and backbone.origin is None:  # trained weights know their own positions
             freeze_embeddings(backbone, patches=config.stop_grad_conv1)
         hidden, dim = config.hidden, config.dim
         projector = mlp(backbone.dim, *[hidden] * (config.layers - 1), dim, last_norm="plain")

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from components.config import Fraction, FractionRange
 from components.data.augment import View
 from components.methods.method import Batch, Method, MethodConfig
-from components.models.backbone import Backbone, ResNet
+from components.models.backbone import Backbone
 from components.training.optim import SGD, Optimizer, Steps
 
 ROTATIONS = 4  # counterclockwise, by 0, 90, 180 and 270 degrees
@@ -41,7 +41,7 @@ class Rotation(Method):
         super().__init__(config)
         self.backbone = backbone
         self.head = nn.Linear(backbone.dim, ROTATIONS)
-        if isinstance(backbone, ResNet):
+        if backbone.has_batch_norm:
             self.needs_full_batch = "batch norm in the backbone uses the statistics of the whole batch"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

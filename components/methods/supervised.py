@@ -18,7 +18,7 @@ from components.data.augment import Jitter, View
 from components.data.fields import Labels
 from components.data.photos import Photos
 from components.methods.method import Batch, Method, MethodConfig
-from components.models.backbone import Backbone, ResNet
+from components.models.backbone import Backbone
 from components.training.optim import SGD, Optimizer, Steps
 
 
@@ -62,7 +62,7 @@ class Supervised(Method):
             raise ValueError("classes is 0; allowed: 2 or more, which Supervised.resolve fills in from the data")
         self.backbone = backbone
         self.classifier = nn.Linear(backbone.dim, config.classes)
-        if isinstance(backbone, ResNet):
+        if backbone.has_batch_norm:
             self.needs_full_batch = "batch norm in the backbone uses the statistics of the whole batch"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

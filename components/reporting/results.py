@@ -24,6 +24,7 @@ class Results:
     methods: dict[str, dict[str, Any]]  # metrics of evaluate, by method
     logs: dict[str, list[dict[str, float]]]  # lines of pretrain, by method
     configs: dict[str, dict[str, Any]]  # as pretrain ran, by method
+    origins: dict[str, dict[str, Any]]  # of published weights, by the method that used or continued them
     pending: dict[str, str]  # methods without metrics -> why, and the command that computes them
     adapter: dict[str, Any]
     answering: dict[str, Any]
@@ -70,6 +71,18 @@ class Results:
         scored = {name: metrics for name, metrics in self.methods.items() if "backbone" in metrics}
         return [name for name, metrics in scored.items() if not (better(metrics, "knn") or better(metrics, "linear"))]
 
+    def _words(self, name: str) -> str:
+        """Returns what a method did: how long it trained, and from which published weights if from any."""
+        config, origin = self.configs[name], self.origins.get(name)
+        if not config["epochs"]:
+            return f"as published: {_described(origin)}" if origin else "untrained"
+        seen = int(self.logs[name][-1]["step"]) * config["batch_size"]
+        words = f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}, {seen:,} photos seen"
+        if not origin:
+            return words
+        verdict = self.methods[name].get("against_start", {}).get("verdict")
+        return f"{words}, from {origin['source']}" + (f": {verdict}" if verdict else "")
+
     def table(self) -> list[dict[str, Any]]:
         """Returns a row for each baseline, each evaluated method and each pending one.
 
@@ -84,12 +97,10 @@ class Results:
                     rows.append({"name": name + suffix, "words": words, "knn": knn, "linear": linear})
         for name, metrics in self.methods.items():
             scores = metrics.get("backbone", {})
-            config = self.configs[name]
-            seen = int(self.logs[name][-1]["step"]) * config["batch_size"]
             rows.append(
                 {
                     "name": name,
-                    "words": f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}, {seen:,} photos seen",
+                    "words": self._words(name),
                     "knn": scores.get("knn"),
                     "linear": scores.get("linear"),
                     "health": metrics["health"],
@@ -99,12 +110,20 @@ class Results:
         return rows + [{"name": name, "words": why, "knn": None, "linear": None} for name, why in self.pending.items()]
 
 
+def _described(origin: dict[str, Any]) -> str:
+    """Returns what published weights are: their name and revision, what they were trained on, and their license."""
+    revision = f" ({origin['revision']})" if origin["revision"] else ""
+    return f"{origin['source']}{revision}, trained on: {origin['trained_on']}, license: {origin['license']}"
+
+
 def read_results(artifacts: Path, methods: list[str]) -> Results:
     """Read the artifacts of every stage that has run. Raises ValueError if prepare has not."""
     logs = {name: _lines(artifacts / "pretrain" / name / "log.jsonl") for name in methods}
+    configs = {name: _json(artifacts / "pretrain" / name / "config.json") for name in methods}
+    origins = {name: _json(artifacts / "pretrain" / name / "backbone" / "origin.json") for name in methods}
     metrics = {name: _json(artifacts / "evaluate" / name / "metrics.json") for name in methods}
-    pending = {name: f"not trained yet: dvc repro evaluate@{name}" for name in methods if not logs[name]}
-    pending |= {n: f"not evaluated yet: dvc repro evaluate@{n}" for n in methods if logs[n] and not metrics[n]}
+    pending = {name: f"not trained yet: dvc repro evaluate@{name}" for name in methods if not configs[name]}
+    pending |= {n: f"not evaluated yet: dvc repro evaluate@{n}" for n in methods if configs[n] and not metrics[n]}
     if not (config := _json(artifacts / "prepare" / "config.json")):
         raise ValueError(f"{artifacts / 'prepare' / 'config.json'} is missing; run the first stage: dvc repro prepare")
     return Results(
@@ -113,7 +132,8 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         rejected=_lines(artifacts / "prepare" / "rejected.jsonl"),
         methods={name: metrics[name] for name in methods if name not in pending},
         logs={name: lines for name, lines in logs.items() if lines},
-        configs={name: _json(artifacts / "pretrain" / name / "config.json") for name in methods if logs[name]},
+        configs={name: config for name, config in configs.items() if config},
+        origins={name: origin for name, origin in origins.items() if origin},
         pending=pending,
         adapter=_json(artifacts / "adapt" / "metrics.json") or {"skipped": "not run yet: dvc repro adapt"},
         answering=_json(artifacts / "answer" / "metrics.json") or {"skipped": "not run yet: dvc repro answer"},

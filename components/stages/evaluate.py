@@ -12,14 +12,14 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from components.config import Seed, Strict, read_section, write_config
+from components.config import Seed, Strict, parse, read_section, write_config
 from components.data.photos import Photos
 from components.evaluation import knn
-from components.evaluation.features import block_features, center
+from components.evaluation.features import block_features, center, features
 from components.evaluation.health import effective_rank, feature_std
-from components.evaluation.scoring import baselines, cannot_score, score, score_blocks, selection_score
+from components.evaluation.scoring import baselines, cannot_score, compare, score, score_blocks, selection_score
 from components.machine import keep_memory
-from components.models.backbone import ResNetBackbone, ViTBackbone, load
+from components.models.backbone import Backbone, PublishedBackbone, build, load
 from components.precision import uses_bf16
 from components.source_files import digest
 from components.stages.exit_code import exit_code
@@ -54,10 +54,14 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     if reason := cannot_score(photos):
         metrics["not_measured"] = {"knn, linear and their baselines": reason}
     else:
-        metrics |= cached_baselines(photos, backbone.config, config)
+        metrics |= cached_baselines(photos, backbone, folder / "backbone", config)
         metrics["backbone"] = score(vectors, photos, config.neighbors)
         metrics["blocks"] = score_blocks(blocks, photos, config.neighbors)
         metrics["selection"] = selection_score(vectors, photos, config.neighbors, config.seed)
+        if start := _start(folder):
+            start_vectors = features(start, photos, "start")
+            metrics["start"] = score(start_vectors, photos, config.neighbors)
+            metrics["against_start"] = compare(vectors, start_vectors, photos, config.neighbors)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     near = neighbors(vectors, photos.rows("train"), test, config.retrieved)
@@ -66,13 +70,22 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     return metrics
 
 
-def cached_baselines(photos: Photos, shape: ViTBackbone | ResNetBackbone, config: EvaluateConfig) -> dict[str, Any]:
+def _start(folder: Path) -> Backbone | None:
+    """Returns the published backbone that the one in `folder` was trained from, None if there is none."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if config.get("backbone", {}).get("kind") != "published" or not config["epochs"]:
+        return None
+    return build(parse(PublishedBackbone, config["backbone"], str(file)))
+
+
+def cached_baselines(photos: Photos, backbone: Backbone, folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     """Returns `baselines`, computed once in each precision for all methods with a backbone of one shape."""
-    settings = (config.model_dump(mode="json"), shape.model_dump(mode="json"))
-    state = scratch("evaluate", *settings, digest(photos.folder / "manifest.parquet"), {"bf16": uses_bf16()})
-    file = state / "baselines.json"
+    shape = [digest(folder / name) for name in ("config.json", "preprocessor_config.json")]
+    key = (config.model_dump(mode="json"), shape, digest(photos.folder / "manifest.parquet"))
+    file = scratch("evaluate", *key, {"bf16": uses_bf16()}) / "baselines.json"
     if not file.is_file():
-        text = json.dumps(baselines(photos, shape, config.neighbors, config.seed))
+        text = json.dumps(baselines(photos, backbone, config.neighbors, config.seed))
         part = file.with_suffix(f".{os.getpid()}")
         part.write_text(text, encoding="utf-8")
         part.rename(file)  # complete or absent: another process may read it now
@@ -96,7 +109,7 @@ def main() -> None:
     keep_memory()
     with exit_code("evaluate", parser):
         metrics = evaluate(read_section("evaluate", EvaluateConfig), args.backbone, args.data, args.out)
-    for name in ("majority", "pixels", "random", "backbone"):
+    for name in ("majority", "pixels", "random", "start", "backbone"):
         for kind, accuracy in metrics.get(name, {}).items():
             print("evaluate: {:9} {:7} {value:.3f} ({low:.3f} to {high:.3f})".format(name, kind, **accuracy))
     for kind in ("knn", "linear") if "blocks" in metrics else ():

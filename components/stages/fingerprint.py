@@ -2,7 +2,8 @@
 
 A DVC dependency is a file or a folder, but what a stage runs are some files of many folders. So each stage depends on
 one file written here, which lists the files that it imports with their digests. Those of `pretrain` also hold the
-method's settings: `pretrain.common` and its own section, if it has one.
+method's settings (`pretrain.common` and its own section, if it has one), and the digests of weights in a local folder
+that it starts from; after those changed, `dvc repro --force fingerprint` looks at them again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from components.config import section, settings
 from components.methods import METHODS
-from components.source_files import digests
+from components.source_files import digest, digests
 from components.stages.exit_code import exit_code
 
 STAGES = ("prepare", "evaluate", "adapt", "connect", "answer", "report")  # pretrain: for each method
@@ -29,8 +30,18 @@ def fingerprints(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, recipe in METHODS.items():
         sections = {key: settings(params.get(key), f"params.yaml, section pretrain.{key}") for key in ("common", name)}
         files = digests("components.stages.pretrain", *recipe.modules)
-        results[f"pretrain/{name}"] = {"settings": sections, "files": files}
+        results[f"pretrain/{name}"] = {"settings": sections, "files": files, "start": start_digests(sections)}
     return results
+
+
+def start_digests(sections: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Returns the digests of the weights that a method starts from, if they are in a local folder, by file name."""
+    backbone: Any = {}
+    for values in sections.values():  # common, then the method's own
+        backbone = values.get("backbone", backbone)
+    source = backbone.get("from") if isinstance(backbone, dict) else None
+    folder = Path(source).expanduser() if isinstance(source, str) else None
+    return {file.name: digest(file) for file in sorted(folder.glob("*.safetensors"))} if folder else {}
 
 
 def main() -> None:

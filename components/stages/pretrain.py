@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentParser
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,18 @@ from components.config import (
 )
 from components.data.fields import make_batch
 from components.data.photos import Photos
+from components.evaluation.snapshots import Snapshots
 from components.machine import compile_blocks, keep_memory
 from components.methods import METHODS, Method, MethodConfig, auto
-from components.models.backbone import BackboneConfig, ViTBackbone, build
+from components.models import published
+from components.models.backbone import Backbone, BackboneConfig, PublishedBackbone, ViTBackbone, build
 from components.source_files import digest
 from components.stages.exit_code import exit_code
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
+from components.training.start import Start, rates
 
 
 class PretrainConfig(Strict):
@@ -45,9 +49,15 @@ class PretrainConfig(Strict):
     method: str
     backbone: BackboneConfig
     batch_size: int = Field(ge=2)
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=0)  # 0: the backbone is saved as it starts
     seed: Seed = 0
+    start: Start = Start()  # of a published backbone only
     settings: SerializeAsAny[MethodConfig]
+
+    @property
+    def goes_on(self) -> bool:
+        """True if training goes on from published weights."""
+        return isinstance(self.backbone, PublishedBackbone) and self.epochs > 0
 
 
 def configure(method: str, params: dict[str, Any], data: DataSize | None = None) -> PretrainConfig:
@@ -72,7 +82,9 @@ def configure(method: str, params: dict[str, Any], data: DataSize | None = None)
     ]
     if problems:
         raise InvalidError(problems)
-    merged = _without_auto({**common, **own}, schema, data, where)
+    merged = _without_auto(_with_checkpoint({**common, **own}, where), schema, data, where)
+    if not METHODS[method].method.trains:
+        merged["epochs"] = 0
     method_values = {key: value for key, value in merged.items() if key not in stage_keys}
     stage_values = {key: value for key, value in merged.items() if key in stage_keys}
     method_settings = parse(schema, method_values, where)
@@ -106,6 +118,17 @@ def _without_auto(
         values = {**values, "backbone": {**backbone, "image_size": side}}
     batch_size = values.get("batch_size")
     return fill_auto(schema, values, auto.TrainingSize(data.photos, batch_size if isinstance(batch_size, int) else 1))
+
+
+def _with_checkpoint(values: dict[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
+    """Returns `values`, a published backbone's with what its checkpoint decides. Raises InvalidError if it has none."""
+    backbone = values.get("backbone")
+    if not isinstance(backbone, dict) or backbone.get("kind") != "published":
+        return values
+    try:
+        return {**values, "backbone": published.resolve(backbone)}
+    except ValueError as error:
+        raise InvalidError([f"{where('backbone')}: {error}"]) from None
 
 
 @dataclass(frozen=True)
@@ -190,28 +213,75 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
     method = recipe.method(build(config.backbone), config.settings)
     if acc.device.type == "cuda":
         compile_blocks(method)
-    return Setup(config, method, load, optim.build(method, config.settings.optimizer, config.batch_size), per_epoch)
+    factors = rates(method, config.start) if config.goes_on else {}
+    optimizer = optim.build(method, config.settings.optimizer, config.batch_size, factors, config.start.frozen)
+    return Setup(config, method, load, optimizer, per_epoch)
 
 
 def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
-    """Train on the photos of the train split; write the backbone, the log and config.json to `out`."""
+    """Train on the photos of the train split; write the backbone, the log and config.json to `out`.
+
+    A run that goes on from published weights also writes start.json, and of the start and the points where it was
+    measured it keeps the best (see Snapshots).
+    """
     acc = accelerator()
+    if not config.epochs:
+        _save(config, _untrained(config, data), out, acc)
+        return
     run_setup = setup(config, data, acc)
-    config, optimizer_config = run_setup.config, run_setup.config.settings.optimizer
-    per_epoch = run_setup.per_epoch
-    inputs = (config.model_dump(mode="json"), digest(data / "manifest.parquet"))
+    config, method, per_epoch = run_setup.config, run_setup.method, run_setup.per_epoch
+    inputs = (config.model_dump(mode="json"), digest(data / "manifest.parquet"), _start_digest(config))
     state = scratch("pretrain", *inputs, modules=METHODS[config.method].modules)
-    length = {"steps": config.epochs * per_epoch, "per_epoch": per_epoch, "batch_size": config.batch_size}
+    length: dict[str, Any] = {
+        "steps": config.epochs * per_epoch,
+        "per_epoch": per_epoch,
+        "batch_size": config.batch_size,
+    }
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
     with exclusive(state, acc):
-        fit(run_setup.method, run_setup.load, run_setup.optimizer, optimizer_config, run, acc)
+        snapshots = Snapshots(state, Photos(data), config.seed) if config.goes_on else None
+        if snapshots:
+            if acc.is_main_process:
+                snapshots.take(0, method.to(acc.device).keep())
+            points = {max(1, round(run.steps * k / config.start.measured)) for k in range(1, config.start.measured + 1)}
+            run = replace(run, measured=tuple(points), measure=lambda step: snapshots.take(step, method.keep()))
+        fit(method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
         if acc.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
-            run_setup.method.keep().save(out / "backbone")
+            kept, summary = snapshots.best() if snapshots else (method.keep(), None)
+            _save(config, kept, out, acc)
             (out / "log.jsonl").write_bytes(run.log.read_bytes())
-            write_config(config, out / "config.json")
+            if summary:
+                (out / "start.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+                print(
+                    f"{config.method}: {summary['measured']}: {summary['start']:.3f} at the start, "
+                    f"{summary['kept']:.3f} after step {summary['kept_step']}, which is kept"
+                )
             clear(state)
     acc.end_training()
+
+
+def _untrained(config: PretrainConfig, data: Path) -> Backbone:
+    """Returns the backbone as it starts. Raises ValueError if the method refuses it."""
+    recipe = METHODS[config.method]
+    torch.manual_seed(config.seed)
+    settings = recipe.method.resolve(config.settings, Photos(data))
+    kept: Backbone = recipe.method(build(config.backbone), settings).keep()
+    return kept
+
+
+def _save(config: PretrainConfig, backbone: Backbone, out: Path, acc: Accelerator) -> None:
+    if acc.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        backbone.save(out / "backbone")
+        (out / "log.jsonl").write_text("", encoding="utf-8")
+        write_config(config, out / "config.json")
+
+
+def _start_digest(config: PretrainConfig) -> list[str]:
+    """Returns the digests of the weights in a local folder that training starts from."""
+    if not isinstance(config.backbone, PublishedBackbone):
+        return []
+    return [digest(file) for file in sorted(Path(config.backbone.source).expanduser().glob("*.safetensors"))]
 
 
 def main() -> None:

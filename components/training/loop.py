@@ -106,6 +106,8 @@ def fit(
                     with record_function("log the losses"):
                         monitor.log(optimizer.param_groups[0]["lr"])
                     _save_or_stop(training, step + 1, request, monitor)
+                if run.measure and step + 1 in run.measured and acc.is_main_process:
+                    run.measure(step + 1)
         monitor.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Run:
     save_every: int = 500  # steps
     micro_batches: int | None = None  # per batch and process; None: as SELFSIGHT_MICRO_BATCHES says
     per_epoch: int | None = None  # steps, if there are epochs
+    measured: tuple[int, ...] = ()  # steps after which `measure` is called, in the first process
+    measure: Callable[[int], None] | None = None
 
 
 class Monitor:

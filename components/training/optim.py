@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -116,8 +116,16 @@ class Lars(torch.optim.Optimizer):
             torch._foreach_add_(params, velocity, alpha=-outside)
 
 
-def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> torch.optim.Optimizer:
+def build(
+    module: nn.Module,
+    config: SGD | AdamW | LARS,
+    batch_size: int,
+    factors: Mapping[str, float] | None = None,
+    frozen: float = 0.0,
+) -> torch.optim.Optimizer:
     """Returns the optimizer of the trainable parameters, its rates scaled to the batch size.
+
+    factors: of the learning rate, by the parameter's name; in the share `frozen` of the run those do not move.
 
     Each group has the `peak` rate that the schedule multiplies, and whether it is `scheduled` and `decayed`.
     Raises ValueError if no parameter's name begins with a prefix in config.constant_lr.
@@ -129,15 +137,22 @@ def build(module: nn.Module, config: SGD | AdamW | LARS, batch_size: int) -> tor
         if not any(name.startswith(prefix) for name in trained):
             prefixes = ", ".join(sorted({name.partition(".")[0] + "." for name in trained}))
             raise ValueError(f"constant_lr: no parameter's name begins with {prefix!r}; there are: {prefixes}")
-    kinds: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
+    factors = factors or {}
+    kinds: dict[tuple[bool, bool, float | None], list[tuple[str, nn.Parameter]]] = {}
     for name, p in trained.items():
-        kinds.setdefault((p.ndim > 1, not name.startswith(config.constant_lr or ("\0",))), []).append((name, p))
+        scheduled = not name.startswith(config.constant_lr or ("\0",))
+        kinds.setdefault((p.ndim > 1, scheduled, factors.get(name)), []).append((name, p))
     groups = []
-    for (wide, scheduled), params in kinds.items():
-        peak = scale * (config.lr if wide or config.plain_lr is None else config.plain_lr)
+    for (wide, scheduled, factor), params in kinds.items():
+        peak = (
+            scale
+            * (1.0 if factor is None else factor)
+            * (config.lr if wide or config.plain_lr is None else config.plain_lr)
+        )
         decayed = wide or config.decay_all
         decay = config.weight_decay if decayed else 0.0
         group = {"params": params, "lr": peak, "peak": peak, "scheduled": scheduled, "decayed": decayed}
+        group["frozen"] = 0.0 if factor is None else frozen  # until this share of the run
         groups.append({**group, "weight_decay": decay, **({"adapt": decayed} if isinstance(config, LARS) else {})})
     lr = config.lr * scale
     if isinstance(config, LARS):
@@ -152,7 +167,7 @@ def set_rates(optimizer: torch.optim.Optimizer, config: SGD | AdamW | LARS, prog
     """Set the learning rates and weight decays of all groups to their values at `progress` 0 … 1."""
     factor = multiplier(config.schedule, progress)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * (factor if group["scheduled"] else 1.0)
+        group["lr"] = group["peak"] * (factor if group["scheduled"] else 1.0) * (progress >= group["frozen"])
         if group["decayed"] and config.final_weight_decay is not None:
             group["weight_decay"] = cosine(config.weight_decay, config.final_weight_decay, progress)
 

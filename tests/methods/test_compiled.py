@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from components.data import batched
 from components.data.augment import DRAWS_PER_VIEW, Jitter, View, sample_params
 from components.machine import compile_blocks, compiled
-from components.methods import METHODS
+from components.methods import TRAINED
 from components.models.backbone import build
 from components.models.heads import Blocks
 from tests.tolerances import FLOAT64
@@ -34,7 +34,7 @@ def reset_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_compiled_step_equals_an_eager_one(name, photos, monkeypatch):
     deep = SHAPES["vit"].model_copy(update={"depth": 3})
     monkeypatch.setitem(SHAPES, "vit", deep)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from small import make
 from two_ranks import RESNETS, resumes, run, run_local
 
-from components.methods import METHODS
+from components.methods import TRAINED
 from components.training import distributed, loop
 from tests.tolerances import FLOAT64, PATIENCE
 
@@ -65,7 +65,7 @@ def assert_it_learned(results):
     assert max(value.abs().max() for key, value in results.items() if key.startswith("gradient/0/")) > 1e-6
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_processes_train_the_same_as_one(name, rank_results, photos):
     by_rank, failed = rank_results
     assert name not in failed[0], failed[0][name]
@@ -79,7 +79,7 @@ def test_two_processes_train_the_same_as_one(name, rank_results, photos):
         assert_same(second, {key: value for key, value in alone.items() if not key.startswith("loss/")})  # rank 0 logs
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_resumed_run_ends_with_bitwise_the_same_weights(name, rank_results, photos):
     """In one process and in two, with teachers, queues, centers, prototypes and the optimizer's state."""
     assert resumes(name, photos, Accelerator(cpu=True)) == []
@@ -99,7 +99,7 @@ def test_batch_norm_of_a_resnet_uses_the_whole_batch_in_two_processes(name, rank
     assert_same(first, alone)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_micro_batches_give_the_same_results_or_are_refused(name, photos, monkeypatch):
     acc = Accelerator(cpu=True)
     needs_full_batch = make(name, "vit").needs_full_batch

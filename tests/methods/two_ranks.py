@@ -19,7 +19,7 @@ from small import BATCH, batch, make
 
 from components import ranks
 from components.data.photos import Photos
-from components.methods import METHODS
+from components.methods import TRAINED
 from components.training import distributed, loop, optim
 from components.training.loop import fit
 from components.training.monitor import Run
@@ -116,7 +116,7 @@ def main(data: Path, out: Path) -> None:
     acc = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=10))])
     photos, results, failed = Photos(data), {"ranks": torch.tensor(ranks.world_size())}, {}
     results |= {f"local/1/{key}": value for key, value in run_local(acc).items()}
-    for name in METHODS:
+    for name in TRAINED:
         try:  # report each method's failure by itself
             for micro_batches in (1,) if make(name, "vit").needs_full_batch else (1, 2):
                 os.environ[distributed.MICRO_BATCHES] = str(micro_batches)

@@ -39,6 +39,7 @@ def results():
         rejected=[{"path": "a.jpg", "kind": "broken", "why": "cannot be decoded: truncated"}] * 6,
         methods={"simclr": worse, "moco": metrics},
         logs={"simclr": log, "moco": log},
+        origins={},
         configs={"simclr": {"epochs": 2, "batch_size": 16}, "moco": {"epochs": 4, "batch_size": 16}},
         adapter={
             "accuracy": proportion_with_ci(44, 50), "majority": proportion_with_ci(5, 50),
@@ -199,3 +200,29 @@ def test_the_summary_of_one_method_has_its_path_and_numbers(results, tmp_path):
 
 def test_a_photo_is_inline(photos):
     assert data_uri(photos[0]).startswith("data:image/jpeg;base64,")
+
+
+ORIGIN = {"source": "somebody/net", "revision": "abc", "trained_on": "ImageNet, with labels", "license": "mit"}
+
+
+def test_a_published_backbone_says_what_it_is_and_a_continued_one_how_it_compares(results, photos):
+    methods = copy.deepcopy(results.methods)
+    methods["simclr"]["against_start"] = {
+        "knn": {"value": -0.02, "low": -0.035, "high": -0.005, "of": 50},
+        "verdict": "worse than its start",
+    }
+    changed = Results(
+        **{
+            **vars(results),
+            "methods": methods,
+            "origins": {"simclr": ORIGIN, "moco": ORIGIN},
+            "configs": {**results.configs, "moco": {"epochs": 0, "batch_size": 16}},
+            "logs": {"simclr": results.logs["simclr"]},
+        }
+    )
+    words = {row["name"]: row["words"] for row in changed.table()}
+    assert words["moco"] == "as published: somebody/net (abc), trained on: ImageNet, with labels, license: mit"
+    assert words["simclr"] == "2 epochs, 304 photos seen, from somebody/net: worse than its start"
+    html = render(changed, photos, {}, 4)
+    assert "simclr is worse than its start" in html
+    assert "-2.0 points (-3.5 to -0.5" in html

@@ -110,3 +110,12 @@ def dvc(where: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
+
+
+def test_weights_in_a_folder_that_a_method_starts_from_are_part_of_its_fingerprint(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    params = {"simclr": {"backbone": {"kind": "published", "from": str(tmp_path)}}}
+    before = fingerprint.fingerprints(params)
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    after = fingerprint.fingerprints(params)
+    assert {name for name, value in after.items() if value != before[name]} == {"pretrain/simclr"}

@@ -1,0 +1,134 @@
+"""A published backbone on labeled photos: untouched, and gone on with by methods without labels; also with few labels.
+
+    python -m benchmarks.published --photos data/clothing --sizes 64 128 224                      # untouched
+    python -m benchmarks.published --photos data/clothing --sizes 64 --methods diet simclr --seeds 0 1 2
+
+Each run is `pretrain` and `evaluate` as dvc.yaml runs them, in a folder of its own; what is finished is kept. Choices
+(which snapshot) are made on train and val; the numbers of the table are on test.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from benchmarks.methods import ROOT, claim, machine, percent, stage
+from components.data.photos import Photos
+from components.evaluation import knn, linear
+from components.evaluation.features import center, features, standardize
+from components.methods import TRAINED
+from components.models.backbone import load
+
+SHOTS = (1, 5, 10)  # labels of each class
+DRAWS = 5  # of which photos have a label
+
+
+def measure(name: str, size: int, seed: int, params: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
+    """Trains and evaluates in a folder of its own. Returns its row."""
+    place = out / f"{name}_{size}_{seed}"
+    claim(place, params)
+    result = place / "result.json"
+    if result.is_file():
+        return dict(json.loads(result.read_text(encoding="utf-8")))
+    started = time.monotonic()
+    stage("pretrain", "--method", name, "--data", data, "--out", place / "pretrain", cwd=place)
+    minutes = (time.monotonic() - started) / 60
+    stage("evaluate", "--backbone", place / "pretrain", "--data", data, "--out", place / "evaluate", cwd=place)
+    metrics = json.loads((place / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    start = place / "pretrain" / "start.json"
+    row = {
+        "name": name,
+        "size": size,
+        "seed": seed,
+        "minutes": round(minutes, 1),
+        **{key: metrics[key] for key in ("backbone", "against_start", "selection") if key in metrics},
+        "few": few_labels(place / "pretrain" / "backbone", Photos(data)),
+        **({"kept": json.loads(start.read_text(encoding="utf-8"))} if start.is_file() else {}),
+    }
+    result.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    return row
+
+
+def few_labels(backbone: Path, photos: Photos) -> dict[str, list[float]]:
+    """Returns for each number of labels a class the accuracies on test, by nearest photo and by linear probe.
+
+    Means over DRAWS choices of the labeled photos.
+    """
+    vectors = features(load(backbone), photos, "few labels")
+    train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
+    labels, expected = photos.labels(train), photos.labels(test)
+    scores: dict[str, list[float]] = {}
+    for shots in SHOTS:
+        accuracies = []
+        for draw in range(DRAWS):
+            order = torch.from_numpy(np.random.default_rng(draw).permutation(len(train)))
+            few = torch.cat([order[labels[order] == label][:shots] for label in range(len(photos.classes))])
+            bank, queries = center(vectors[train][few], vectors[test])
+            nearest = knn.classify(queries, bank, labels[few], 1)
+            known, unknown = standardize(vectors[train][few], vectors[test]) if shots > 1 else (bank, queries)
+            weight, bias = linear.fit(known, labels[few], len(photos.classes), linear.MIDDLE)
+            probed = (unknown @ weight.T + bias).argmax(1)
+            accuracies.append([float((x == expected).float().mean()) for x in (nearest, probed)])
+        scores[str(shots)] = np.mean(accuracies, 0).tolist()
+    return scores
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table, one row a run."""
+    few = " | ".join(f"{shots} label{'s' * (shots > 1)}" for shots in SHOTS)
+    lines = [
+        f"| | px | seed | kNN top-1 | linear top-1 | kNN above its start, points | {few} | minutes |",
+        "|---" * 10 + "|",
+    ]
+    for row in rows:
+        above = ""
+        if against := row.get("against_start"):
+            above = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(
+                **{key: 100 * against["knn"][key] for key in ("value", "low", "high")}
+            )
+        scores = [percent(row["backbone"][kind]) for kind in ("knn", "linear")]
+        shots = [f"{100 * nearest:.1f} / {100 * probed:.1f}" for nearest, probed in row["few"].values()]
+        cells = [row["name"], str(row["size"]), str(row["seed"]), *scores, above, *shots, str(row["minutes"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--photos", type=Path, required=True, help="a folder with one subfolder for each class")
+    parser.add_argument("--source", default="efficientnet-lite0", help="a Hugging Face id, or a folder")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="pixels")
+    parser.add_argument("--methods", nargs="*", default=[], choices=TRAINED, metavar="METHOD")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--settings", default="{}", help="of the method, as YAML")
+    parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "published")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    data = out / f"prepare_{max(args.sizes)}"
+    prepare = {"data": {"source": str(args.photos.resolve()), "size": max(args.sizes)}, "prepare": {"seed": 0}}
+    if not (data / "manifest.parquet").is_file():
+        claim(out / "params", prepare)
+        stage("prepare", "--out", data, "--downloads", ROOT / "data", cwd=out / "params")
+    rows = []
+    for size in args.sizes:
+        for name, seed in [("published", 0), *((name, seed) for name in args.methods for seed in args.seeds)]:
+            backbone = {"kind": "published", "from": args.source, "image_size": size}
+            common = {"backbone": backbone, "batch_size": 64, "epochs": 5, "seed": seed}
+            own = {} if name == "published" else yaml.safe_load(args.settings)
+            params = {"pretrain": {"common": common, name: own}, "evaluate": {"neighbors": 20}}
+            rows.append(measure(name, size, seed, params, data, out))
+    print(
+        f"{args.photos.name}, {machine()}: `python -m benchmarks.published {' '.join(sys.argv[1:])}`\n\n{table(rows)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

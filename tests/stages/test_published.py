@@ -1,0 +1,153 @@
+"""A published backbone untouched, and training that goes on from it and is never silently worse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.data.photos import Photos
+from components.evaluation import snapshots
+from components.methods import METHODS
+from components.models.backbone import load
+from components.models.published import resolve as checkpoint_settings
+from components.stages import evaluate, pretrain
+from components.training import optim
+from components.training.start import Start, rates
+from tests.families import checkpoint
+
+SIMCLR = {"hidden": 16, "dim": 8, "optimizer": {"kind": "adamw", "lr": 1e-3}}
+
+
+@pytest.fixture(scope="module")
+def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint("vit", tmp_path_factory.mktemp("start"))
+
+
+def configure(method: str, folder: Path, photos: Photos, **own: Any) -> pretrain.PretrainConfig:
+    backbone = {"kind": "published", "from": str(folder)}
+    common = {"backbone": backbone, "batch_size": 16, "epochs": 2, "seed": 0}
+    return pretrain.configure_for(method, {"common": common, method: own}, photos)
+
+
+def run(method: str, folder: Path, photos: Photos, out: Path, **own: Any) -> pretrain.PretrainConfig:
+    config = configure(method, folder, photos, **own)
+    pretrain.pretrain(config, photos.folder, out)
+    return config
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load(folder).named_parameters())
+
+
+def test_untouched_it_is_saved_and_measured_like_any_other(start_folder, photos, tmp_path):
+    run("published", start_folder, photos, tmp_path / "published")
+    start, kept = weights(start_folder), weights(tmp_path / "published" / "backbone")
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+    assert not (tmp_path / "published" / "log.jsonl").read_text()
+    config = evaluate.EvaluateConfig(neighbors=5)
+    metrics = evaluate.evaluate(config, tmp_path / "published", photos.folder, tmp_path / "metrics")
+    assert {"majority", "pixels", "random", "backbone"} <= set(metrics)
+    assert "start" not in metrics  # it is its own start
+
+
+def test_the_method_published_needs_published_weights(photos):
+    with pytest.raises(ValueError, match="needs published weights"):
+        METHODS["published"].method(
+            pretrain.build(pretrain.ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2)), None
+        )
+
+
+def test_no_epochs_keep_the_start_of_every_method(start_folder, photos, tmp_path):
+    run("simclr", start_folder, photos, tmp_path, epochs=0, **SIMCLR)
+    start, kept = weights(start_folder), weights(tmp_path / "backbone")
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+
+
+def test_the_best_of_start_and_snapshots_is_kept_and_compared_with_the_start(
+    start_folder, photos, tmp_path, monkeypatch
+):
+    values = iter([0.5, 0.4, 0.9, 0.7])
+    monkeypatch.setattr(snapshots, "measure", lambda *_: (next(values), "made up"))
+    run("simclr", start_folder, photos, tmp_path / "run", start={"measured": 3}, **SIMCLR)
+    summary = json.loads((tmp_path / "run" / "start.json").read_text())
+    assert [point["value"] for point in summary["points"]] == [0.5, 0.4, 0.9, 0.7]
+    assert (summary["start"], summary["kept"]) == (0.5, 0.9)
+    assert summary["kept_step"] == summary["points"][2]["step"]
+    start, kept = weights(start_folder), weights(tmp_path / "run" / "backbone")
+    assert not all(torch.equal(start[name], kept[name]) for name in start)
+    config = evaluate.EvaluateConfig(neighbors=5)
+    metrics = evaluate.evaluate(config, tmp_path / "run", photos.folder, tmp_path / "metrics")
+    assert metrics["against_start"]["verdict"].endswith("its start")
+    difference = metrics["backbone"]["knn"]["value"] - metrics["start"]["knn"]["value"]
+    of = metrics["against_start"]["knn"]["of"]
+    assert metrics["against_start"]["knn"]["value"] == pytest.approx(difference * of / (of + 2))
+
+
+def test_a_run_that_makes_the_features_worse_keeps_the_start(start_folder, photos, tmp_path, monkeypatch):
+    values = iter([0.5, 0.4, 0.3])
+    monkeypatch.setattr(snapshots, "measure", lambda *_: (next(values), "made up"))
+    run("simclr", start_folder, photos, tmp_path, start={"measured": 2}, **SIMCLR)
+    start, kept = weights(start_folder), weights(tmp_path / "backbone")
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+    assert json.loads((tmp_path / "start.json").read_text())["kept_step"] == 0
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_measuring_changes_no_bit_of_the_run(start_folder, photos, tmp_path, monkeypatch, labels):
+    if not labels:
+        monkeypatch.setattr(Photos, "labels", lambda self, rows: torch.full((len(rows),), -1))
+    losses = []
+    for measured in (1, 4):
+        out = tmp_path / str(measured)
+        run("simclr", start_folder, photos, out, start={"measured": measured}, **SIMCLR)
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines])
+        points = json.loads((out / "start.json").read_text())
+        assert ("kNN" in points["measured"]) == labels
+        assert all(0 <= point["value"] <= 1 for point in points["points"])
+    assert losses[0] == losses[1]
+
+
+def test_the_head_moves_first_then_lower_layers_most_slowly(start_folder, photos):
+    config = configure("simclr", start_folder, photos, **SIMCLR)
+    method = METHODS["simclr"].method(pretrain.build(config.backbone), config.settings)
+    start = Start(frozen=0.5, backbone_lr=0.1, layer_decay=0.5, patch_lr=0.2)
+    optimizer = optim.build(method, config.settings.optimizer, 256, rates(method, start), start.frozen)
+    for progress, moving in ((0.0, False), (0.49, False), (0.51, True)):
+        optim.set_rates(optimizer, config.settings.optimizer, progress)
+        factor = optim.multiplier(config.settings.optimizer.schedule, progress)
+        found = {
+            name: group["lr"] / (1e-3 * factor) for group in optimizer.param_groups for name in group["param_names"]
+        }
+        assert found["projector.0.weight"] == pytest.approx(1.0)
+        expected = {
+            "layers.0.": 0.1 * 0.25,
+            "layers.1.": 0.1 * 0.5,
+            "trunk.layernorm": 0.1,
+            "patch_embeddings": 0.1 / 8 * 0.2,
+        }
+        for part, rate in expected.items():
+            values = [value for name, value in found.items() if part in name]
+            assert values
+            assert values == pytest.approx([rate * moving] * len(values))
+
+
+def test_no_byte_of_the_backbone_changes_while_only_the_head_trains(start_folder, photos, tmp_path, monkeypatch):
+    values = iter([0.5, 0.6])  # so that the snapshot at the end is kept
+    monkeypatch.setattr(snapshots, "measure", lambda *_: (next(values), "made up"))
+    run("simclr", start_folder, photos, tmp_path, start={"measured": 1, "frozen": 1.0}, **SIMCLR)
+    start, kept = weights(start_folder), weights(tmp_path / "backbone")
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+
+
+def test_settings_of_a_checkpoint_that_does_not_exist_are_refused_with_their_section(photos, tmp_path):
+    with pytest.raises(ValueError, match=r"params.yaml, section pretrain.common: no published backbone"):
+        configure("simclr", tmp_path / "nowhere", photos)
+
+
+def test_the_checkpoint_decides_the_pixels(start_folder):
+    values = checkpoint_settings({"kind": "published", "from": str(start_folder)})
+    assert values["mean"] == (0.4, 0.5, 0.6)
+    assert (values["image_size"], values["patch_size"], values["square"]) == (16, 4, "squash")
