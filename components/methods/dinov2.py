@@ -29,7 +29,7 @@ from components.methods.losses import (
 )
 from components.methods.method import Batch, Method
 from components.methods.multicrop import check_local_size, forward_by_size
-from components.models.backbone import Backbone, ViT
+from components.models.backbone import Backbone, patches_of
 from components.models.heads import PrototypeHead
 from components.models.memory import EMA
 from components.training.optim import AdamW, Cosine, Optimizer, cosine
@@ -93,8 +93,7 @@ class DINOv2(Method):
 
     def __init__(self, backbone: Backbone, config: DINOv2Config) -> None:
         super().__init__(config)
-        if not isinstance(backbone, ViT):
-            raise ValueError("dinov2 masks patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
+        patches_of(backbone, "dinov2")
         if config.local_crops:
             check_local_size(backbone, config.local_size)
         head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)

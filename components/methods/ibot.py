@@ -20,7 +20,7 @@ from components.methods.distillation import Distillation, Targets, crops, temper
 from components.methods.losses import across_views, entropies, masked_patch_cross_entropy
 from components.methods.method import Batch, Method
 from components.methods.multicrop import check_local_size, forward_by_size
-from components.models.backbone import Backbone, ViT
+from components.models.backbone import Backbone, patches_of
 from components.models.heads import PrototypeHead
 from components.models.memory import EMA
 from components.training.optim import AdamW, Cosine, Optimizer, cosine
@@ -55,8 +55,7 @@ class IBOT(Method):
 
     def __init__(self, backbone: Backbone, config: IBOTConfig) -> None:
         super().__init__(config)
-        if not isinstance(backbone, ViT):
-            raise ValueError("ibot masks patches, so it needs a ViT, not a ResNet; try backbone.kind: vit")
+        patches_of(backbone, "ibot")
         if config.local_crops:
             check_local_size(backbone, config.local_size)
         head = PrototypeHead(

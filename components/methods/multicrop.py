@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from components.models.backbone import Backbone, ViT
+from components.models.backbone import Backbone
 
 
 def local_side(local_size: int | None, image_size: int) -> int:
@@ -22,13 +22,12 @@ def local_side(local_size: int | None, image_size: int) -> int:
 
 def check_local_size(backbone: Backbone, local_size: int | None) -> None:
     """Raises ValueError if the side of the local crops is not a multiple of the backbone's patch size."""
-    if isinstance(backbone, ViT):
-        side, patch = local_side(local_size, backbone.config.image_size), backbone.config.patch_size
-        if side % patch:
-            raise ValueError(
-                f"local_size {side} is not a multiple of the backbone's patch_size {patch}; "
-                f"try {max(1, round(side / patch)) * patch}"
-            )
+    side, patch = local_side(local_size, backbone.config.image_size), getattr(backbone.config, "patch_size", 1)
+    if side % patch:
+        raise ValueError(
+            f"local_size {side} is not a multiple of the backbone's patch_size {patch}; "
+            f"try {max(1, round(side / patch)) * patch}"
+        )
 
 
 def forward_by_size(net: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:

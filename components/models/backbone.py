@@ -43,6 +43,11 @@ __all__ = [
 
 def patches_of(backbone: Backbone, method: str) -> ViT:
     """Returns the backbone as the ViT that `method` needs. Raises ValueError if it is none."""
+    if isinstance(backbone, Published):
+        raise ValueError(
+            f"{method} goes on from ViT and MAE checkpoints only, and this one is a {backbone.origin.model_type}; "
+            "try another method, such as simclr, byol or diet"
+        )
     if not isinstance(backbone, ViT):
         raise ValueError(f"{method} needs patches, and {backbone.config.kind} has none; try backbone.kind: vit")
     return backbone

@@ -40,6 +40,9 @@ class Published(Backbone):
         self.dim = model.config.hidden_size
         if family.positions:
             attrgetter(family.positions)(model).requires_grad_(False)  # noqa: FBT003
+        for name, parameter in model.named_parameters():
+            if name.endswith("mask_token"):  # gets no gradient, for which several processes would wait
+                parameter.requires_grad_(False)  # noqa: FBT003
 
     def sequence(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] -> last_hidden_state [B, prefix + N, D]."""
@@ -141,6 +144,9 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"backbone.from: an id, a folder or {pretrained.PACKAGED} is needed; given: {source!r}")
     description = pretrained.describe(source, values.get("revision"))
     filled = {"patch_size": description.patch_size, "mean": description.mean, "std": description.std}
+    for name, value in filled.items():
+        if name in values and values[name] != value:
+            raise ValueError(f"backbone.{name} is the checkpoint's, {value}; leave it out; given: {values[name]!r}")
     return {"image_size": description.image_size, "square": description.square, **values, **filled}
 
 

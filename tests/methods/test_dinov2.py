@@ -167,7 +167,7 @@ def test_defaults_are_the_configs():
 
 def test_a_resnet_and_a_batch_of_one_raise():
     recipe = METHODS["dinov2"]
-    with pytest.raises(ValueError, match=r"needs a ViT, not a ResNet; try backbone.kind: vit"):
+    with pytest.raises(ValueError, match=r"dinov2 needs patches, and resnet18 has none; try backbone.kind: vit"):
         recipe.method(build(ResNetBackbone(kind="resnet18", image_size=16)), DINOv2Config())
     with pytest.raises(ValueError, match="batch_size 1 leaves no other photo"):
         recipe.method.check(DINOv2Config(), 100, 1, 1)

@@ -191,7 +191,5 @@ def test_defaults_are_the_readmes_not_the_scripts():
 
 
 def test_a_resnet_raises():
-    with pytest.raises(
-        ValueError, match=r"ibot masks patches, so it needs a ViT, not a ResNet; try backbone.kind: vit"
-    ):
+    with pytest.raises(ValueError, match=r"ibot needs patches, and resnet18 has none; try backbone.kind: vit"):
         METHODS["ibot"].method(build(ResNetBackbone(kind="resnet18", image_size=16)), IBOTConfig())

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import AutoImageProcessor, AutoModel
 
+from components.methods import METHODS
 from components.models import published
 from components.models.backbone import Backbone, PublishedBackbone, ResNetBackbone, ViT, build, load
 from components.models.families import FAMILIES
@@ -169,3 +170,17 @@ def test_efficientnet_lite0_comes_out_of_its_package():
     assert features.min() >= 0  # it ends with relu6
     assert features.std() > 0.05  # trained weights; random ones give features near 0
     assert transformers.utils.is_timm_available()
+
+
+def test_a_setting_that_contradicts_the_checkpoint_is_refused(folders):
+    with pytest.raises(ValueError, match="patch_size is the checkpoint's, 14; leave it out; given: 8"):
+        start(folders["dinov2"], patch_size=8)
+
+
+@pytest.mark.parametrize("method", ["mae", "ijepa", "ibot", "dinov2"])
+def test_a_method_that_masks_patches_names_the_families_it_goes_on_from(folders, method):
+    recipe = METHODS[method]
+    with pytest.raises(
+        ValueError, match=f"{method} goes on from ViT and MAE checkpoints only, and this one is a dinov2"
+    ):
+        recipe.method(start(folders["dinov2"]), recipe.config())
