@@ -130,7 +130,7 @@ class Photos:
         out = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
         pixels = self.pixels(rows)
         for index in range(len(rows)):
-            out[index] = resized(pixels[index] if square == "squash" else middle(pixels[index]), size)
+            out[index] = (resized if square == "squash" else cropped)(pixels[index], size)
         return out
 
     def stack(self, rows: np.ndarray, device: torch.device) -> Tensor:
@@ -184,12 +184,16 @@ def write_index(folder: Path, table: pl.DataFrame, *, jpegs: bool = False) -> No
     )
 
 
-def middle(image: Tensor) -> Tensor:
-    """Returns the largest square in the middle of uint8 [3, H, W], a view."""
+def cropped(image: Tensor, size: int) -> Tensor:
+    """Returns uint8 [3, size, size] of uint8 [3, H, W]: the shorter side is resized to `size`, the longer one cut.
+
+    In this order and with this rounding, as image processors with do_center_crop do it.
+    """
     height, width = image.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[:, top : top + side, left : left + side]
+    shape = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+    small = interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
+    top, left = ((side - size) // 2 for side in shape)
+    return small[:, top : top + size, left : left + size]
 
 
 def resized(image: Tensor, size: int) -> Tensor:

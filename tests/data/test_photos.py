@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from components.data.photos import Photos
+from components.data.photos import Photos, cropped
 
 
 def test_pixels_labels_and_splits_agree_with_the_manifest(folder, photos):
@@ -19,19 +19,29 @@ def test_pixels_labels_and_splits_agree_with_the_manifest(folder, photos):
     assert all(table["split"][int(row)] == "test" for row in photos.rows("test"))
 
 
-def test_squares_equal_those_of_the_stock_processor(photos, tiny, tmp_path):
+@pytest.mark.parametrize("square", ["squash", "crop"])
+def test_squares_equal_those_of_the_stock_processor(photos, tiny, tmp_path, square):
     """Same resize, so that the features of `evaluate` are those a user gets from the saved folder."""
     from transformers import AutoImageProcessor
 
     from components.models.backbone import build
 
-    backbone = build(tiny)
+    backbone = build(tiny.model_copy(update={"square": square}))
     backbone.save(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
-    image = Image.fromarray(photos[3].permute(1, 2, 0).numpy())
-    expected = processor(image, return_tensors="pt")["pixel_values"]
-    actual = backbone.normalize(photos.squares(np.array([3]), tiny.image_size).float())
-    assert (actual - expected).abs().max() < 0.03  # one of 255 levels, divided by std
+    for row in range(7):  # of seven different widths
+        image = Image.fromarray(photos[row].permute(1, 2, 0).numpy())
+        expected = processor(image, return_tensors="pt")["pixel_values"]
+        actual = backbone.normalize(photos.squares(np.array([row]), tiny.image_size, square).float())
+        assert actual.shape == expected.shape
+        assert (actual - expected).abs().max() < 0.03  # one of 255 levels, divided by std
+
+
+def test_a_cropped_square_is_the_middle_of_the_photo():
+    photo = torch.zeros(3, 12, 30, dtype=torch.uint8)
+    photo[:, :, 9:21] = 200
+    assert (cropped(photo, 12) == 200).all()
+    assert (cropped(photo.transpose(1, 2), 6)[:, 1:-1] == 200).all()  # the edge is between two pixels
 
 
 def test_questions_and_answers_belong_to_the_split(photos):
