@@ -17,7 +17,7 @@ from benchmarks import gpu, peers, profile
 from benchmarks.methods import claim, overlaid
 from benchmarks.sides import own, peer
 from benchmarks.sides.work import Work
-from components.methods import METHODS
+from components.methods import TRAINED
 from components.stages.pretrain import DataSize, configure
 from tests.tolerances import PATIENCE
 
@@ -42,7 +42,7 @@ def test_a_folder_with_results_of_other_settings_is_refused(tmp_path):
 def test_the_settings_of_each_benchmark_are_valid(name):
     other = yaml.safe_load((ROOT / "benchmarks" / name).read_text(encoding="utf-8"))
     both = overlaid(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")), other)
-    for method in other.get("methods", METHODS):
+    for method in other.get("methods", TRAINED):
         config = configure(method, both["pretrain"], DataSize(photos=10_000, side=64))
         assert config.backbone.image_size == other["pretrain"]["common"]["backbone"]["image_size"]
         assert config.epochs == both["pretrain"].get(method, {}).get("epochs", both["pretrain"]["common"]["epochs"])

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from components.data.photos import Photos
 from components.methods import METHODS
-from components.models.backbone import ViTBackbone
+from components.models.backbone import ViTBackbone, build
 from components.precision import PRECISION, uses_bf16
 from components.stages import evaluate
 from components.stages.evaluate import EvaluateConfig, cached_baselines
@@ -112,11 +112,12 @@ def test_a_stage_that_cannot_go_on_ends_with_a_message_and_a_code(error, code, m
         raise KeyError("a mistake of ours")
 
 
-def test_baselines_are_kept_for_each_precision(prepared, monkeypatch):
-    shape, features = ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2), []
+def test_baselines_are_kept_for_each_precision(prepared, tmp_path, monkeypatch):
+    backbone, features = build(ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2)), []
+    backbone.save(tmp_path)
     monkeypatch.setattr(evaluate, "baselines", lambda *_: features.append(uses_bf16()) or {"bf16": features[-1]})
     for precision in ("fp32", "bf16", "fp32", "bf16"):
         monkeypatch.setenv(PRECISION, precision)
-        kept = cached_baselines(Photos(prepared), shape, EvaluateConfig())
+        kept = cached_baselines(Photos(prepared), backbone, tmp_path, EvaluateConfig())
         assert kept == {"bf16": precision == "bf16"}
     assert features == [False, True]
