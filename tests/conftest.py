@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from components.data.photos import Photos
 from components.models.backbone import ViTBackbone
+from components.precision import uses_bf16
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 
 # tests are small, and two pools of threads on two cores starve each other
@@ -22,6 +24,15 @@ def own_scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFSIGHT_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_precision() -> Iterator[None]:
+    """Lets a test choose its precision: accelerate keeps the first one of a process and refuses every other."""
+    yield
+    kept = AcceleratorState._shared_state.get("_mixed_precision")
+    if kept is not None and kept != ("bf16" if uses_bf16() else "no"):
+        AcceleratorState._reset_state()
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (40, 52), hue: int = 0) -> Path:
