@@ -102,12 +102,12 @@ def fit(
         with closing(prefetch(load, range(start_step, run.steps), acc.device, monitor)) as batches:
             for step, batch in zip(steps, batches, strict=True):
                 monitor.record(step + 1, _train_step(training, step, batch, num_micro_batches))
+                if run.measure and step + 1 in run.measured and acc.is_main_process:
+                    run.measure(step + 1)
                 if _check_is_due(run, step + 1):
                     with record_function("log the losses"):
                         monitor.log(optimizer.param_groups[0]["lr"])
                     _save_or_stop(training, step + 1, request, monitor)
-                if run.measure and step + 1 in run.measured and acc.is_main_process:
-                    run.measure(step + 1)
         monitor.close()
 
 

@@ -33,7 +33,9 @@ class Run:
     save_every: int = 500  # steps
     micro_batches: int | None = None  # per batch and process; None: as SELFSIGHT_MICRO_BATCHES says
     per_epoch: int | None = None  # steps, if there are epochs
-    measured: tuple[int, ...] = ()  # steps after which `measure` is called, in the first process
+    measured: tuple[
+        int, ...
+    ] = ()  # steps after which `measure` is called, in the first process, before a state is saved
     measure: Callable[[int], None] | None = None
 
 

@@ -16,7 +16,7 @@ class Start(Strict):
     backbone_lr: PositiveFraction = 0.1  # heads ten times as fast: usual for fine-tuning
     layer_decay: PositiveFraction = 0.9  # per block, from the last one down (DINOv2's ssl_default_config.yaml)
     patch_lr: PositiveFraction = 0.2  # of the patch embedding (DINOv2, DINOv3)
-    measured: int = Field(5, ge=0)  # times during the run that the features are compared with the start's
+    measured: int = Field(5, ge=1)  # times during the run that the features are compared with the start's
 
 
 def rates(module: nn.Module, start: Start) -> dict[str, float]:
