@@ -17,7 +17,7 @@ from components.connector.llm import PACKAGED, is_cached, locate_llm
 from components.data.photos import Photos
 from components.data.sources import source_folder
 from components.methods import METHODS, Method
-from components.models.backbone import ViTBackbone, build
+from components.models.backbone import PublishedBackbone, ViTBackbone, build
 from components.stages.adapt import AdaptConfig
 from components.stages.answer import AnswerConfig
 from components.stages.connect import ConnectConfig
@@ -154,6 +154,19 @@ def _language_model(listed: list[str], pretrain: dict[str, Any], size: DataSize,
     return [f"{path}, section connect: llm: {location} is not in the cache of Hugging Face; connect will download it"]
 
 
+def starts(path: Path = PARAMS) -> list[str]:
+    """Returns a line for each listed method that goes on from published weights: with which rates and momentum."""
+    size, pretrain, lines = _expected_size(path), section("pretrain", path), []
+    for name in methods(path):
+        config = configure(name, pretrain, size)
+        if isinstance(config.backbone, PublishedBackbone) and config.goes_on:
+            momentum = getattr(config.settings, "momentum", None)  # of the method, at least that of the start
+            values = config.start.model_dump() | {"momentum": momentum}
+            settings = ", ".join(f"{key}: {value}" for key, value in values.items() if value is not None)
+            lines.append(f"pretrain.{name} goes on from {config.backbone.source}, with start: {{{settings}}}")
+    return lines
+
+
 def main() -> None:
     parser = ArgumentParser(prog="selfsight check", description="Check params.yaml, before any stage runs.")
     parser.add_argument("--data", type=Path, help="folder written by prepare, if its photos are to be checked too")
@@ -164,6 +177,8 @@ def main() -> None:
         print(f"warning: {line}", file=sys.stderr)
     if errors:
         parser.exit(2, "\n".join([*errors, ""]))
+    for line in starts():
+        print(line)
     print(f"{PARAMS}: no problem found")
 
 

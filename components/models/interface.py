@@ -112,6 +112,7 @@ class Backbone(nn.Module, ABC):
     pool: str
     origin: Origin | None  # of published weights
     patches: int  # where a method trains only those: side of the 3 × 3 patches whose features are averaged, or 0
+    fixed_statistics = False  # True: batch norm normalizes as in eval mode during training too
 
     config: AnyBackbone
     dim: int
@@ -174,7 +175,17 @@ class Backbone(nn.Module, ABC):
     @property
     def has_batch_norm(self) -> bool:
         """True if features in train mode depend on the other images of the batch."""
-        return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.modules())
+        return not self.fixed_statistics and bool(self._batch_norms())
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's signature)
+        super().train(mode)
+        if self.fixed_statistics:
+            for layer in self._batch_norms():
+                layer.eval()
+        return self
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [layer for layer in self.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
     @abstractmethod
     def layers(self) -> dict[str, int]:

@@ -40,7 +40,7 @@ from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
-from components.training.start import Start, rates
+from components.training.start import Start, rates, slowed
 
 
 class PretrainConfig(Strict):
@@ -88,7 +88,8 @@ def configure(method: str, params: dict[str, Any], data: DataSize | None = None)
     method_values = {key: value for key, value in merged.items() if key not in stage_keys}
     stage_values = {key: value for key, value in merged.items() if key in stage_keys}
     method_settings = parse(schema, method_values, where)
-    return parse(PretrainConfig, {**stage_values, "method": method, "settings": method_settings}, where)
+    config = parse(PretrainConfig, {**stage_values, "method": method, "settings": method_settings}, where)
+    return config.model_copy(update={"settings": slowed(method_settings, config.start)}) if config.goes_on else config
 
 
 def configure_for(method: str, params: dict[str, Any], photos: Photos) -> PretrainConfig:
@@ -210,7 +211,9 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
             f"{config.backbone.image_size}: views are enlarged; try data.size: {config.backbone.image_size * 8 // 7}"
         )
     torch.manual_seed(config.seed)
-    method = recipe.method(build(config.backbone), config.settings)
+    backbone = build(config.backbone)
+    backbone.fixed_statistics = config.goes_on
+    method = recipe.method(backbone, config.settings)
     if acc.device.type == "cuda":
         compile_blocks(method)
     factors = rates(method, config.start) if config.goes_on else {}

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.commands.check import check
+from components.commands.check import check, starts
 from components.connector import llm
+from tests.families import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +32,22 @@ def findings(params, tmp_path, data=None):
 def test_the_default_file_has_no_problem(params, tmp_path):
     params["methods"] = sorted(set(params["pretrain"]) - {"common"})
     assert findings(params, tmp_path) == ([], [])
+
+
+def test_the_settings_that_a_start_brings_are_shown(params, tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert starts(tmp_path / "params.yaml") == []
+    folder = checkpoint("vit", tmp_path / "start")
+    backbone = {"kind": "published", "from": str(folder)}
+    params["methods"] = ["simclr", "moco"]
+    params["pretrain"]["simclr"]["backbone"] = params["pretrain"]["moco"]["backbone"] = backbone
+    params["pretrain"]["moco"] |= {"momentum": 0.9, "start": {"frozen": 0.2}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    rates = "backbone_lr: 0.1, layer_decay: 0.9, patch_lr: 0.2"
+    assert starts(tmp_path / "params.yaml") == [
+        f"pretrain.simclr goes on from {folder}, with start: {{frozen: 0.1, {rates}, measured: 5}}",
+        f"pretrain.moco goes on from {folder}, with start: {{frozen: 0.2, {rates}, momentum: 0.996, measured: 5}}",
+    ]
 
 
 def test_every_problem_is_named_at_once(params, tmp_path):

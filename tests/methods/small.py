@@ -15,7 +15,8 @@ from components.config import parse
 from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.methods import METHODS, Method
-from components.models.backbone import ResNetBackbone, ViTBackbone, build
+from components.models.backbone import Backbone, PublishedBackbone, ResNetBackbone, ViTBackbone, build
+from tests.families import checkpoint
 
 HEAD = {"hidden": 8, "bottleneck": 4, "prototypes": 6, "local_crops": 2}
 SMALL: dict[str, dict[str, Any]] = {
@@ -76,12 +77,25 @@ def stand_in() -> Photos:
     return Photos(folder)
 
 
+def start(family: str) -> Backbone:
+    """Returns a small published backbone as training goes on from it."""
+    with tempfile.TemporaryDirectory() as folder:
+        values = {"kind": "published", "from": str(checkpoint(family, Path(folder))), "image_size": 16}
+        values["patch_size"] = 1 if family == "timm_wrapper" else 4
+        backbone = build(PublishedBackbone.model_validate(values))
+    backbone.fixed_statistics = True
+    return backbone
+
+
 def make(name: str, shape: str) -> Method:
-    """Returns the method on a new small backbone, always the same. Raises ValueError if it refuses the backbone."""
+    """Returns the method on a new small backbone, always the same. Raises ValueError if it refuses the backbone.
+
+    shape: one of SHAPES, or the family of a published backbone.
+    """
     torch.manual_seed(0)
     recipe = METHODS[name]
     config = recipe.method.resolve(parse(recipe.config, settings(name), name), stand_in())
-    return recipe.method(build(SHAPES[shape]), config).train()
+    return recipe.method(build(SHAPES[shape]) if shape in SHAPES else start(shape), config).train()
 
 
 def batch(name: str, photos: Photos, epoch: int, first: int = 0, count: int = BATCH) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from small import make
-from two_ranks import RESNETS, resumes, run, run_local
+from two_ranks import RESNETS, STARTS, resumes, run, run_local
 
 from components.methods import TRAINED
 from components.training import distributed, loop
@@ -97,6 +97,16 @@ def test_batch_norm_of_a_resnet_uses_the_whole_batch_in_two_processes(name, rank
             for results in (first, alone)
         )
     assert_same(first, alone)
+
+
+@pytest.mark.parametrize(("name", "family"), STARTS)
+def test_a_published_start_trains_the_same_in_two_processes_and_resumes(name, family, rank_results, photos):
+    alone = run(name, photos, Accelerator(cpu=True), family)
+    assert_it_learned(alone)
+    first = results_of(rank_results[0][0], f"{name}/{family}/")
+    assert first.pop("differs") == 0
+    assert_same(first, alone)
+    assert resumes(name, photos, Accelerator(cpu=True), family) == []
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -27,6 +27,7 @@ from components.training.objective import Objective
 
 STEPS = 2
 RESNETS = ("simclr", "moco")  # batch norm over all ranks, and in groups of its own
+STARTS = (("byol", "timm_wrapper"), ("dino", "dinov3_vit"))  # on published backbones
 ADAM = optim.AdamW(lr=1e-2, weight_decay=0.1, schedule=optim.Cosine(warmup=0.3), clip=1.0)
 SETTINGS = optim.SGD(lr=0.1, momentum=0.9, schedule=optim.Constant())
 
@@ -60,7 +61,7 @@ def run(name: str, photos: Photos, acc: Accelerator, shape: str = "vit") -> dict
     return train(make(name, shape).double(), load, name, acc)
 
 
-def resumes(name: str, photos: Photos, acc: Accelerator) -> list[str]:
+def resumes(name: str, photos: Photos, acc: Accelerator, shape: str = "vit") -> list[str]:
     """Returns what is not bitwise equal in a run that was cut after its third step and resumed from its second."""
     share = BATCH // acc.num_processes
 
@@ -68,7 +69,7 @@ def resumes(name: str, photos: Photos, acc: Accelerator) -> list[str]:
         return batch(name, photos, step, acc.process_index * share, share)
 
     def state(folder: Path, cut: int | None) -> dict[str, torch.Tensor]:
-        method = make(name, "vit")
+        method = make(name, shape)
         if cut is not None:
             updates = iter(range(cut))
             after_step, method.after_step = method.after_step, lambda: (after_step(), next(updates))
@@ -82,7 +83,7 @@ def resumes(name: str, photos: Photos, acc: Accelerator) -> list[str]:
         return {key: value.clone() for key, value in method.state_dict().items()}
 
     with tempfile.TemporaryDirectory() as root:
-        place = Path(root if acc.num_processes == 1 else os.environ["SHARED"]) / name
+        place = Path(root if acc.num_processes == 1 else os.environ["SHARED"]) / f"{name}-{shape}"
         whole = state(place / "whole", None)
         half = state(place / "cut", 2)
         again = state(place / "cut", None)
@@ -128,6 +129,9 @@ def main(data: Path, out: Path) -> None:
     os.environ[distributed.MICRO_BATCHES] = "1"
     for name in RESNETS:
         results |= {f"{name}/resnet/{key}": value for key, value in run(name, photos, acc, "resnet").items()}
+    for name, family in STARTS:
+        results |= {f"{name}/{family}/{key}": value for key, value in run(name, photos, acc, family).items()}
+        results[f"{name}/{family}/differs"] = torch.tensor(len(resumes(name, photos, acc, family)))
     save_file(
         {key: value.contiguous() for key, value in results.items()}, out / f"rank-{acc.process_index}.safetensors"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from components.data.photos import Photos
 from components.evaluation import snapshots
@@ -16,6 +17,7 @@ from components.stages import evaluate, pretrain
 from components.training import optim
 from components.training.start import Start, rates
 from tests.families import checkpoint
+from tests.tolerances import LAYERS_FLOAT32
 
 SIMCLR = {"hidden": 16, "dim": 8, "optimizer": {"kind": "adamw", "lr": 1e-3}}
 
@@ -134,12 +136,41 @@ def test_the_head_moves_first_then_lower_layers_most_slowly(start_folder, photos
             assert values == pytest.approx([rate * moving] * len(values))
 
 
-def test_no_byte_of_the_backbone_changes_while_only_the_head_trains(start_folder, photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("family", ["vit", "timm_wrapper"])
+def test_no_byte_of_the_backbone_changes_while_only_the_head_trains(family, photos, tmp_path, monkeypatch):
+    """Running statistics of batch norm included."""
     values = iter([0.5, 0.6])  # so that the snapshot at the end is kept
     monkeypatch.setattr(snapshots, "measure", lambda *_: (next(values), "made up"))
-    run("simclr", start_folder, photos, tmp_path, start={"measured": 1, "frozen": 1.0}, **SIMCLR)
-    start, kept = weights(start_folder), weights(tmp_path / "backbone")
-    assert all(torch.equal(start[name], kept[name]) for name in start)
+    folder = checkpoint(family, tmp_path / "start")
+    backbone = {"kind": "published", "from": str(folder), "image_size": 16}
+    start = {"measured": 1, "frozen": 1.0}
+    config = run("simclr", folder, photos, tmp_path / "run", start=start, backbone=backbone, **SIMCLR)
+    assert json.loads((tmp_path / "run" / "start.json").read_text())["kept_step"] > 0
+    before, kept = pretrain.build(config.backbone).state_dict(), load(tmp_path / "run" / "backbone").state_dict()
+    assert all(torch.equal(before[name], kept[name]) for name in before)
+
+
+def test_batch_norm_normalizes_as_published_while_its_weights_train(photos, tmp_path):
+    folder = checkpoint("timm_wrapper", tmp_path / "start")
+    config = configure("simclr", folder, photos, backbone={"kind": "published", "from": str(folder)}, **SIMCLR)
+    method = pretrain.setup(config, photos.folder, Accelerator(cpu=True)).method.train()
+    assert not method.backbone.has_batch_norm
+    pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    alone = torch.cat([method.backbone(image[None]) for image in pixels])
+    torch.testing.assert_close(
+        method.backbone(pixels), alone, rtol=LAYERS_FLOAT32, atol=LAYERS_FLOAT32
+    )  # no photo changes another's features
+    norms = [layer for layer in method.backbone.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(layer.weight.requires_grad and not layer.training for layer in norms)
+
+
+@pytest.mark.parametrize(("given", "resolved"), [(0.9, 0.996), (0.999, 0.999)])
+def test_averages_of_published_weights_move_slowly(given, resolved, start_folder, photos):
+    config = configure("byol", start_folder, photos, hidden=8, dim=4, momentum=given)
+    assert config.settings.momentum == resolved
+    assert configure("byol", start_folder, photos, momentum=given, start={"momentum": 0.5}).settings.momentum == given
+    assert configure("byol", start_folder, photos, momentum=given, epochs=0).settings.momentum == given
 
 
 def test_settings_of_a_checkpoint_that_does_not_exist_are_refused_with_their_section(photos, tmp_path):
