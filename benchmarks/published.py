@@ -1,7 +1,8 @@
-"""A published backbone on labeled photos: untouched, and gone on with by methods without labels; also with few labels.
+"""A published backbone on labeled photos: untouched, gone on with by methods without labels, and distilled.
 
     python -m benchmarks.published --photos data/clothing --sizes 64 128 224                      # untouched
     python -m benchmarks.published --photos data/clothing --sizes 64 --methods diet simclr --seeds 0 1 2
+    python -m benchmarks.published --photos data/clothing --sizes 96 --packed 144 --students vit resnet18 --epochs 30
 
 Each run is `pretrain` and `evaluate` as dvc.yaml runs them, in a folder of its own; what is finished is kept. Choices
 (which snapshot) are made on train and val; the numbers of the table are on test.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,23 @@ from components.models.backbone import load
 
 SHOTS = (1, 5, 10)  # labels of each class
 DRAWS = 5  # of which photos have a label
+STUDENTS: dict[str, dict[str, Any]] = {
+    "vit": {"kind": "vit", "patch_size": 16, "width": 192, "depth": 6, "heads": 3, "pool": "mean", "square": "crop"},
+    "resnet18": {"kind": "resnet18", "square": "crop"},
+}
 
 
-def measure(name: str, size: int, seed: int, params: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
-    """Trains and evaluates in a folder of its own. Returns its row."""
-    place = out / f"{name}_{size}_{seed}"
+def measure(method: str, name: str, params: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
+    """Trains and evaluates in a folder of its own. Returns its row. name: of the row."""
+    common = params["pretrain"]["common"]
+    size, seed = common["backbone"]["image_size"], common["seed"]
+    place = out / f"{name}_{size}_{seed}".replace(" ", "_")
     claim(place, params)
     result = place / "result.json"
     if result.is_file():
         return dict(json.loads(result.read_text(encoding="utf-8")))
     started = time.monotonic()
-    stage("pretrain", "--method", name, "--data", data, "--out", place / "pretrain", cwd=place)
+    stage("pretrain", "--method", method, "--data", data, "--out", place / "pretrain", cwd=place)
     minutes = (time.monotonic() - started) / 60
     stage("evaluate", "--backbone", place / "pretrain", "--data", data, "--out", place / "evaluate", cwd=place)
     metrics = json.loads((place / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
@@ -101,19 +108,30 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def params_of(args: Namespace, method: str, backbone: dict[str, Any], own: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Returns the contents of params.yaml of one run. own: settings of the method."""
+    common = {"backbone": backbone, "batch_size": args.batch_size, "epochs": args.epochs, "seed": seed}
+    return {"pretrain": {"common": common, method: own}, "evaluate": {"neighbors": 20}}
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, help="a folder with one subfolder for each class")
     parser.add_argument("--source", default="efficientnet-lite0", help="a Hugging Face id, or a folder")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="pixels")
     parser.add_argument("--methods", nargs="*", default=[], choices=TRAINED, metavar="METHOD")
+    parser.add_argument("--students", nargs="*", default=[], choices=STUDENTS, help="that the source is distilled into")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--settings", default="{}", help="of the method, as YAML")
+    parser.add_argument("--packed", type=int, help="pixels of the shorter side, as packed; the largest of --sizes")
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "published")
     args = parser.parse_args()
     out = args.out.resolve()
-    data = out / f"prepare_{max(args.sizes)}"
-    prepare = {"data": {"source": str(args.photos.resolve()), "size": max(args.sizes)}, "prepare": {"seed": 0}}
+    packed = args.packed or max(args.sizes)
+    data = out / f"prepare_{packed}"
+    prepare = {"data": {"source": str(args.photos.resolve()), "size": packed}, "prepare": {"seed": 0}}
     if not (data / "manifest.parquet").is_file():
         claim(out / "params", prepare)
         stage("prepare", "--out", data, "--downloads", ROOT / "data", cwd=out / "params")
@@ -121,10 +139,13 @@ def main() -> None:
     for size in args.sizes:
         for name, seed in [("published", 0), *((name, seed) for name in args.methods for seed in args.seeds)]:
             backbone = {"kind": "published", "from": args.source, "image_size": size}
-            common = {"backbone": backbone, "batch_size": 64, "epochs": 5, "seed": seed}
             own = {} if name == "published" else yaml.safe_load(args.settings)
-            params = {"pretrain": {"common": common, name: own}, "evaluate": {"neighbors": 20}}
-            rows.append(measure(name, size, seed, params, data, out))
+            rows.append(measure(name, name, params_of(args, name, backbone, own, seed), data, out))
+        for student, seed in ((student, seed) for student in args.students for seed in args.seeds):
+            teacher = {"from": args.source, "image_size": 128}
+            own = {"teacher": teacher, **yaml.safe_load(args.settings)}
+            params = params_of(args, "distill", {**STUDENTS[student], "image_size": size}, own, seed)
+            rows.append(measure("distill", f"distilled into {student}", params, data, out))
     print(
         f"{args.photos.name}, {machine()}: `python -m benchmarks.published {' '.join(sys.argv[1:])}`\n\n{table(rows)}"
     )

@@ -6,6 +6,7 @@ from components.methods.contextprediction import ContextPrediction, ContextPredi
 from components.methods.diet import DIET, DIETConfig
 from components.methods.dino import DINO, DINOConfig
 from components.methods.dinov2 import DINOv2, DINOv2Config
+from components.methods.distill import Distill, DistillConfig
 from components.methods.ibot import IBOT, IBOTConfig
 from components.methods.ijepa import IJEPA, IJEPAConfig
 from components.methods.jigsaw import Jigsaw, JigsawConfig
@@ -42,6 +43,7 @@ METHODS: dict[str, Recipe] = {
     "ijepa": Recipe(IJEPA, IJEPAConfig),
     "lejepa": Recipe(LeJEPA, LeJEPAConfig),
     "diet": Recipe(DIET, DIETConfig),
+    "distill": Recipe(Distill, DistillConfig),
     "supervised": Recipe(Supervised, SupervisedConfig),
     "published": Recipe(AsPublished, AsPublishedConfig),
 }

@@ -17,7 +17,7 @@ from components.models.interface import (
     ResNetBackbone,
     ViTBackbone,
 )
-from components.models.origin import Origin
+from components.models.origin import TEACHER, Origin
 from components.models.patches import SIDE
 from components.models.published import Published, Timm
 from components.models.resnet import SMALL_IMAGE, ResNet
@@ -70,9 +70,9 @@ def build(config: AnyBackbone) -> Backbone:
     if isinstance(config, ResNetBackbone):
         return ResNet(config)
     folder = Path(config.source).expanduser()
-    if pretrained.saved_resnet(folder):
-        return _for_size(load(folder), config)
-    return published.build(config)
+    backbone = _for_size(load(folder), config) if pretrained.saved_resnet(folder) else published.build(config)
+    backbone.teacher = Origin.read(folder, TEACHER)
+    return backbone
 
 
 def _for_size(backbone: Backbone, config: PublishedBackbone) -> Backbone:
@@ -112,5 +112,5 @@ def load(folder: Path) -> Backbone:
     else:
         known = ", ".join([*pretrained.RESNETS, *FAMILIES, pretrained.TIMM])
         raise ValueError(f"{files[0]} says model_type {kind!r}; allowed: {known}")
-    backbone.origin = Origin.read(folder)
+    backbone.origin, backbone.teacher = Origin.read(folder), Origin.read(folder, TEACHER)
     return backbone

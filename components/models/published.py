@@ -51,8 +51,9 @@ class Published(Backbone):
     def whole(self, pixels: Tensor) -> Tensor:
         return self.family.pooled(self.trunk, self.sequence(pixels), self.pool)
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        return self.sequence(pixels)[:, self.family.prefix(self.trunk.config) :]
+    def whole_and_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.sequence(pixels)
+        return self.family.pooled(self.trunk, x, self.pool), x[:, self.family.prefix(self.trunk.config) :]
 
     def _blocks(self, pixels: Tensor) -> list[Tensor]:
         outputs: list[Tensor] = []
@@ -109,11 +110,12 @@ class Timm(Backbone):
     def whole(self, pixels: Tensor) -> Tensor:
         return self.trunk(self.normalize(pixels)).pooler_output
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        x = self.trunk(self.normalize(pixels)).last_hidden_state
+    def whole_and_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.trunk(self.normalize(pixels))
+        x = out.last_hidden_state
         if x.ndim == 4:  # a CNN's map [B, D, h, w]
-            return x.flatten(2).transpose(1, 2)
-        return x[:, getattr(self.trunk.timm_model, "num_prefix_tokens", 0) :]
+            return out.pooler_output, x.flatten(2).transpose(1, 2)
+        return out.pooler_output, x[:, getattr(self.trunk.timm_model, "num_prefix_tokens", 0) :]
 
     def _blocks(self, pixels: Tensor) -> list[Tensor]:
         last, maps = self.trunk.timm_model.forward_intermediates(self.normalize(pixels))  # maps: [B, C, h, w] each
@@ -141,12 +143,12 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
     """
     source = values.get("from")
     if not isinstance(source, str):
-        raise ValueError(f"backbone.from: an id, a folder or {pretrained.PACKAGED} is needed; given: {source!r}")
+        raise ValueError(f"from: an id, a folder or {pretrained.PACKAGED} is needed; given: {source!r}")
     description = pretrained.describe(source, values.get("revision"))
     filled = {"patch_size": description.patch_size, "mean": description.mean, "std": description.std}
     for name, value in filled.items():
         if name in values and values[name] != value:
-            raise ValueError(f"backbone.{name} is the checkpoint's, {value}; leave it out; given: {values[name]!r}")
+            raise ValueError(f"{name} is the checkpoint's, {value}; leave it out; given: {values[name]!r}")
     return {"image_size": description.image_size, "square": description.square, **values, **filled}
 
 

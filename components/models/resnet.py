@@ -79,8 +79,9 @@ class ResNet(Backbone):
     def _blocks(self, pixels: Tensor) -> list[Tensor]:
         return [self.trunk.avgpool(x).flatten(1) for x in self._stages(pixels)]
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        return self._stages(pixels)[-1].flatten(2).transpose(1, 2)
+    def whole_and_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._stages(pixels)[-1]
+        return self.trunk.avgpool(x).flatten(1), x.flatten(2).transpose(1, 2)
 
     def _save(self, folder: Path) -> None:
         config = {"model_type": self.config.kind, **self.config.model_dump(mode="json"), "patches": self.patches}

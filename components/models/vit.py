@@ -142,8 +142,9 @@ class ViT(Backbone):
         self.pool = "class"
         return super().as_stock()
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        return self.sequence(pixels)[:, 1:]
+    def whole_and_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.sequence(pixels)
+        return self._pooled(x), x[:, 1:]
 
     def _save(self, folder: Path) -> None:
         self.trunk.config.pool, self.trunk.config.patches = self.pool, self.patches

@@ -25,6 +25,7 @@ class Results:
     logs: dict[str, list[dict[str, float]]]  # lines of pretrain, by method
     configs: dict[str, dict[str, Any]]  # as pretrain ran, by method
     origins: dict[str, dict[str, Any]]  # of published weights, by the method that used or continued them
+    teachers: dict[str, dict[str, Any]]  # of published weights, by the method that distilled them
     pending: dict[str, str]  # methods without metrics -> why, and the command that computes them
     adapter: dict[str, Any]
     answering: dict[str, Any]
@@ -73,11 +74,13 @@ class Results:
 
     def _words(self, name: str) -> str:
         """Returns what a method did: how long it trained, and from which published weights if from any."""
-        config, origin = self.configs[name], self.origins.get(name)
+        config, origin, teacher = self.configs[name], self.origins.get(name), self.teachers.get(name)
         if not config["epochs"]:
             return f"as published: {_described(origin)}" if origin else "untrained"
         seen = int(self.logs[name][-1]["step"]) * config["batch_size"]
         words = f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}, {seen:,} photos seen"
+        if teacher:
+            words = f"{words}, distilled from {_described(teacher)}"
         if not origin:
             return words
         verdict = self.methods[name].get("against_start", {}).get("verdict")
@@ -120,7 +123,10 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
     """Read the artifacts of every stage that has run. Raises ValueError if prepare has not."""
     logs = {name: _lines(artifacts / "pretrain" / name / "log.jsonl") for name in methods}
     configs = {name: _json(artifacts / "pretrain" / name / "config.json") for name in methods}
-    origins = {name: _json(artifacts / "pretrain" / name / "backbone" / "origin.json") for name in methods}
+    origins, teachers = (
+        {name: _json(artifacts / "pretrain" / name / "backbone" / f"{of}.json") for name in methods}
+        for of in ("origin", "teacher")
+    )
     metrics = {name: _json(artifacts / "evaluate" / name / "metrics.json") for name in methods}
     pending = {name: f"not trained yet: dvc repro evaluate@{name}" for name in methods if not configs[name]}
     pending |= {n: f"not evaluated yet: dvc repro evaluate@{n}" for n in methods if configs[n] and not metrics[n]}
@@ -134,6 +140,7 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         logs={name: lines for name, lines in logs.items() if lines},
         configs={name: config for name, config in configs.items() if config},
         origins={name: origin for name, origin in origins.items() if origin},
+        teachers={name: teacher for name, teacher in teachers.items() if teacher},
         pending=pending,
         adapter=_json(artifacts / "adapt" / "metrics.json") or {"skipped": "not run yet: dvc repro adapt"},
         answering=_json(artifacts / "answer" / "metrics.json") or {"skipped": "not run yet: dvc repro answer"},

@@ -2,8 +2,8 @@
 
 A DVC dependency is a file or a folder, but what a stage runs are some files of many folders. So each stage depends on
 one file written here, which lists the files that it imports with their digests. Those of `pretrain` also hold the
-method's settings (`pretrain.common` and its own section, if it has one), and the digests of weights in a local folder
-that it starts from; after those changed, `dvc repro --force fingerprint` looks at them again.
+method's settings (`pretrain.common` and its own section, if it has one), and the digests of weights in local folders
+that it starts or learns from; after those changed, `dvc repro --force fingerprint` looks at them again.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ def fingerprints(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def start_digests(sections: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Returns the digests of the weights that a method starts from, if they are in a local folder, by file name."""
-    backbone: Any = {}
-    for values in sections.values():  # common, then the method's own
-        backbone = values.get("backbone", backbone)
-    source = backbone.get("from") if isinstance(backbone, dict) else None
-    folder = Path(source).expanduser() if isinstance(source, str) else None
-    return {file.name: digest(file) for file in sorted(folder.glob("*.safetensors"))} if folder else {}
+    """Returns the digests of the weights in local folders that a method starts or learns from, by setting and file."""
+    merged = {key: value for values in sections.values() for key, value in values.items()}  # the method's own are last
+    sources = {key: value.get("from") for key, value in merged.items() if isinstance(value, dict)}
+    return {
+        f"{key}/{file.name}": digest(file)
+        for key, source in sources.items()
+        if isinstance(source, str)
+        for file in sorted(Path(source).expanduser().glob("*.safetensors"))
+    }
 
 
 def main() -> None:

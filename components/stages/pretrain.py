@@ -281,10 +281,10 @@ def _save(config: PretrainConfig, backbone: Backbone, out: Path, acc: Accelerato
 
 
 def _start_digest(config: PretrainConfig) -> list[str]:
-    """Returns the digests of the weights in a local folder that training starts from."""
-    if not isinstance(config.backbone, PublishedBackbone):
-        return []
-    return [digest(file) for file in sorted(Path(config.backbone.source).expanduser().glob("*.safetensors"))]
+    """Returns the digests of the weights in local folders that training starts or learns from."""
+    used = [config.backbone, *dict(config.settings).values()]
+    folders = [Path(shape.source).expanduser() for shape in used if isinstance(shape, PublishedBackbone)]
+    return [digest(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vicreg": {"dim": 8},
     "mae": {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
     "ijepa": {"targets": 3, "predictor_dim": 8, "predictor_depth": 1},
+    "distill": {"teacher": {"from": str(checkpoint("vit", Path(tempfile.mkdtemp()))), "image_size": 24}, "queue": 16},
     "lejepa": {
         "embedding": 8,
         "hidden": 8,

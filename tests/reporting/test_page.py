@@ -40,6 +40,7 @@ def results():
         methods={"simclr": worse, "moco": metrics},
         logs={"simclr": log, "moco": log},
         origins={},
+        teachers={},
         configs={"simclr": {"epochs": 2, "batch_size": 16}, "moco": {"epochs": 4, "batch_size": 16}},
         adapter={
             "accuracy": proportion_with_ci(44, 50), "majority": proportion_with_ci(5, 50),
@@ -223,6 +224,11 @@ def test_a_published_backbone_says_what_it_is_and_a_continued_one_how_it_compare
     words = {row["name"]: row["words"] for row in changed.table()}
     assert words["moco"] == "as published: somebody/net (abc), trained on: ImageNet, with labels, license: mit"
     assert words["simclr"] == "2 epochs, 304 photos seen, from somebody/net: worse than its start"
+    distilled = Results(**{**vars(results), "teachers": {"moco": ORIGIN}})
+    words = {row["name"]: row["words"] for row in distilled.table()}
+    assert words["moco"] == (
+        "4 epochs, 304 photos seen, distilled from somebody/net (abc), trained on: ImageNet, with labels, license: mit"
+    )
     html = render(changed, photos, {}, 4)
     assert "simclr is worse than its start" in html
     assert "-2.0 points (-3.5 to -0.5" in html
