@@ -3,6 +3,7 @@
 A method that SMALL does not name has every whole number above 8 among its settings reduced to 8.
 """
 
+import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -79,12 +80,19 @@ def stand_in() -> Photos:
 
 
 def start(family: str) -> Backbone:
-    """Returns a small published backbone as training goes on from it."""
-    with tempfile.TemporaryDirectory() as folder:
-        values = {"kind": "published", "from": str(checkpoint(family, Path(folder))), "image_size": 16}
+    """Returns a small published backbone as training goes on from it.
+
+    STARTS may name a folder with its checkpoint: of several processes, transformers lets only the first write one.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(os.environ.get("STARTS", temporary)) / family
+        if not folder.is_dir():
+            checkpoint(family, folder)
+        values = {"kind": "published", "from": str(folder), "image_size": 16}
         values["patch_size"] = 1 if family == "timm_wrapper" else 4
         backbone = build(PublishedBackbone.model_validate(values))
     backbone.fixed_statistics = True
+    torch.manual_seed(0)  # the same heads, whether the checkpoint was there or not
     return backbone
 
 

@@ -20,6 +20,7 @@ from two_ranks import RESNETS, STARTS, resumes, run, run_local
 
 from components.methods import TRAINED
 from components.training import distributed, loop
+from tests.families import checkpoint
 from tests.tolerances import FLOAT64, PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -29,10 +30,12 @@ ROOT = Path(__file__).parents[2]
 def rank_results(prepared, tmp_path_factory):
     """Results of all methods in each of two processes, from one launch, which takes longer than the methods do."""
     out = tmp_path_factory.mktemp("ranks")
+    for _, family in STARTS:
+        checkpoint(family, out / "starts" / family)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*torchrun, str(Path(__file__).with_name("two_ranks.py")), str(prepared), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "STARTS": str(out / "starts")},
         capture_output=True,
         text=True,
         check=False,
