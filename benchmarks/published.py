@@ -137,7 +137,8 @@ def main() -> None:
         stage("prepare", "--out", data, "--downloads", ROOT / "data", cwd=out / "params")
     rows = []
     for size in args.sizes:
-        for name, seed in [("published", 0), *((name, seed) for name in args.methods for seed in args.seeds)]:
+        untouched = [] if args.students and not args.methods else [("published", 0)]
+        for name, seed in [*untouched, *((name, seed) for name in args.methods for seed in args.seeds)]:
             backbone = {"kind": "published", "from": args.source, "image_size": size}
             own = {} if name == "published" else yaml.safe_load(args.settings)
             rows.append(measure(name, name, params_of(args, name, backbone, own, seed), data, out))

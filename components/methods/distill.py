@@ -43,7 +43,7 @@ class DistillConfig(MethodConfig):
     teacher: TeacherConfig = Setting(default_factory=_default_teacher)
     teacher_sees: Literal["crop", "photo"] = "crop"  # the student's crop, or the whole photo: once, before training
     patch_weight: float = Setting(1.0, ge=0)  # of the loss of patch features
-    queue: QueueLength = Setting(0, ge=0)  # earlier photos, similarity to which is compared; 0: features are, directly
+    queue: QueueLength = Setting(8192, ge=0)  # earlier photos to which similarities are compared; 0: features alone
     temperature: float = Setting(0.07, gt=0)  # of the similarities
     crop: FractionRange = (0.14, 1.0)
     color_strength: float = Setting(0.5, ge=0)

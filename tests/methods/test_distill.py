@@ -104,7 +104,7 @@ def test_the_queue_holds_centered_features_and_the_centers_are_means(teacher_fol
 @pytest.mark.parametrize("family", MAKERS)
 def test_every_family_teaches_a_vit_and_a_resnet(family, student, tmp_path):
     shape, teacher = STUDENTS[student], {"from": str(checkpoint(family, tmp_path))}
-    method = Distill(build(shape), parse(DistillConfig, {"teacher": teacher}, "distill")).train()
+    method = Distill(build(shape), parse(DistillConfig, {"teacher": teacher, "queue": 0}, "distill")).train()
     sizes = (shape.image_size, method.config.teacher.image_size)
     batch = [torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8) for size in dict.fromkeys(sizes)]
     losses = method(batch)
@@ -187,7 +187,8 @@ def test_a_run_with_whole_photos_resumes_to_the_same_bits(photos, monkeypatch):
 @pytest.mark.parametrize("sees", ["crop", "photo"])
 def test_a_run_says_who_taught_and_learns(teacher_folder, photos, tmp_path, sees):
     shape = {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
-    own = {"teacher": {"from": str(teacher_folder)}, "teacher_sees": sees, "optimizer": {"kind": "adamw", "lr": 0.02}}
+    own = {"teacher": {"from": str(teacher_folder)}, "teacher_sees": sees, "queue": 16}
+    own["optimizer"] = {"kind": "adamw", "lr": 0.02}
     common = {"backbone": shape, "batch_size": 16, "epochs": 8}
     config = pretrain.configure_for("distill", {"common": common, "distill": own}, photos)
     pretrain.pretrain(config, photos.folder, tmp_path / "out")
