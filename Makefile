@@ -34,7 +34,9 @@ setup: .venv/ready
 
 # dvc repro runs one stage at a time. Two at once, with half of the cores each, take two thirds of the time. A stage that
 # fails here is run again, and reported, by the last dvc repro. Without git (a zip file), DVC has to be told so.
+# PHOTOS=FOLDER, and MINUTES=30: settings are chosen for them first (see README.md)
 run: setup
+	@$(if $(PHOTOS),python -m components.commands.settings "$(PHOTOS)" $(if $(MINUTES),--minutes "$(MINUTES)"))
 	@python -m components.commands.check
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
 	dvc repro prepare

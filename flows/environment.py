@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+STARTED_IN = Path.cwd()  # before the change to ROOT
 SERVER = "http://127.0.0.1:4200/api"
 REPLY = 1.0  # seconds in which a server on this machine answers
 SETTINGS = {

@@ -1,11 +1,13 @@
 """From a folder of photos to a report: runs every stage in order, each only if DVC finds that it is not up to date."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's first path is flows/, not the root
 
-from flows import exclusive, script, stage  # isort: split
+from flows import exclusive, script, stage
+from flows.environment import STARTED_IN  # isort: split
 
 from prefect import State, flow
 
@@ -17,6 +19,16 @@ def targets(methods: list[str]) -> list[str]:
     """Returns the stages in an order in which each finds its inputs. A method is evaluated as soon as it is trained."""
     trained = [f"{word}@{method}" for method in methods for word in ("pretrain", "evaluate")]
     return ["fingerprint", "prepare", *trained, "adapt", "connect", "answer", "report"]
+
+
+def choose_settings(photos: Path, minutes: str | None) -> None:
+    """Run `selfsight settings` while no other flow runs, which would read the new file. Exits where it fails."""
+    command = [sys.executable, "-m", "components.commands.settings", str(STARTED_IN / photos.expanduser())]
+    command += ["--minutes", minutes] if minutes else []
+    codes: list[int] = []
+    exclusive.run_exclusive(lambda: codes.append(subprocess.call(command)))
+    if codes[0]:
+        raise SystemExit(codes[0])
 
 
 @flow
@@ -39,5 +51,22 @@ def pipeline(processes: stage.Processes = stage.DEFAULT_PROCESSES) -> State[None
 if __name__ == "__main__":
     parser = script.parser(__doc__)
     script.add_processes(parser)
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        metavar="FOLDER",
+        help="choose settings for these photos and this machine, and write them to params.yaml, unless it is for them",
+    )
+    parser.add_argument(
+        "--minutes", metavar="N", help="with --photos: for the whole run (default: 30, or 60 with a GPU)"
+    )
     args = parser.parse_args()
-    raise SystemExit(script.launch(lambda: pipeline(args.processes)))
+    if args.minutes and not args.photos:
+        parser.error("--minutes needs --photos: without it, params.yaml says how long methods train")
+
+    def run() -> object:
+        if args.photos:
+            choose_settings(args.photos, args.minutes)
+        return pipeline(args.processes)
+
+    raise SystemExit(script.launch(run))

@@ -1,1 +1,1 @@
-"""Commands that are no DVC stage: `check`, and the program `selfsight` over the stages."""
+"""Commands that are no DVC stage: `check`, `settings`, and the program `selfsight` over the stages."""

@@ -1,4 +1,4 @@
-"""The program `selfsight`: runs the check, or one stage with the folders that dvc.yaml gives it."""
+"""The program `selfsight`: runs a command of this package, or one stage with the folders that dvc.yaml gives it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from components.config import PARAMS, known_names, methods, section
 
 PIPELINE = Path("dvc.yaml")
 COMPONENTS = Path(__file__).parents[1]
+COMMANDS = ["settings", "check"]  # that are no stages
 USAGE = """usage: selfsight COMMAND [--method NAME] [arguments of the command]
 
 {commands}
@@ -33,7 +34,7 @@ def stages(pipeline: Path = PIPELINE) -> dict[str, Any]:
 
 
 def usage(names: list[str]) -> str:
-    files = {name: COMPONENTS / ("commands" if name == "check" else "stages") / f"{name}.py" for name in names}
+    files = {name: COMPONENTS / ("commands" if name in COMMANDS else "stages") / f"{name}.py" for name in names}
     texts = {name: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for name, file in files.items()}
     lines = [f"  {name:9} {(text or '').splitlines()[0].removeprefix('Stage: ')}" for name, text in texts.items()]
     return USAGE.format(commands="\n".join(lines))
@@ -45,8 +46,8 @@ def command_line(command: str, arguments: list[str]) -> list[str]:
     Raises ValueError for a command that does not exist, and for a stage of all methods without `--method NAME`.
     """
     known = stages()
-    if command == "check":
-        return ["-m", "components.commands.check", *arguments]
+    if command in COMMANDS:
+        return ["-m", f"components.commands.{command}", *arguments]
     if command not in known:
         raise ValueError(f"no command {command!r}; known: {known_names(command, ['check', *known])}")
     if {"-h", "--help"} & set(arguments):
@@ -87,7 +88,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
-            print(usage(["check", *stages()]), end="")
+            print(usage([*COMMANDS, *stages()]), end="")
             return
         line = command_line(arguments[0], arguments[1:])
     except ValueError as error:

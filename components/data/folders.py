@@ -69,6 +69,13 @@ def read_folder(root: Path) -> Source:
     return _source(root, listing, splits, notes)
 
 
+def photo_file(entry: Entry) -> Path:
+    """Returns the file of an entry that `read_folder` made."""
+    assert isinstance(entry.fetch, partial)
+    root, path = entry.fetch.args
+    return Path(root) / path
+
+
 def _source(root: Path, listing: Listing, splits: dict[str, str], notes: list[str]) -> Source:
     keys = [caption_key(path) for path in listing.images]
     table = captions.read(root, set(keys), caption_key)

@@ -38,6 +38,12 @@ out.mkdir(parents=True, exist_ok=True)
 (out / "backbone").mkdir(exist_ok=True)
 """
 
+SETTINGS = """
+import sys
+print("settings for", *sys.argv[1:], flush=True)
+raise SystemExit(2 if "refused" in sys.argv[1] else 0)
+"""
+
 FINGERPRINT = """
 import pathlib, sys
 from components.methods import METHODS
@@ -69,6 +75,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("config.py", "reporting/results.py"):
         shutil.copy(ROOT / "components" / name, root / "components" / name)
     (root / "components" / "commands" / "check.py").write_text(STAGE)
+    (root / "components" / "commands" / "settings.py").write_text(SETTINGS)
     (root / "components" / "methods" / "__init__.py").write_text(f"METHODS = dict.fromkeys({list(METHODS)})")
     for path in (ROOT / "components" / "stages").glob("*.py"):
         (root / "components" / "stages" / path.name).write_text(STAGE if path.stem != "__init__" else "")
@@ -106,14 +113,23 @@ def test_a_method_that_is_not_in_the_list(project: Path, server: str) -> None:
 
 
 def test_the_whole_pipeline_and_its_artifact(project: Path, server: str) -> None:
-    done = run(project, server, "pipeline")
+    done = run(project, server, "pipeline", "--photos", "my photos", "--minutes", "5")
     assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("settings for /my photos --minutes 5\n")  # where the command was started
     assert "Running stage 'report'" in done.stdout
     with get_client(sync_client=True) as client:
         shown = client._client.post("/artifacts/latest/filter", json={}).json()
     assert [artifact["data"].splitlines()[0] for artifact in shown if artifact["key"] == "report"] == [
         "| method | knn |"
     ]
+
+
+def test_photos_that_are_refused_start_no_flow(project: Path, server: str) -> None:
+    done = run(project, server, "pipeline", "--photos", "refused")
+    assert (done.returncode, done.stdout) == (2, "settings for /refused\n")
+    alone = run(project, server, "pipeline", "--minutes", "5")
+    assert alone.returncode == 2
+    assert "--minutes needs --photos" in alone.stdout
 
 
 def test_a_stage_that_fails_says_why(project: Path, server: str) -> None:

@@ -1,0 +1,206 @@
+"""Writes params.yaml for some photos and a machine: one setting after the other, each with the reason for it."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import yaml
+
+from components.commands.photo_folder import PhotoFolder
+from components.commands.plan import Plan, image_size, plan
+from components.commands.speed import GIB, Machine, Speed
+from components.models.pretrained import PACKAGED
+from components.stages.prepare import PrepareConfig
+
+SMALL = 96  # pixels of a view, below which blur hides what there is
+GPU_PER_PHOTO = 0.12  # GiB, of two views of 224 pixels, forward and backward
+WIDTH = 120  # of a line
+
+Setting = tuple[str, Any, str]  # name, after two spaces for each section it is in; value (None: a section); reason
+
+
+def choose(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) -> str:
+    """Returns the text of params.yaml. minutes: what the whole run may take."""
+    chosen, size = plan(folder, machine, speed, minutes), image_size(folder, machine)
+    settings = [
+        *_methods(chosen),
+        *_data(folder, machine, size),
+        *_prepare(folder),
+        *_pretrain(folder, machine, chosen, size),
+        *_evaluate(folder),
+        *_adapt(folder, chosen),
+        *_connect(folder, chosen),
+        *_answer(folder, chosen),
+        *_report(),
+    ]
+    head = _head(folder, machine, speed, chosen, minutes)
+    lines = [textwrap.fill(line, WIDTH, initial_indent="# ", subsequent_indent="#   ") for line in head]
+    return "\n".join([*lines, *(_lines(*setting) for setting in settings)]) + "\n"
+
+
+def published(size: int) -> dict[str, Any]:
+    """Returns the section of the backbone that every run starts from."""
+    return {"kind": "published", "from": PACKAGED, "image_size": size}
+
+
+def packed_size(size: int) -> int:
+    """Returns the pixels of the shorter side as packed: an eighth more than a view has, so that crops are reduced."""
+    return size * 9 // 8
+
+
+def _lines(name: str, value: Any, reason: str) -> str:
+    """Returns a setting with its reason, which stands above it where one line is too short."""
+    indent = " " * (len(name) - len(name.lstrip()))
+    dumped = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
+    setting = f"{name}:" if value is None else f"{name}: {dumped}".removesuffix("...\n").rstrip()
+    text = f"{setting}  # {reason}" if reason else setting
+    text = text if len(text) <= WIDTH else f"{indent}# {reason}\n{setting}"
+    return text if indent else f"\n{text}"
+
+
+def _head(folder: PhotoFolder, machine: Machine, speed: Speed, chosen: Plan, minutes: float) -> list[str]:
+    labels = f"{folder.classes} classes" if folder.classes else "no labels"
+    splits = ", ".join(f"{name} {getattr(folder, name):,}" for name in ("train", "val", "test"))
+    drawn = f" ({' and '.join(folder.drawn)} to be drawn)" if folder.drawn else ""
+    stages = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in chosen.seconds.items())
+    return [
+        "Chosen by `selfsight settings` for these photos and this machine. The file is yours: change what you like. The"
+        " same command leaves it as it is.",
+        f"photos: {folder.photos:,}, {labels}, {folder.captioned:,} captions; {splits}{drawn}",
+        f"their size: {folder.side} pixels on the shorter side, {folder.megapixels:.2g} megapixels (medians)",
+        f"machine: {machine}",
+        f"measured on it: {speed}",
+        f"expected minutes if nothing else runs: {stages}",
+        f"in all: {chosen.minutes:.0f} minutes of {minutes:g}",
+    ]
+
+
+def _methods(chosen: Plan) -> list[Setting]:
+    why = "published weights, untouched, first: no training from nothing comes near them on a few thousand photos"
+    if not chosen.epochs:
+        why = "published weights, untouched: there is no time to go on from them; give more --minutes"
+    return [("methods", ["published", *chosen.epochs], why)]
+
+
+def _data(folder: PhotoFolder, machine: Machine, size: int) -> list[Setting]:
+    packed = packed_size(size)
+    why = "pixels of the shorter side as stored, an eighth more than image_size; smaller photos stay as they are"
+    settings: list[Setting] = [("data", None, ""), ("  source", str(folder.folder), ""), ("  size", packed, why)]
+    gigabytes = folder.photos * packed * packed * 4 / GIB  # 3 bytes a pixel, and a longer side of 4 : 3
+    if gigabytes > machine.memory / 2:
+        why = f"raw pixels would take {gigabytes:.0f} GiB, more than half of the memory"
+        settings.append(("  jpeg_quality", 95, why))
+    return [*settings, ("  max_rejected", 0.1, "stop if more than this fraction of the files cannot be used")]
+
+
+def _prepare(folder: PhotoFolder) -> list[Setting]:
+    config = PrepareConfig()
+    shares = {"val": config.val_share, "test": config.test_share}
+    drawn: list[Setting] = [
+        (f"  {split}_share", shares[split], f"the folder has no {split} split: about {getattr(folder, split):,} photos")
+        for split in folder.drawn
+    ]
+    return [("prepare", None, ""), *drawn, ("  seed", 0, "")]
+
+
+def _pretrain(folder: PhotoFolder, machine: Machine, chosen: Plan, size: int) -> list[Setting]:
+    why = f"a multiple of 32, not above the photos' {folder.side} pixels, but at least 64"
+    if size == 224:
+        why = "the size that the weights were trained at"
+    elif size == 128:
+        why = "without a GPU; 224 px takes three times as long, and adds 3 points of kNN accuracy on photos of clothes"
+    settings: list[Setting] = [
+        ("pretrain", None, ""),
+        ("  common", None, "for all methods; a method's own section overrides it"),
+        ("    backbone", published(size), why),
+        ("    batch_size", *_batch_size(folder, machine)),
+        ("    start", {"measured": chosen.measured}, "times that it is compared with its start; the best is kept"),
+        ("    epochs", 1, "of a method without its own section"),
+        ("    seed", 0, ""),
+    ]
+    for name, epochs in chosen.epochs.items():
+        minutes = chosen.seconds[name] / 60
+        why = f"{epochs * folder.train:,} photos seen; about {minutes:.0f} minutes with its evaluation"
+        settings += [(f"  {name}", None, ""), ("    epochs", epochs, why), *_views(size), *OWN.get(name, [])]
+    return settings
+
+
+def _views(size: int) -> list[Setting]:
+    if size < SMALL:
+        return [
+            ("    crop", [0.3, 1.0], "fraction of the area: less of a small photo shows too little"),
+            ("    blur", 0.0, "hides small photos"),
+        ]
+    return [("    crop", [0.2, 1.0], "fraction of the area; the papers' 0.08 is for 224 pixels and long runs")]
+
+
+OWN: dict[str, list[Setting]] = {  # what a method needs beside that
+    "simclr": [
+        ("    temperature", 0.2, "higher than the paper's 0.1, which is for large batches"),
+        (
+            "    optimizer",
+            {"kind": "adamw", "lr": 0.001, "weight_decay": 0.05, "schedule": {"kind": "cosine", "warmup": 0.1}},
+            "the paper's LARS is for large batches",
+        ),
+    ]
+}
+
+
+def _batch_size(folder: PhotoFolder, machine: Machine) -> tuple[Any, str]:
+    for size in (256, 128):
+        if size * GPU_PER_PHOTO <= machine.gpu_memory and size * 16 <= folder.train:
+            return size, f"{machine.gpu_memory:.0f} GiB of GPU memory hold it, and an epoch has 16 steps or more"
+    return "auto", "64, or a quarter of the training photos where that is less"
+
+
+def _evaluate(folder: PhotoFolder) -> list[Setting]:
+    each = folder.train // max(1, folder.classes)
+    why = "of the kNN classifier"
+    why += f"; a class has about {each} training photos" if each < 20 else ""
+    return [("evaluate", None, ""), ("  neighbors", max(1, min(20, each)), why), ("  seed", 0, "")]
+
+
+def _method(folder: PhotoFolder, chosen: Plan) -> Setting:
+    if folder.classes and chosen.epochs:
+        return (
+            "  method",
+            next(iter(chosen.epochs)),
+            "keeps the best of its start and later points",
+        )
+    why = "without labels nothing tells whether training made it better" if chosen.epochs else "there is no other"
+    return "  method", "published", why
+
+
+def _adapt(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
+    return [
+        ("adapt", None, "" if folder.classes else "skipped: these photos have no labels"),
+        _method(folder, chosen),
+        ("  epochs", 50, "of a linear classifier: seconds"),
+        ("  seed", 0, ""),
+    ]
+
+
+def _connect(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
+    seen = f"{chosen.steps * chosen.questions:,} questions seen, of {folder.questions:,} from labels and captions"
+    return [
+        ("connect", None, "" if folder.questions else "skipped: these photos have no labels or captions"),
+        _method(folder, chosen),
+        ("  llm", "smollm2", "in a package, so that it needs no network; or a Hugging Face id or a folder"),
+        ("  steps", chosen.steps, seen if folder.questions else ""),
+        ("  batch_size", chosen.questions, ""),
+        ("  seed", 0, ""),
+    ]
+
+
+def _answer(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
+    why = f"nine of ten answers have at most {folder.answer_length} letters" if folder.answer_length else ""
+    return [
+        ("answer", None, ""),
+        ("  pictures", chosen.pictures, "test photos that the language model is asked about"),
+        ("  max_new_tokens", chosen.new_tokens, why),
+    ]
+
+
+def _report() -> list[Setting]:
+    return [("report", None, ""), ("  queries", 8, "test photos whose nearest training photos the page shows")]

@@ -1,0 +1,88 @@
+"""Divides the minutes of a run among its stages: which methods train, for how many epochs, and what the rest takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from components.commands.photo_folder import PhotoFolder
+from components.commands.speed import Machine, Speed
+
+STRIDE = 32  # pixels of a photo for each of the network's tokens
+VIEWS = {"diet": 1, "simclr": 2}  # methods to go on with, the cheapest first, and the views of a photo in a step
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 100
+PHOTOS_SEEN = {"cpu": 60_000, "gpu": 600_000}  # by one method, at most
+QUESTIONS_SEEN = {"cpu": 5_000, "gpu": 20_000}  # by the language model, at most
+REPEATS = 20  # of a question, at most
+MEASURED = {"cpu": 2, "gpu": 5}  # times that the features are compared with the start's
+PICTURES = {"cpu": 100, "gpu": 400}  # test photos to answer questions about
+WARM_START = 2048  # photos from which connect computes its first projector
+PROMPT = 24  # tokens of a question and its template
+USED = 0.9  # of the minutes; the rest is for what was not measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """epochs: of the methods that go on from the published weights, in their order. seconds: by stage."""
+
+    epochs: dict[str, int]
+    measured: int
+    steps: int  # of connect
+    questions: int  # in one of them
+    pictures: int
+    new_tokens: int
+    seconds: dict[str, float]
+
+    @property
+    def minutes(self) -> float:
+        return sum(self.seconds.values()) / 60
+
+
+def image_size(folder: PhotoFolder, machine: Machine) -> int:
+    """Returns the pixels of a view: a multiple of STRIDE, 64 or more, and no more than 224 on a GPU, 128 without."""
+    return max(64, min(224 if machine.gpu else 128, folder.side) // STRIDE * STRIDE)
+
+
+def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) -> Plan:
+    """Returns what fits into `minutes`. What every run needs is never cut, so that few minutes may be exceeded."""
+    device = "gpu" if machine.gpu else "cpu"
+    start, photos = 2 * speed.start, folder.photos * speed.forward
+    new_tokens = min(64, max(16, folder.answer_length // 3 + 4))  # a token is three letters or more
+    pictures = max(2, min(PICTURES[device], folder.test))
+    asked = pictures * max(1, round(folder.questions / folder.train)) if folder.questions else 0
+    tokens = (image_size(folder, machine) // STRIDE) ** 2 + PROMPT + folder.answer_length // 3
+    seconds = {
+        "prepare": start + folder.photos * speed.read,
+        "published": 2.5 * start + (2 if folder.classes else 1) * photos,  # its features, and untrained ones
+        "adapt": start + (photos if folder.classes else 0),
+        "connect": start,
+        "answer": start + asked * (3 * speed.forward + (1.5 * tokens + 2 * new_tokens) * speed.token),
+        "report": start,
+    }
+    if folder.questions:  # its language model is read, its projector computed
+        seconds["connect"] += start + min(WARM_START, folder.train) * speed.forward
+    left = USED * 60 * minutes - sum(seconds.values())
+
+    measured = MEASURED[device]
+    most = min(MOST_EPOCHS, max(FEWEST_EPOCHS, PHOTOS_SEEN[device] // folder.train))
+    # of a method: its two stages, its features and those of its start, and the measurements during the run
+    fixed = 2.5 * start + (2 if folder.classes else 1) * photos
+    fixed += (1 + measured) * (folder.train + folder.val) * speed.forward
+    epochs: dict[str, int] = {}
+    for count in range(len(VIEWS), 0, -1):
+        share = left * (0.5 if folder.questions else 1.0) / count - fixed
+        names = list(VIEWS)[:count]
+        epochs = {name: min(most, int(share / (folder.train * VIEWS[name] * speed.train))) for name in names}
+        if min(epochs.values()) >= FEWEST_EPOCHS:
+            break
+        epochs = {}
+    trained = {name: fixed + count * folder.train * VIEWS[name] * speed.train for name, count in epochs.items()}
+
+    questions = 16 if folder.questions >= 64 else min(4, max(1, folder.questions))
+    step = questions * (speed.forward + tokens * speed.token)
+    wanted = min(QUESTIONS_SEEN[device], REPEATS * folder.questions) // questions
+    steps = max(30, min(wanted, int((left - sum(trained.values())) / step)))
+    if folder.questions:
+        seconds["connect"] += steps * step
+    order = ["prepare", "published", *trained, "adapt", "connect", "answer", "report"]
+    seconds |= trained
+    return Plan(epochs, measured, steps, questions, pictures, new_tokens, {name: seconds[name] for name in order})
