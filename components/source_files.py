@@ -44,6 +44,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files of a model's weights and settings in a folder, none if there is no such folder."""
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
+
+
 def _file(module: str) -> Path | None:
     """Returns the file of a module or package of `components`; None for any other name."""
     if module.partition(".")[0] != "components":

@@ -17,7 +17,7 @@ from components.connector.llm import PACKAGED, is_cached, locate_llm
 from components.data.photos import Photos
 from components.data.sources import source_folder
 from components.methods import METHODS, Method
-from components.models.backbone import PublishedBackbone, ViTBackbone, build
+from components.models.backbone import PublishedBackbone, ResNetBackbone, build
 from components.stages.adapt import AdaptConfig
 from components.stages.answer import AnswerConfig
 from components.stages.connect import ConnectConfig
@@ -140,7 +140,7 @@ def _language_model(listed: list[str], pretrain: dict[str, Any], size: DataSize,
     Raises ValueError if it cannot be located. A missing package is none, for it hinders no other stage.
     """
     config = read_section("connect", ConnectConfig, path)
-    if config.method not in listed or not isinstance(configure(config.method, pretrain, size).backbone, ViTBackbone):
+    if config.method not in listed or isinstance(configure(config.method, pretrain, size).backbone, ResNetBackbone):
         return []  # an error of `_trained`; or connect is skipped
     try:
         location, _ = locate_llm(config.llm)

@@ -18,27 +18,30 @@ from components.progress import progress
 
 
 @torch.no_grad()
-def features(backbone: Backbone, photos: Photos, name: str = "features") -> Tensor:
-    """Returns the features of all photos: float32 [len(photos), D], on the CPU. name: of the progress bar."""
-    return _for_all_photos(lambda model, batch: [model(batch)], backbone, photos, name)[0]
+def features(backbone: Backbone, photos: Photos, name: str = "features", rows: np.ndarray | None = None) -> Tensor:
+    """Returns the features of the photos in `rows`, or of all: float32 [rows, D], on the CPU. name: of the progress."""
+    return _for_photos(lambda model, batch: [model(batch)], backbone, photos, name, rows)[0]
 
 
 @torch.no_grad()
 def block_features(backbone: Backbone, photos: Photos) -> list[Tensor]:
     """Returns the features after each block (ViT) or stage (ResNet), from one pass; the last are `features`."""
-    return _for_all_photos(lambda model, batch: model.blocks(batch), backbone, photos, "features")
+    return _for_photos(lambda model, batch: model.blocks(batch), backbone, photos, "features")
 
 
-def _for_all_photos(
-    compute: Callable[[Backbone, Tensor], list[Tensor]], backbone: Backbone, photos: Photos, name: str
+def _for_photos(
+    compute: Callable[[Backbone, Tensor], list[Tensor]],
+    backbone: Backbone,
+    photos: Photos,
+    name: str,
+    rows: np.ndarray | None = None,
 ) -> list[Tensor]:
-    """Returns the outputs of `compute`, each concatenated over all batches: float32 [len(photos), D], on the CPU."""
+    """Returns the outputs of `compute`, each concatenated over all batches: float32 [rows, D], on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone.to(device).eval()
     model = with_bf16_weights(backbone) if uses_bf16() else backbone
-    batches = progress(
-        photos.batches(_all_rows(photos), backbone.config.image_size, backbone.config.square), name, unit="batch"
-    )
+    rows = _all_rows(photos) if rows is None else rows
+    batches = progress(photos.batches(rows, backbone.config.image_size, backbone.config.square), name, unit="batch")
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16()):
         outputs = [[output.float().cpu() for output in compute(model, batch.to(device))] for batch in batches]
     return [torch.cat(parts) for parts in zip(*outputs, strict=True)]

@@ -28,26 +28,26 @@ PAIRS = 1024  # photos of which two crops are compared where there are no labels
 CROP = (0.3, 1.0)
 
 
-def measure(backbone: Backbone, photos: Photos, seed: int) -> tuple[float, str]:
-    """Returns how good the features are, from 0 to 1, and what was measured, on the photos of train and val.
+def measure(backbone: Backbone, photos: Photos, seed: int, splits: tuple[str, ...]) -> tuple[float, str]:
+    """Returns how good the features are, from 0 to 1, and what was measured, on the photos of `splits`.
 
     With labels: kNN accuracy, each photo classified by the others. Without: the share of photos whose random crop is
     nearer to another random crop of the same photo than to those of the others.
     """
-    rows = photos.rows("train", "val", labeled=True)
+    names, rows = " and ".join(splits), photos.rows(*splits, labeled=True)
     if len(photos.labels(rows).unique()) > 1:
-        (bank,) = center(features(backbone, photos, "snapshot")[rows])
+        (bank,) = center(features(backbone, photos, "snapshot", rows))
         labels, places = (
             photos.labels(rows),
             torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:MOST]),
         )
         predicted = knn.classify_leave_one_out(places, bank, labels, min(NEIGHBORS, len(rows) - 1))
         accuracy = float((predicted == labels[places]).float().mean())
-        return accuracy, f"kNN accuracy on {len(places)} photos of train and val, each classified by the others"
-    rows = np.random.default_rng(seed).permutation(photos.rows("train", "val"))[:PAIRS]
+        return accuracy, f"kNN accuracy on {len(places)} photos of {names}, each classified by the others"
+    rows = np.random.default_rng(seed).permutation(photos.rows(*splits))[:PAIRS]
     first, second = (center(x)[0] for x in _crops(backbone, photos, rows, seed))
     found = (first @ second.T).argmax(1) == torch.arange(len(rows))
-    return float(found.float().mean()), f"{len(rows)} photos of train and val, recognized by another crop of them"
+    return float(found.float().mean()), f"{len(rows)} photos of {names}, recognized by another crop of them"
 
 
 @torch.no_grad()
@@ -65,10 +65,13 @@ def _crops(backbone: Backbone, photos: Photos, rows: np.ndarray, seed: int) -> t
 
 
 class Snapshots:
-    """The measured points of one run, in a folder that outlives its interruptions."""
+    """The measured points of one run, in a folder that outlives its interruptions.
 
-    def __init__(self, folder: Path, photos: Photos, seed: int) -> None:
-        self.folder, self.photos, self.seed = folder, photos, seed
+    splits: without train, if the run trains with its labels, which its features then fit better than other photos'.
+    """
+
+    def __init__(self, folder: Path, photos: Photos, seed: int, splits: tuple[str, ...] = ("train", "val")) -> None:
+        self.folder, self.photos, self.seed, self.splits = folder, photos, seed, splits
         self.log = folder / "snapshots.jsonl"
 
     def lines(self) -> list[dict[str, Any]]:
@@ -81,7 +84,7 @@ class Snapshots:
         if any(line["step"] == step for line in lines):  # before an interruption
             return
         modes = {name: module.training for name, module in backbone.named_modules()}
-        value, measured = measure(backbone.eval(), self.photos, self.seed)
+        value, measured = measure(backbone.eval(), self.photos, self.seed, self.splits)
         for name, module in backbone.named_modules():
             module.training = modes[name]
         if value > max((line["value"] for line in lines), default=-1.0):

@@ -21,17 +21,17 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
 
 
 def paired_difference(first: Tensor, second: Tensor) -> dict[str, float]:
-    """Returns the difference of two proportions on the same photos, with its 95 % interval, as for proportion_with_ci.
+    """Returns the difference of two proportions on the same photos, with its 95 % interval, as proportion_with_ci does.
 
     first, second: bool [N], the same photos in the same order. Agresti and Min, Statistics in Medicine 2005, section 3:
-    half a photo is added to each of the four cells, so that the interval is not empty where all agree.
+    for the interval, half a photo is added to each of the four cells, so that it is not empty where all agree.
     """
     total = len(first) + 2
     only_first, only_second = (float((a & ~b).sum()) + 0.5 for a, b in ((first, second), (second, first)))
     difference = (only_first - only_second) / total
     deviation = math.sqrt(only_first + only_second - (only_first - only_second) ** 2 / total) / total
     return {
-        "value": difference,
+        "value": float(first.float().mean() - second.float().mean()),
         "low": difference - Z95 * deviation,
         "high": difference + Z95 * deviation,
         "of": len(first),

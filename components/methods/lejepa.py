@@ -20,7 +20,7 @@ from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
 from components.methods.losses import at_least_float32, without_autocast
 from components.methods.method import Batch, Method, MethodConfig
-from components.models.backbone import Backbone
+from components.models.backbone import Backbone, require_size
 from components.models.heads import mlp
 from components.training.optim import AdamW, Cosine, Optimizer
 
@@ -58,6 +58,8 @@ class LeJEPA(Method):
     def __init__(self, backbone: Backbone, config: LeJEPAConfig) -> None:
         super().__init__(config)
         p = getattr(backbone.config, "patch_size", 1)
+        if config.local_views:
+            require_size(backbone, "local_size", config.local_size)
         if config.local_views and config.local_size % p:
             raise ValueError(
                 f"local_size {config.local_size} is not a multiple of patch_size {p}; try "

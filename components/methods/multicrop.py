@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from components.models.backbone import Backbone
+from components.models.backbone import Backbone, require_size
 
 
 def local_side(local_size: int | None, image_size: int) -> int:
@@ -23,6 +23,7 @@ def local_side(local_size: int | None, image_size: int) -> int:
 def check_local_size(backbone: Backbone, local_size: int | None) -> None:
     """Raises ValueError if the side of the local crops is not a multiple of the backbone's patch size."""
     side, patch = local_side(local_size, backbone.config.image_size), getattr(backbone.config, "patch_size", 1)
+    require_size(backbone, "local_size", side)
     if side % patch:
         raise ValueError(
             f"local_size {side} is not a multiple of the backbone's patch_size {patch}; "

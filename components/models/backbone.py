@@ -38,24 +38,35 @@ __all__ = [
     "load",
     "patches_of",
     "require_fit",
+    "require_size",
 ]
 
 
 def patches_of(backbone: Backbone, method: str) -> ViT:
     """Returns the backbone as the ViT that `method` needs. Raises ValueError if it is none."""
-    if isinstance(backbone, Published):
+    if isinstance(backbone, Published | Timm):
         raise ValueError(
-            f"{method} goes on from ViT and MAE checkpoints only, and this one is a {backbone.origin.model_type}; "
-            "try another method, such as simclr, byol or diet"
+            f"{method} goes on from ViT and MAE checkpoints of the usual shape only, and this one is a "
+            f"{backbone.origin.model_type}; try another method, such as simclr, byol or diet"
         )
     if not isinstance(backbone, ViT):
         raise ValueError(f"{method} needs patches, and {backbone.config.kind} has none; try backbone.kind: vit")
     return backbone
 
 
+def require_size(backbone: Backbone, name: str, size: int) -> None:
+    """Raises ValueError if the backbone takes squares of its image_size only, and `size` is another."""
+    if size != backbone.config.image_size and isinstance(backbone, Timm) and backbone.fixed_size:
+        raise ValueError(
+            f"{name} is {size} pixels, and this model of timm takes squares of {backbone.config.image_size} pixels "
+            "only; try a method without views of other sizes, such as simclr, byol or diet"
+        )
+
+
 def require_fit(backbone: Backbone, name: str, size: int) -> None:
     """Raises ValueError unless the backbone can be trained and evaluated on squares of `size` pixels."""
     step, limit = int(getattr(backbone.config, "patch_size", 1)), backbone.config.image_size
+    require_size(backbone, name, size)
     if size % step or size > limit:
         raise ValueError(
             f"{name} is {size} pixels; allowed: multiples of the backbone's patch_size {step} up to its image_size "
@@ -70,7 +81,11 @@ def build(config: AnyBackbone) -> Backbone:
     if isinstance(config, ResNetBackbone):
         return ResNet(config)
     folder = Path(config.source).expanduser()
-    backbone = _for_size(load(folder), config) if pretrained.saved_resnet(folder) else published.build(config)
+    if pretrained.saved_resnet(folder):
+        backbone = _for_size(load(folder), config)
+        backbone.origin = Origin.of_folder(config.source, backbone.config.kind)
+    else:
+        backbone = published.build(config)
     backbone.teacher = Origin.read(folder, TEACHER)
     return backbone
 

@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from huggingface_hub import ModelCard, hf_hub_download
+from yaml import YAMLError
+
 ORIGIN, TEACHER = "origin.json", "teacher.json"
 
 
@@ -21,6 +24,34 @@ class Origin:
 
     def write(self, folder: Path, name: str = ORIGIN) -> None:
         (folder / name).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def of(cls, source: str, place: str, model_type: str, revision: str | None) -> Origin:
+        """Returns what the card of a published model says, or for a folder that selfsight wrote, its origin.json.
+
+        place: the local folder, or the Hugging Face id.
+        """
+        folder = Path(place)
+        if cls.read(folder):
+            return cls.of_folder(source, model_type)
+        if folder.is_dir() and not (folder / "README.md").is_file():
+            return cls(source, model_type, revision)
+        try:
+            card = folder / "README.md" if folder.is_dir() else hf_hub_download(place, "README.md", revision=revision)
+            data = ModelCard.load(card).data
+        except (OSError, ValueError, YAMLError):  # no card, or one that cannot be parsed
+            return cls(source, model_type, revision)
+        datasets = data.get("datasets") or "unknown"
+        datasets = datasets if isinstance(datasets, str) else ", ".join(map(str, datasets))
+        return cls(source, model_type, revision, data.get("license") or "unknown", datasets)
+
+    @classmethod
+    def of_folder(cls, source: str, model_type: str) -> Origin:
+        """Returns the origin of weights in the local folder `source`; those they were trained from stay named."""
+        before = cls.read(Path(source).expanduser())
+        if before is None:
+            return cls(source, model_type)
+        return cls(source, model_type, None, before.license, f"{before.trained_on} ({before.source}), maybe more since")
 
     @classmethod
     def read(cls, folder: Path, name: str = ORIGIN) -> Origin | None:

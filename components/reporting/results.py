@@ -26,6 +26,7 @@ class Results:
     configs: dict[str, dict[str, Any]]  # as pretrain ran, by method
     origins: dict[str, dict[str, Any]]  # of published weights, by the method that used or continued them
     teachers: dict[str, dict[str, Any]]  # of published weights, by the method that distilled them
+    starts: dict[str, dict[str, Any]]  # what was kept of the start and the snapshots, by the method that went on
     pending: dict[str, str]  # methods without metrics -> why, and the command that computes them
     adapter: dict[str, Any]
     answering: dict[str, Any]
@@ -83,8 +84,12 @@ class Results:
             words = f"{words}, distilled from {_described(teacher)}"
         if not origin:
             return words
+        words = f"{words}, from {origin['source']}"
+        if kept := self.starts.get(name):
+            step = int(kept["kept_step"])
+            words += f", kept after step {step:,}" if step else ", the start was kept: no later point was better"
         verdict = self.methods[name].get("against_start", {}).get("verdict")
-        return f"{words}, from {origin['source']}" + (f": {verdict}" if verdict else "")
+        return words + (f": {verdict}" if verdict else "")
 
     def table(self) -> list[dict[str, Any]]:
         """Returns a row for each baseline, each evaluated method and each pending one.
@@ -127,6 +132,7 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         {name: _json(artifacts / "pretrain" / name / "backbone" / f"{of}.json") for name in methods}
         for of in ("origin", "teacher")
     )
+    starts = {name: _json(artifacts / "pretrain" / name / "start.json") for name in methods}
     metrics = {name: _json(artifacts / "evaluate" / name / "metrics.json") for name in methods}
     pending = {name: f"not trained yet: dvc repro evaluate@{name}" for name in methods if not configs[name]}
     pending |= {n: f"not evaluated yet: dvc repro evaluate@{n}" for n in methods if configs[n] and not metrics[n]}
@@ -141,6 +147,7 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         configs={name: config for name, config in configs.items() if config},
         origins={name: origin for name, origin in origins.items() if origin},
         teachers={name: teacher for name, teacher in teachers.items() if teacher},
+        starts={name: start for name, start in starts.items() if start},
         pending=pending,
         adapter=_json(artifacts / "adapt" / "metrics.json") or {"skipped": "not run yet: dvc repro adapt"},
         answering=_json(artifacts / "answer" / "metrics.json") or {"skipped": "not run yet: dvc repro answer"},

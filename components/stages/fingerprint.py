@@ -15,7 +15,7 @@ from typing import Any
 
 from components.config import section, settings
 from components.methods import METHODS
-from components.source_files import digest, digests
+from components.source_files import digest, digests, weight_files
 from components.stages.exit_code import exit_code
 
 STAGES = ("prepare", "evaluate", "adapt", "connect", "answer", "report")  # pretrain: for each method
@@ -42,7 +42,7 @@ def start_digests(sections: dict[str, dict[str, Any]]) -> dict[str, str]:
         f"{key}/{file.name}": digest(file)
         for key, source in sources.items()
         if isinstance(source, str)
-        for file in sorted(Path(source).expanduser().glob("*.safetensors"))
+        for file in weight_files(Path(source).expanduser())
     }
 
 

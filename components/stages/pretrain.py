@@ -34,7 +34,7 @@ from components.machine import compile_blocks, keep_memory
 from components.methods import METHODS, Method, MethodConfig, auto
 from components.models import published
 from components.models.backbone import Backbone, BackboneConfig, PublishedBackbone, ViTBackbone, build
-from components.source_files import digest
+from components.source_files import digest, weight_files
 from components.stages.exit_code import exit_code
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
@@ -242,10 +242,10 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     }
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
     with exclusive(state, acc):
-        snapshots = Snapshots(state, Photos(data), config.seed) if config.goes_on else None
+        snapshots = _snapshots(config, state, Photos(data)) if config.goes_on else None
         if snapshots:
-            if acc.is_main_process:
-                snapshots.take(0, method.to(acc.device).keep())
+            if acc.is_main_process:  # as published: some methods set another pooling
+                snapshots.take(0, build(config.backbone).to(acc.device))
             points = {max(1, round(run.steps * k / config.start.measured)) for k in range(1, config.start.measured + 1)}
             run = replace(run, measured=tuple(points), measure=lambda step: snapshots.take(step, method.keep()))
         fit(method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
@@ -261,6 +261,12 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
                 )
             clear(state)
     acc.end_training()
+
+
+def _snapshots(config: PretrainConfig, folder: Path, photos: Photos) -> Snapshots:
+    fields = METHODS[config.method].method.views(config.settings, config.backbone.image_size)
+    learns_labels = any(field.needs_labels for field in fields)
+    return Snapshots(folder, photos, config.seed, ("val",) if learns_labels else ("train", "val"))
 
 
 def _untrained(config: PretrainConfig, data: Path) -> Backbone:
@@ -284,7 +290,7 @@ def _start_digest(config: PretrainConfig) -> list[str]:
     """Returns the digests of the weights in local folders that training starts or learns from."""
     used = [config.backbone, *dict(config.settings).values()]
     folders = [Path(shape.source).expanduser() for shape in used if isinstance(shape, PublishedBackbone)]
-    return [digest(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    return [digest(file) for folder in folders for file in weight_files(folder)]
 
 
 def main() -> None:

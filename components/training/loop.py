@@ -106,7 +106,7 @@ def fit(
                     run.measure(step + 1)
                 if _check_is_due(run, step + 1):
                     with record_function("log the losses"):
-                        monitor.log(optimizer.param_groups[0]["lr"])
+                        monitor.log(max(group["lr"] for group in optimizer.param_groups))
                     _save_or_stop(training, step + 1, request, monitor)
         monitor.close()
 
