@@ -115,7 +115,11 @@ def _pretrain(folder: PhotoFolder, machine: Machine, chosen: Plan, size: int) ->
         ("  common", None, "for all methods; a method's own section overrides it"),
         ("    backbone", published(size), why),
         ("    batch_size", *_batch_size(folder, machine)),
-        ("    start", {"measured": chosen.measured}, "times that it is compared with its start; the best is kept"),
+        (
+            "    start",
+            {"measured": chosen.measured},
+            "times that it is compared with its start; the better one is kept",
+        ),
         ("    epochs", 1, "of a method without its own section"),
         ("    seed", 0, ""),
     ]

@@ -13,10 +13,10 @@ FEWEST_EPOCHS, MOST_EPOCHS = 3, 100
 PHOTOS_SEEN = {"cpu": 60_000, "gpu": 600_000}  # by one method, at most
 QUESTIONS_SEEN = {"cpu": 5_000, "gpu": 20_000}  # by the language model, at most
 REPEATS = 20  # of a question, at most
-MEASURED = {"cpu": 2, "gpu": 5}  # times that the features are compared with the start's
+MEASURED = {"cpu": 1, "gpu": 5}  # times that the features are compared with the start's; 1: at the end
 PICTURES = {"cpu": 100, "gpu": 400}  # test photos to answer questions about
 WARM_START = 2048  # photos from which connect computes its first projector
-PROMPT = 24  # tokens of a question and its template
+PROMPT = 14  # tokens of a question, its template and the end of its answer
 USED = 0.9  # of the minutes; the rest is for what was not measured
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from components.commands.photo_folder import describe_folder
 from components.config import PARAMS, section
+from components.machine import keep_memory
 
 MINUTES, GPU_MINUTES = 30, 60
 
@@ -92,6 +93,7 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="even if params.yaml is for this folder already")
     args = parser.parse_args()
+    keep_memory()  # as the stages do; without it a training step takes twice as long
     try:
         lines = settings(args.folder, args.minutes, again=args.again)
     except ValueError as error:

@@ -24,8 +24,8 @@ from components.training.loop import accelerator
 
 GIB = 2**30
 PHOTOS = 32  # of the sample that are read and trained on
-BATCH = 8  # photos in the measured step
-SEQUENCES, TOKENS = 2, 40  # of the measured step of the language model
+BATCH = 16  # photos in the measured step
+SEQUENCES, TOKENS = 4, 32  # of the measured step of the language model
 # SmolLM2-135M, whose weights need not be read to measure a step
 SMOLLM2 = LlamaConfig(
     hidden_size=576,
