@@ -130,7 +130,7 @@ def test_minutes_decide_what_is_trained_and_for_how_long():
     assert list(some.epochs) == ["diet"]
     assert list(many.epochs) == ["diet", "simclr"]
     assert many.epochs["diet"] > some.epochs["diet"]
-    assert few.steps < some.steps < many.steps
+    assert few.steps < some.steps <= many.steps  # of which there is an upper bound
     assert some.minutes <= 30
     assert "there is no time to go on from them; give more --minutes" in choose(folder, TWO_CORES, SPEED[TWO_CORES], 8)
 
