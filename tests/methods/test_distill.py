@@ -214,7 +214,7 @@ def test_a_teacher_with_other_weights_is_another_run(tmp_path):
     before = pretrain._start_digest(config), fingerprint.fingerprints(params)["pretrain/distill"]["start"]
     (tmp_path / "model.safetensors").write_bytes(b"others")
     after = pretrain._start_digest(config), fingerprint.fingerprints(params)["pretrain/distill"]["start"]
-    assert all(len(one) == len(other) == 1 for one, other in zip(before, after, strict=True))
+    assert all(before)  # nothing would be equal to nothing
     assert all(one != other for one, other in zip(before, after, strict=True))
 
 
