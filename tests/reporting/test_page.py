@@ -41,6 +41,7 @@ def results():
         logs={"simclr": log, "moco": log},
         origins={},
         teachers={},
+        starts={},
         configs={"simclr": {"epochs": 2, "batch_size": 16}, "moco": {"epochs": 4, "batch_size": 16}},
         adapter={
             "accuracy": proportion_with_ci(44, 50), "majority": proportion_with_ci(5, 50),
