@@ -18,6 +18,7 @@ from components.data.photos import Photos
 from components.data.sources import source_folder
 from components.methods import METHODS, Method
 from components.models.backbone import PublishedBackbone, ResNetBackbone, build
+from components.models.resnet import SMALL_IMAGE
 from components.stages.adapt import AdaptConfig
 from components.stages.answer import AnswerConfig
 from components.stages.connect import ConnectConfig
@@ -140,8 +141,11 @@ def _language_model(listed: list[str], pretrain: dict[str, Any], size: DataSize,
     Raises ValueError if it cannot be located. A missing package is none, for it hinders no other stage.
     """
     config = read_section("connect", ConnectConfig, path)
-    if config.method not in listed or isinstance(configure(config.method, pretrain, size).backbone, ResNetBackbone):
-        return []  # an error of `_trained`; or connect is skipped
+    if config.method not in listed:
+        return []  # an error of `_trained`
+    backbone = configure(config.method, pretrain, size).backbone
+    if isinstance(backbone, ResNetBackbone) and backbone.image_size <= SMALL_IMAGE:
+        return []  # connect is skipped
     try:
         location, _ = locate_llm(config.llm)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Connects a backbone to a language model, as PaliGemma does, so that it answers questions about photos."""
+"""Connects a backbone to a language model, as PaliGemma and FastVLM do, so that it answers questions about photos."""
 
 from transformers.utils.logging import disable_progress_bar
 

@@ -1,23 +1,27 @@
 """Tokenizes questions and answers for training, with exactly the prompt that the stock processor builds for a user.
 
-The sequence is [image …, BOS, question, "\\n", answer, EOS, padding …] (PaliGemma, section 3.1, https://arxiv.org/abs/2407.07726).
+The sequence is the prompt, the answer, EOS and padding. PaliGemma's prompt is [image …, BOS, question, "\\n"] (section
+3.1, https://arxiv.org/abs/2407.07726), FastVLM's [BOS, image …, question, "\\n"].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from components.connector.towers import image_size
 from components.data.photos import Photos
 
 Squares = Callable[[np.ndarray], Tensor]  # row numbers -> uint8 [B, 3, S, S]
 IGNORE = -100
 BUCKET = 8  # tokens; lengths within one bucket count as equal
+BLACK = Image.new("RGB", (8, 8))
 WINDOW = 16  # batches; examples are sorted by length within a window
 
 
@@ -28,13 +32,15 @@ class Collator:
     """
 
     def __init__(self, processor: Any, answer_tokens: int) -> None:
-        self.tokenizer = processor.tokenizer
-        self.image_and_bos = processor.image_token * processor.image_seq_length + self.tokenizer.bos_token
+        self.processor, self.tokenizer = processor, processor.tokenizer
         self.answer_tokens = answer_tokens
+        self.prefix = cache(self._prefix)
+        self.has_prefix_mask = "token_type_ids" in processor.model_input_names
 
-    def prefix(self, question: str) -> list[int]:
-        """Returns the tokens of image, BOS, question and "\\n", tokenized as one string as PaliGemmaProcessor does."""
-        ids: list[int] = self.tokenizer(f"{self.image_and_bos}{question}\n")["input_ids"]
+    def _prefix(self, question: str) -> list[int]:
+        """Returns the tokens of the prompt, as the stock processor builds it about an image, here a black one."""
+        prompt = self.processor.apply_chat_template(chat(question, BLACK), tokenize=True, return_dict=True)
+        ids: list[int] = prompt["input_ids"][0]
         return ids
 
     def suffix(self, answer: str) -> list[int]:
@@ -49,9 +55,9 @@ class Collator:
         return np.array([prefix[q] + suffix[a] for q, a in zip(questions, answers, strict=True)], dtype=np.int64)
 
     def __call__(self, questions: Iterable[str], answers: Iterable[str]) -> dict[str, Tensor]:
-        """Returns input_ids, attention_mask, token_type_ids (0 = prefix, 1 = suffix, padding) and labels, int64 [B, L].
+        """Returns input_ids, attention_mask and labels, int64 [B, L]; labels are IGNORE but for the answer and EOS.
 
-        Labels are IGNORE except for the answer and EOS.
+        For a model whose prompt attends to all of itself also token_type_ids: 0 = prefix, 1 = suffix and padding.
         """
         pairs = [(self.prefix(q), self.suffix(a)) for q, a in zip(questions, answers, strict=True)]
         shape = len(pairs), max(len(prefix) + len(suffix) for prefix, suffix in pairs)
@@ -63,7 +69,13 @@ class Collator:
             mask[row, :end] = 1
             token_types[row, :start] = 0  # the mask follows from it; without it attention in the prefix is causal
             labels[row, start:end] = ids[row, start:end]  # by place, because EOS and PAD may be the same token
-        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": token_types, "labels": labels}
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return {**batch, "token_type_ids": token_types} if self.has_prefix_mask else batch
+
+
+def chat(question: str, image: Image.Image) -> list[dict[str, Any]]:
+    """Returns a question about an image in transformers' chat format."""
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
 
 
 def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -81,6 +93,4 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -
 def squares_for(processor: Any, photos: Photos) -> Squares:
     """Returns a function from row numbers to the photos' pixels, as the model's image processor makes them."""
     images = processor.image_processor
-    crop = bool(images.do_center_crop)
-    size = (images.crop_size if crop else images.size)["height"]
-    return partial(photos.squares, size=size, square="crop" if crop else "squash")
+    return partial(photos.squares, size=image_size(images), square="crop" if images.do_center_crop else "squash")

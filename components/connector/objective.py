@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from components.connector.collate import IGNORE
+from components.connector.vlm import trained_layer
 from components.precision import uses_bf16, with_bf16_weights
 from components.training.objective import Objective
 
 
 class Connector(Objective):
-    """The objective around a stock PaliGemma; its parameters and its state are the projector's only.
+    """The objective around a stock model; its parameters and its state are those of the projector's trained layer.
 
     Raises ValueError for an attention that cannot express the prefix mask.
     """
@@ -30,7 +31,7 @@ class Connector(Objective):
             attention = getattr(config, "_attn_implementation", None) or ""
             if attention not in ("", "sdpa", "eager"):
                 raise ValueError(f"attention {attention!r} ignores the prefix mask; allowed: sdpa, eager")
-        self.projector = vlm.model.multi_modal_projector
+        self.projector = trained_layer(vlm)
         # in a tuple, so that checkpoints, train() and the optimizer do not reach the frozen weights. The first is saved
         # and computes in fp32, the second computes under autocast
         self.vlms = (vlm, with_bf16_weights(vlm) if uses_bf16() else vlm)
@@ -50,9 +51,7 @@ class Connector(Objective):
         targets[:, -1] = IGNORE
         is_answer = targets != IGNORE
         logits = self.vlms[torch.is_autocast_enabled(batch["pixels"].device.type)](
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            token_type_ids=batch["token_type_ids"],
+            **{name: value for name, value in batch.items() if name not in ("labels", "pixels")},
             pixel_values=(batch["pixels"] - self.mean) / self.std,
             logits_to_keep=is_answer,  # 49,152 logits a place are computed only where there is an answer
             use_cache=False,

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from components.connector.towers import as_sequence
+from components.connector.vlm import trained_layer
+
 RIDGE = 1e-2  # of the mean variance of a feature
 
 
@@ -22,7 +25,7 @@ def warm_start(vlm: Any, batches: Iterable[tuple[Tensor, list[list[int]]]]) -> N
     embeddings = vlm.get_input_embeddings().weight
     features, targets = [], []
     for pixels, answers in batches:
-        tokens = vlm.model.vision_tower(pixels.to(embeddings.device)).last_hidden_state  # [B, N, D]
+        tokens = as_sequence(vlm.model.vision_tower(pixels.to(embeddings.device)).last_hidden_state)  # [B, N, D]
         means = torch.stack([embeddings[torch.tensor(ids)].mean(0) for ids in answers])  # [B, E]
         features.append(tokens.flatten(0, 1).double())
         targets.append(means[:, None].expand(-1, tokens.shape[1], -1).flatten(0, 1).double())
@@ -35,6 +38,6 @@ def warm_start(vlm: Any, batches: Iterable[tuple[Tensor, list[list[int]]]]) -> N
     # predictions of a mean embedding vary little: scale their variance to that of word embeddings
     words = embeddings[: vlm.config.text_config.vocab_size].double()
     weight *= (words.var(0).sum() / (x @ weight.T).var(0).sum().clamp_min(1e-12)).sqrt()
-    linear = vlm.model.multi_modal_projector.linear
+    linear = trained_layer(vlm)
     linear.weight.copy_(weight)
     linear.bias.copy_(y_mean - weight @ x_mean)

@@ -19,7 +19,8 @@ from components.connector.collate import Collator, Squares, epoch_batches, squar
 from components.connector.llm import load_llm, model_digests
 from components.connector.objective import Connector
 from components.connector.scoring import derangement
-from components.connector.vlm import assemble, tower_problem
+from components.connector.towers import tower_problem
+from components.connector.vlm import assemble
 from components.connector.warm_start import warm_start
 from components.data.photos import Photos
 from components.machine import keep_memory, make_readable
@@ -54,7 +55,7 @@ class ConnectConfig(Strict):
 def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dict[str, Any]:
     """Trains the projector on the questions of the train split, writes the stock model to out/model; returns metrics.
 
-    A backbone that is no ViT, or photos without questions, give no model: then metrics.json says why.
+    A backbone that no stock class holds, or photos without questions, give no model: then metrics.json says why.
     """
     reason = tower_problem(backbone / "backbone")
     photos = Photos(data)

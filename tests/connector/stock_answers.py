@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 TOKENS = 8
+IMAGE = ("image_seq_length", "image_token", "image_token_id", "patch_size", "num_additional_image_tokens")
 
 
 def settings(model: Any, processor: Any) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def settings(model: Any, processor: Any) -> dict[str, Any]:
         "vision config": model.config.vision_config.to_dict(),
         "generation": model.generation_config.to_dict(),
         "pixels": pixels,
-        "image": (processor.image_seq_length, processor.image_token, processor.image_token_id),
+        "image": [getattr(processor, name, None) for name in IMAGE],
         "chat template": processor.chat_template,
         "tokenizer": {name: getattr(tokenizer, name, None) for name in names},
         "vocabulary": tokenizer.get_vocab(),
@@ -44,9 +45,23 @@ def settings(model: Any, processor: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
+def chat(photo: Any, question: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image", "image": photo}, {"type": "text", "text": question}]}]
+
+
+@torch.inference_mode()
+def chatted(model: Any, processor: Any, photos: list[Any], questions: list[str]) -> list[str]:
+    """Answers to chats through the processor."""
+    chats = [chat(photo, question) for photo, question in zip(photos, questions, strict=True)]
+    options: dict[str, Any] = {"return_dict": True, "return_tensors": "pt", "processor_kwargs": {"padding": True}}
+    inputs = processor.apply_chat_template(chats, tokenize=True, **options)
+    ids = model.generate(**inputs, max_new_tokens=TOKENS)[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
+
+
 @torch.inference_mode()
 def processed(model: Any, processor: Any, photos: list[Any], questions: list[str]) -> list[str]:
-    """Answers through the processor, as its documentation says to call it."""
+    """Answers through PaliGemma's processor, as its documentation says to call it."""
     prompts = ["<image>" + question for question in questions]
     inputs = processor(images=[[photo] for photo in photos], text=prompts, padding=True, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=TOKENS)[:, inputs["input_ids"].shape[1] :]
@@ -55,10 +70,7 @@ def processed(model: Any, processor: Any, photos: list[Any], questions: list[str
 
 def piped(ask: Any, photos: list[Any], questions: list[str], batch_size: int) -> list[str]:
     """Answers to chats through the pipeline."""
-    chats = [
-        [{"role": "user", "content": [{"type": "image", "image": photo}, {"type": "text", "text": question}]}]
-        for photo, question in zip(photos, questions, strict=True)
-    ]
+    chats = [chat(photo, question) for photo, question in zip(photos, questions, strict=True)]
     results = ask(text=chats, max_new_tokens=TOKENS, return_full_text=False, batch_size=batch_size)
     return [result[0]["generated_text"].strip() for result in results]
 
@@ -70,17 +82,24 @@ def main(folder: Path) -> None:
     paths, questions = zip(*json.loads((folder / "photos.json").read_text()), strict=True)
     photos = [Image.open(path).convert("RGB") for path in paths]
     ask = pipeline("image-text-to-text", model=str(folder / "model"))
-    by_path = ask(images=paths[0], text="<image>" + questions[0], max_new_tokens=TOKENS, return_full_text=False)
+    pairs = list(zip(photos, questions, strict=True))
     answers = {
-        "processor, one at a time": [
-            processed(model, processor, [photo], [question])[0]
-            for photo, question in zip(photos, questions, strict=True)
-        ],
-        "processor, a batch": processed(model, processor, photos, list(questions)),
+        "chats, one at a time": [chatted(model, processor, [photo], [question])[0] for photo, question in pairs],
+        "chats, a batch": chatted(model, processor, photos, list(questions)),
         "pipeline, one at a time": piped(ask, photos, list(questions), 1),
         "pipeline, a batch": piped(ask, photos, list(questions), 8),
     }
-    print(json.dumps([answers, settings(model, processor), by_path[0]["generated_text"].strip()]))
+    if model.config.model_type == "paligemma":  # whose processor completes the prompt
+        texts: dict[str, Any] = {"text": "<image>" + questions[0], "max_new_tokens": TOKENS, "return_full_text": False}
+        first = ask(images=paths[0], **texts)[0]["generated_text"].strip()
+        answers |= {
+            "processor, one at a time": [
+                processed(model, processor, [photo], [question])[0] for photo, question in pairs
+            ],
+            "processor, a batch": processed(model, processor, photos, list(questions)),
+            "pipeline, the first by path": [first, *answers["pipeline, a batch"][1:]],
+        }
+    print(json.dumps([answers, settings(model, processor)]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,19 @@ import numpy as np
 import polars as pl
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+)
 
-from components.connector.vlm import assemble
+from components.connector.vlm import assemble, trained_layer
 from components.data.entries import DESCRIBE
 from components.data.photos import write_index
-from components.models.backbone import ViTBackbone, build
+from components.models import published
+from components.models.backbone import PublishedBackbone, ViTBackbone, build
 
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 80, 220), "yellow": (230, 210, 50)}
 COLOR, SIDE = "What color is it?", "Is it bright?"
@@ -70,11 +78,22 @@ def backbone(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def vlm(folder: Path, kind: str = "llama", tied: bool = True) -> tuple[Any, Any]:
+def cnn(folder: Path, seed: int = 0) -> Path:
+    """Writes what pretrain writes: `folder`/backbone, a CNN of timm with a map of 2 x 2 places, for cropped squares."""
+    torch.manual_seed(seed)
+    pixels = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "input_size": (3, 64, 64)}
+    model = TimmWrapperModel(TimmWrapperConfig(architecture="test_efficientnet", pretrained_cfg=pixels)).eval()
+    model.save_pretrained(folder / "from")
+    values = published.resolve({"kind": "published", "from": str(folder / "from")})
+    build(PublishedBackbone(**values)).save(folder / "backbone")
+    return folder
+
+
+def vlm(folder: Path, kind: str = "llama", tied: bool = True, eyes: Callable[[Path], Path] = backbone) -> Any:
     """Returns a model and its processor; its projector is large enough for answers to depend on the image."""
-    model, processor = assemble(backbone(folder) / "backbone", llm(kind, tied), tokenizer())
+    model, processor = assemble(eyes(folder) / "backbone", llm(kind, tied), tokenizer())
     with torch.no_grad():
-        model.model.multi_modal_projector.linear.weight.mul_(20)
+        trained_layer(model).weight.mul_(20)
     return model, processor
 
 

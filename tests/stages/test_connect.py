@@ -162,7 +162,7 @@ def test_with_a_resnet_connect_skips_and_says_why(artifacts: Path, tmp_path: Pat
     build(ResNetBackbone(kind="resnet18", image_size=32)).save(tmp_path / "r" / "backbone")
     settings = config(artifacts, llm="/missing")
     metrics = connect(settings, tmp_path / "r", artifacts / "prepare", tmp_path / "out")
-    assert "and this one is a resnet18" in metrics["skipped"]
+    assert "first layer of a resnet18 for images of at most 64 pixels" in metrics["skipped"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "metrics.json"}
 

@@ -29,6 +29,6 @@ def test_a_resnet_gets_a_report(prepared: Path, tmp_path: Path, monkeypatch: pyt
     answer(AnswerConfig(pictures=2), root / "connect", prepared, root / "answer")
     summary = report(ReportConfig(), ["simclr"], root, root / "report")
     reason = json.loads((root / "answer" / "metrics.json").read_text())["skipped"]
-    assert "a sequence of tokens" in reason
+    assert "first layer of a resnet18" in reason
     assert f"answers: {reason}" in summary
     assert reason.partition(":")[0] in (root / "report" / "index.html").read_text(encoding="utf-8")

@@ -1,0 +1,93 @@
+"""Vision towers: saved backbones as transformers' classes, and what a language model gets of them.
+
+A transformer gives a sequence of tokens [B, N, D], a CNN a map [B, D, h, w].
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import TimmWrapperConfig, TimmWrapperModel
+
+from components.models.families import FAMILIES
+from components.models.pretrained import RESNETS, TIMM
+from components.models.resnet import SMALL_IMAGE
+
+# the model_type of a saved backbone that gives a sequence; the others are saved as their vision towers
+SEQUENCES = tuple(kind for kind in FAMILIES if kind not in ("vit_mae", "siglip", "clip"))
+TOWERS = (*SEQUENCES, TIMM, *RESNETS)
+
+
+def tower_problem(backbone: Path) -> str | None:
+    """Returns why the backbone in this folder cannot be a vision tower, or None if it can.
+
+    Raises ValueError if the folder holds no backbone.
+    """
+    file = backbone / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{backbone} holds no backbone: config.json is missing; run the pretrain stage first")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    kind = config["model_type"]
+    if kind not in TOWERS:
+        return f"the language model sees through {', '.join(TOWERS)}, and this backbone is a {kind}"
+    if kind in RESNETS and config["image_size"] <= SMALL_IMAGE:
+        return (
+            f"no class of transformers has the first layer of a {kind} for images of at most {SMALL_IMAGE} pixels; "
+            f"for answers train it with an image_size above {SMALL_IMAGE}, or set backbone: {{kind: vit, …}} in "
+            "pretrain.common, or connect.method to a method whose own section has it"
+        )
+    if kind == TIMM and not _is_map(tower := read_tower(backbone)):
+        return (
+            f"timm's {tower.config.architecture} gives no map [B, D, h, w], as the language model expects of timm's "
+            f"models; choose one of timm's CNNs, or a checkpoint of {', '.join(SEQUENCES)}"
+        )
+    return None
+
+
+def read_tower(backbone: Path) -> Any:
+    """Returns the backbone as transformers' class of its family, without a pooling head, which no token needs."""
+    config = json.loads((backbone / "config.json").read_text(encoding="utf-8"))
+    kind = config["model_type"]
+    tower: Any
+    if kind in RESNETS:  # timm's parameters have torchvision's names
+        size, pixels = config["image_size"], {name: config[name] for name in ("mean", "std")}
+        values = {"architecture": kind, "pretrained_cfg": {**pixels, "input_size": [3, size, size]}}
+        tower = TimmWrapperModel(TimmWrapperConfig(**values))
+        tower.timm_model.load_state_dict(load_file(backbone / "model.safetensors"))
+        return tower.eval()
+    if kind == TIMM:
+        return TimmWrapperModel.from_pretrained(backbone).eval()
+    family = FAMILIES[kind]
+    tower = family.transformer.from_pretrained(backbone, **family.load_options)
+    if hasattr(tower, "head"):
+        tower.config.vision_use_head = tower.use_head = False
+        del tower.head
+    return tower.eval()
+
+
+@torch.no_grad()
+def features_of(tower: Any, size: int) -> Tensor:
+    """Returns what the tower makes of one black square of `size` pixels: [1, N, D], or a CNN's map [1, D, h, w]."""
+    return tower(torch.zeros(1, 3, size, size)).last_hidden_state
+
+
+def image_size(images: Any) -> int:
+    """Returns the side in pixels of the squares that an image processor makes."""
+    side: int = (images.crop_size if images.do_center_crop else images.size)["height"]
+    return side
+
+
+def as_sequence(features: Tensor) -> Tensor:
+    """Returns last_hidden_state as the projector sees it, [B, N, D]."""
+    return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+
+
+def _is_map(tower: Any) -> bool:
+    size = tower.config.pretrained_cfg["input_size"][-1]
+    shape = features_of(tower, size).shape  # some transformers have maps [B, h, w, D]
+    return len(shape) == 4 and shape[1] == tower.timm_model.num_features
