@@ -64,9 +64,14 @@ def describe_folder(path: Path) -> tuple[PhotoFolder, list[Path]]:
     return _describe(folder, entries, sizes), files
 
 
+def spaced(files: Sequence[Path], count: int) -> list[Path]:
+    """Returns at most `count` of the files, at equal distances in the list."""
+    return [files[place * len(files) // count] for place in range(count)] if len(files) > count else list(files)
+
+
 def _sizes(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[tuple[int, int]]]:
     """Returns the files of a sample that can be opened, and the width and height of each, read from its header."""
-    sample = [files[place * len(files) // SAMPLE] for place in range(SAMPLE)] if len(files) > SAMPLE else list(files)
+    sample = spaced(files, SAMPLE)
     sizes, failures = {}, {}
     with pillow_limit(PrepareConfig().max_pixels):
         for file in sample:

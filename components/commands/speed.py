@@ -14,6 +14,7 @@ import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from components.commands.photo_folder import spaced
 from components.data.photos import Photos
 from components.evaluation.features import features
 from components.measurement import measuring
@@ -89,7 +90,7 @@ def measure(files: Sequence[Path], data_size: int, backbone: dict[str, Any]) -> 
     with TemporaryDirectory() as name:
         photos, data = Path(name, "photos"), Path(name, "data")
         photos.mkdir()
-        files = [files[place * len(files) // PHOTOS] for place in range(PHOTOS)] if len(files) > PHOTOS else files
+        files = spaced(files, PHOTOS)
         for number, file in enumerate(files):
             (photos / f"{number:03d}{file.suffix}").symlink_to(file)
         config = ResolvedConfig(

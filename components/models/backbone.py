@@ -56,7 +56,7 @@ def patches_of(backbone: Backbone, method: str) -> ViT:
 
 def require_size(backbone: Backbone, name: str, size: int) -> None:
     """Raises ValueError if the backbone takes squares of its image_size only, and `size` is another."""
-    if size != backbone.config.image_size and isinstance(backbone, Timm) and backbone.fixed_size:
+    if backbone.fixed_size and size != backbone.config.image_size:
         raise ValueError(
             f"{name} is {size} pixels, and this model of timm takes squares of {backbone.config.image_size} pixels "
             "only; try a method without views of other sizes, such as simclr, byol or diet"

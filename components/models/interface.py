@@ -114,6 +114,7 @@ class Backbone(nn.Module, ABC):
     origin: Origin | None  # of published weights
     teacher: Origin | None  # of the published weights that it was distilled from
     patches: int  # where a method trains only those: side of the 3 × 3 patches whose features are averaged, or 0
+    fixed_size = False  # True: takes squares of its image_size only
     fixed_statistics = False  # True: batch norm normalizes as in eval mode during training too
 
     config: AnyBackbone

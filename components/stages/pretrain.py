@@ -146,8 +146,12 @@ class DataSize:
 
 def training_rows(config: PretrainConfig, photos: Photos) -> np.ndarray:
     """Returns the rows that the method trains on: all of the train split, or those with a label where it needs them."""
+    return photos.rows("train", labeled=_needs_labels(config))
+
+
+def _needs_labels(config: PretrainConfig) -> bool:
     fields = METHODS[config.method].method.views(config.settings, config.backbone.image_size)
-    return photos.rows("train", labeled=any(field.needs_labels for field in fields))
+    return any(field.needs_labels for field in fields)
 
 
 def resolve(config: PretrainConfig, photos: Photos, world_size: int) -> PretrainConfig:
@@ -264,9 +268,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
 
 
 def _snapshots(config: PretrainConfig, folder: Path, photos: Photos) -> Snapshots:
-    fields = METHODS[config.method].method.views(config.settings, config.backbone.image_size)
-    learns_labels = any(field.needs_labels for field in fields)
-    return Snapshots(folder, photos, config.seed, ("val",) if learns_labels else ("train", "val"))
+    return Snapshots(folder, photos, config.seed, ("val",) if _needs_labels(config) else ("train", "val"))
 
 
 def _untrained(config: PretrainConfig, data: Path) -> Backbone:
