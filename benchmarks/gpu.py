@@ -43,7 +43,8 @@ from components.machine import keep_memory
 from components.methods import METHODS
 from components.models.backbone import load
 from components.source_files import digest
-from components.stages.pretrain import configure, configure_for, pretrain, setup
+from components.stages.pretrain import pretrain, setup
+from components.stages.pretrain_config import configure, configure_for
 from components.stages.scratch import SCRATCH
 from components.training.loop import Stopped, accelerator
 

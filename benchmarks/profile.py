@@ -24,7 +24,8 @@ from components.config import section
 from components.data.photos import Photos
 from components.machine import keep_memory
 from components.methods import METHODS
-from components.stages.pretrain import Setup, configure_for, setup
+from components.stages.pretrain import Setup, setup
+from components.stages.pretrain_config import configure_for
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 

@@ -37,7 +37,8 @@ from components.evaluation import knn
 from components.evaluation.features import center, features
 from components.machine import keep_memory
 from components.models.backbone import Backbone, build
-from components.stages.pretrain import PretrainConfig, configure_for, epoch_rows, setup
+from components.stages.pretrain import epoch_rows, setup
+from components.stages.pretrain_config import PretrainConfig, configure_for
 from components.training import optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run

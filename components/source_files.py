@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -44,9 +45,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Returns the files of a model's weights and settings in a folder, none if there is no such folder."""
-    return sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
+def weight_digests(sources: Iterable[str]) -> dict[str, str]:
+    """Returns the digests of models' weights and settings by file. A source that is not a folder, such as an id, has none."""
+    folders = [Path(source).expanduser() for source in sources]
+    files = [
+        file for folder in folders for pattern in ("*.safetensors", "*config.json") for file in folder.glob(pattern)
+    ]
+    return {str(file): digest(file) for file in sorted(files)}
 
 
 def _file(module: str) -> Path | None:

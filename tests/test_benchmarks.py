@@ -18,7 +18,7 @@ from benchmarks.methods import claim, overlaid
 from benchmarks.sides import own, peer
 from benchmarks.sides.work import Work
 from components.methods import TRAINED
-from components.stages.pretrain import DataSize, configure
+from components.stages.pretrain_config import DataSize, configure
 from tests.tolerances import PATIENCE
 
 ROOT = Path(__file__).parents[1]

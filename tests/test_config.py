@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from components.config import Strict, parse, read_section, section
-from components.stages.pretrain import DataSize, configure, configure_for
+from components.stages.pretrain_config import DataSize, configure, configure_for
 
 
 class Inner(Strict):

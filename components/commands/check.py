@@ -24,7 +24,7 @@ from components.stages.answer import AnswerConfig
 from components.stages.connect import ConnectConfig
 from components.stages.evaluate import EvaluateConfig
 from components.stages.prepare import DataConfig, PrepareConfig
-from components.stages.pretrain import DataSize, configure, configure_for, resolve
+from components.stages.pretrain_config import DataSize, configure, configure_for, resolve
 from components.stages.report import ReportConfig
 from components.training.distributed import processes
 

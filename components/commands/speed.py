@@ -20,7 +20,8 @@ from components.evaluation.features import features
 from components.measurement import measuring
 from components.precision import uses_bf16, with_bf16_weights
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
-from components.stages.pretrain import DataSize, configure, setup
+from components.stages.pretrain import setup
+from components.stages.pretrain_config import DataSize, configure
 from components.training.loop import accelerator
 
 GIB = 2**30

@@ -15,7 +15,7 @@ from typing import Any
 
 from components.config import section, settings
 from components.methods import METHODS
-from components.source_files import digest, digests, weight_files
+from components.source_files import digests, weight_digests
 from components.stages.exit_code import exit_code
 
 STAGES = ("prepare", "evaluate", "adapt", "connect", "answer", "report")  # pretrain: for each method
@@ -30,20 +30,15 @@ def fingerprints(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, recipe in METHODS.items():
         sections = {key: settings(params.get(key), f"params.yaml, section pretrain.{key}") for key in ("common", name)}
         files = digests("components.stages.pretrain", *recipe.modules)
-        results[f"pretrain/{name}"] = {"settings": sections, "files": files, "start": start_digests(sections)}
+        results[f"pretrain/{name}"] = {"settings": sections, "files": files, "start": _start_digests(sections)}
     return results
 
 
-def start_digests(sections: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Returns the digests of the weights in local folders that a method starts or learns from, by setting and file."""
+def _start_digests(sections: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Returns the digests of the weights in local folders that a method starts or learns from, by file."""
     merged = {key: value for values in sections.values() for key, value in values.items()}  # the method's own are last
-    sources = {key: value.get("from") for key, value in merged.items() if isinstance(value, dict)}
-    return {
-        f"{key}/{file.name}": digest(file)
-        for key, source in sources.items()
-        if isinstance(source, str)
-        for file in weight_files(Path(source).expanduser())
-    }
+    sources = [value.get("from") for value in merged.values() if isinstance(value, dict)]
+    return weight_digests(source for source in sources if isinstance(source, str))
 
 
 def main() -> None:

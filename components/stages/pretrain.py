@@ -13,167 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import Field, SerializeAsAny
 
-from components.config import (
-    AUTO,
-    InvalidError,
-    Seed,
-    Strict,
-    fill_auto,
-    known_names,
-    parse,
-    section,
-    settings,
-    write_config,
-)
+from components.config import section, write_config
 from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.evaluation.snapshots import Snapshots
 from components.machine import compile_blocks, keep_memory
-from components.methods import METHODS, Method, MethodConfig, auto
-from components.models import published
-from components.models.backbone import Backbone, BackboneConfig, PublishedBackbone, ViTBackbone, build
-from components.source_files import digest, weight_files
+from components.methods import METHODS, Method
+from components.models.backbone import Backbone, PublishedBackbone, build
+from components.source_files import digest, weight_digests
 from components.stages.exit_code import exit_code
+from components.stages.pretrain_config import PretrainConfig, configure_for, needs_labels, resolve, training_rows
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
 from components.training.monitor import Run
-from components.training.start import Start, rates, slowed
-
-
-class PretrainConfig(Strict):
-    """The section pretrain.common of params.yaml, overridden by pretrain.METHOD; all other keys are the method's."""
-
-    method: str
-    backbone: BackboneConfig
-    batch_size: int = Field(ge=2)
-    epochs: int = Field(ge=0)  # 0: the backbone is saved as it starts
-    seed: Seed = 0
-    start: Start = Start()  # of a published backbone only
-    settings: SerializeAsAny[MethodConfig]
-
-    @property
-    def goes_on(self) -> bool:
-        """True if training goes on from published weights."""
-        return isinstance(self.backbone, PublishedBackbone) and self.epochs > 0
-
-
-def configure(method: str, params: dict[str, Any], data: DataSize | None = None) -> PretrainConfig:
-    """Returns the section `pretrain` as the config of one method.
-
-    data: what a setting that says `auto` is computed from.
-    Raises ValueError for a name that is not in METHODS, and InvalidError for settings that neither the stage nor the
-    method has, for values that are not allowed, and for `auto` without data.
-    """
-    if method not in METHODS:
-        raise ValueError(f"no method {method!r}; known: {known_names(method, METHODS)}")
-    common, own = (settings(params.get(n), f"params.yaml, section pretrain.{n}") for n in ("common", method))
-
-    def where(key: str) -> str:
-        return f"params.yaml, section pretrain.{method if key in own else 'common'}"
-
-    schema, stage_keys = METHODS[method].config, sorted(set(PretrainConfig.model_fields) - {"method", "settings"})
-    problems = [
-        f"{where(key)}: {key}: no such setting; known here: {known_names(key, stage_keys)}"
-        for key in common
-        if key not in own and key not in {*stage_keys, *schema.model_fields}
-    ]
-    if problems:
-        raise InvalidError(problems)
-    merged = _without_auto(_with_checkpoint({**common, **own}, where), schema, data, where)
-    if not METHODS[method].method.trains:
-        merged["epochs"] = 0
-    method_values = {key: value for key, value in merged.items() if key not in stage_keys}
-    stage_values = {key: value for key, value in merged.items() if key in stage_keys}
-    method_settings = parse(schema, method_values, where)
-    config = parse(PretrainConfig, {**stage_values, "method": method, "settings": method_settings}, where)
-    return config.model_copy(update={"settings": slowed(method_settings, config.start)}) if config.goes_on else config
-
-
-def configure_for(method: str, params: dict[str, Any], photos: Photos) -> PretrainConfig:
-    """Returns `configure` with `auto` computed from the photos that the method trains on."""
-    rows = photos.rows("train")
-    config = configure(method, params, DataSize.of(photos, rows))
-    labeled = training_rows(config, photos)
-    return config if len(labeled) == len(rows) else configure(method, params, DataSize.of(photos, labeled))
-
-
-def _without_auto(
-    values: dict[str, Any], schema: type[MethodConfig], data: DataSize | None, where: Callable[[str], str]
-) -> dict[str, Any]:
-    """Returns `values` with `auto` replaced. Raises InvalidError if there is no data to compute it from."""
-    backbone = values.get("backbone")
-    image_size = backbone.get("image_size") if isinstance(backbone, dict) else None
-    names = [key for key, value in values.items() if value == AUTO] + ["backbone"] * (image_size == AUTO)
-    if not names:
-        return values
-    if data is None:
-        raise InvalidError([f"{where(key)}: {key}: auto needs the prepared photos" for key in names])
-    if values.get("batch_size") == AUTO:
-        values = {**values, "batch_size": auto.batch_size(data.photos)}
-    if isinstance(backbone, dict) and image_size == AUTO:
-        patch_size = backbone.get("patch_size", ViTBackbone.model_fields["patch_size"].default)
-        side = auto.image_size(data.side, patch_size if isinstance(patch_size, int) and patch_size > 0 else 1)
-        values = {**values, "backbone": {**backbone, "image_size": side}}
-    batch_size = values.get("batch_size")
-    return fill_auto(schema, values, auto.TrainingSize(data.photos, batch_size if isinstance(batch_size, int) else 1))
-
-
-def _with_checkpoint(values: dict[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
-    """Returns `values`, a published backbone's with what its checkpoint decides. Raises InvalidError if it has none."""
-    backbone = values.get("backbone")
-    if not isinstance(backbone, dict) or backbone.get("kind") != "published":
-        return values
-    try:
-        return {**values, "backbone": published.resolve(backbone)}
-    except ValueError as error:
-        raise InvalidError([f"{where('backbone')}: {error}"]) from None
-
-
-@dataclass(frozen=True)
-class DataSize:
-    """How many photos train, and the pixels of their shorter side as packed, the median."""
-
-    photos: int
-    side: int
-
-    @classmethod
-    def of(cls, photos: Photos, rows: np.ndarray) -> DataSize:
-        return cls(len(rows), int(np.median(photos.shapes[rows].min(1))) if len(rows) else 0)
-
-
-def training_rows(config: PretrainConfig, photos: Photos) -> np.ndarray:
-    """Returns the rows that the method trains on: all of the train split, or those with a label where it needs them."""
-    return photos.rows("train", labeled=_needs_labels(config))
-
-
-def _needs_labels(config: PretrainConfig) -> bool:
-    fields = METHODS[config.method].method.views(config.settings, config.backbone.image_size)
-    return any(field.needs_labels for field in fields)
-
-
-def resolve(config: PretrainConfig, photos: Photos, world_size: int) -> PretrainConfig:
-    """Returns the config with the settings that depend on the data, such as the number of classes.
-
-    Raises ValueError if method, settings and photos do not fit together.
-    """
-    method, where = METHODS[config.method].method, f"params.yaml, section pretrain.{config.method}"
-    try:
-        config = config.model_copy(update={"settings": method.resolve(config.settings, photos)})
-        rows = training_rows(config, photos)
-        if config.batch_size % world_size:
-            raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {world_size} processes")
-        if len(rows) < config.batch_size:
-            raise ValueError(
-                f"batch_size {config.batch_size} is larger than the {len(rows)} training photos; "
-                f"try batch_size: auto, or {max(2, len(rows) // 4)}"
-            )
-        method.check(config.settings, len(rows), config.batch_size, world_size)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    return config
+from components.training.start import rates
 
 
 def epoch_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -237,7 +92,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
         return
     run_setup = setup(config, data, acc)
     config, method, per_epoch = run_setup.config, run_setup.method, run_setup.per_epoch
-    inputs = (config.model_dump(mode="json"), digest(data / "manifest.parquet"), _start_digest(config))
+    inputs = (config.model_dump(mode="json"), digest(data / "manifest.parquet"), start_digests(config))
     state = scratch("pretrain", *inputs, modules=METHODS[config.method].modules)
     length: dict[str, Any] = {
         "steps": config.epochs * per_epoch,
@@ -268,7 +123,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
 
 
 def _snapshots(config: PretrainConfig, folder: Path, photos: Photos) -> Snapshots:
-    return Snapshots(folder, photos, config.seed, ("val",) if _needs_labels(config) else ("train", "val"))
+    return Snapshots(folder, photos, config.seed, ("val",) if needs_labels(config) else ("train", "val"))
 
 
 def _untrained(config: PretrainConfig, data: Path) -> Backbone:
@@ -288,11 +143,10 @@ def _save(config: PretrainConfig, backbone: Backbone, out: Path, acc: Accelerato
         write_config(config, out / "config.json")
 
 
-def _start_digest(config: PretrainConfig) -> list[str]:
+def start_digests(config: PretrainConfig) -> dict[str, str]:
     """Returns the digests of the weights in local folders that training starts or learns from."""
     used = [config.backbone, *dict(config.settings).values()]
-    folders = [Path(shape.source).expanduser() for shape in used if isinstance(shape, PublishedBackbone)]
-    return [digest(file) for folder in folders for file in weight_files(folder)]
+    return weight_digests(shape.source for shape in used if isinstance(shape, PublishedBackbone))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from components.commands.plan import plan
 from components.commands.settings import keep, settings, write
 from components.commands.speed import Machine, Speed
 from components.data.photos import Photos
-from components.stages.pretrain import configure_for, resolve
+from components.stages.pretrain_config import configure_for, resolve
 from tests.conftest import draw
 
 TWO_CORES = Machine(cores=2, memory=8, bf16=False)

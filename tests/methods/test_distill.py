@@ -16,10 +16,10 @@ from components.evaluation.features import features
 from components.methods import teacher_views
 from components.methods.distill import Distill, DistillConfig
 from components.methods.teacher_views import PhotoFeatures, PhotoTokens, Seen, whole_photos
-from components.models.backbone import ResNetBackbone, ViTBackbone, build, load
+from components.models.backbone import PublishedBackbone, ResNetBackbone, ViTBackbone, build, load
 from components.models.published import resolve
 from components.models.teacher import Teacher
-from components.stages import fingerprint, pretrain
+from components.stages import fingerprint, pretrain, pretrain_config
 from tests.families import MAKERS, checkpoint
 from tests.tolerances import FLOAT32, FLOAT64
 
@@ -190,7 +190,7 @@ def test_a_run_says_who_taught_and_learns(teacher_folder, photos, tmp_path, sees
     own = {"teacher": {"from": str(teacher_folder)}, "teacher_sees": sees, "queue": 16}
     own["optimizer"] = {"kind": "adamw", "lr": 0.02}
     common = {"backbone": shape, "batch_size": 16, "epochs": 8}
-    config = pretrain.configure_for("distill", {"common": common, "distill": own}, photos)
+    config = pretrain_config.configure_for("distill", {"common": common, "distill": own}, photos)
     pretrain.pretrain(config, photos.folder, tmp_path / "out")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] - 0.1
@@ -201,7 +201,7 @@ def test_a_run_says_who_taught_and_learns(teacher_folder, photos, tmp_path, sees
     assert (kept.teacher.source, kept.teacher.model_type, kept.origin) == (str(teacher_folder), "vit", None)
     kept.save(tmp_path / "again")
     assert load(tmp_path / "again").teacher == kept.teacher
-    start = pretrain.PublishedBackbone(**resolve({"kind": "published", "from": str(tmp_path / "again")}))
+    start = PublishedBackbone(**resolve({"kind": "published", "from": str(tmp_path / "again")}))
     assert build(start).teacher == kept.teacher  # also of what goes on from it
 
 
@@ -210,10 +210,10 @@ def test_a_teacher_with_other_weights_is_another_run(tmp_path):
     shape = {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
     params = {"common": {"backbone": shape, "batch_size": 16, "epochs": 1}}
     params["distill"] = {"teacher": {"from": str(tmp_path)}}
-    config = pretrain.configure("distill", params)
-    before = pretrain._start_digest(config), fingerprint.fingerprints(params)["pretrain/distill"]["start"]
+    config = pretrain_config.configure("distill", params)
+    before = pretrain.start_digests(config), fingerprint.fingerprints(params)["pretrain/distill"]["start"]
     (tmp_path / "model.safetensors").write_bytes(b"others")
-    after = pretrain._start_digest(config), fingerprint.fingerprints(params)["pretrain/distill"]["start"]
+    after = pretrain.start_digests(config), fingerprint.fingerprints(params)["pretrain/distill"]["start"]
     assert all(before)  # nothing would be equal to nothing
     assert all(one != other for one, other in zip(before, after, strict=True))
 

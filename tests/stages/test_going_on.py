@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from components.data.photos import Photos
 from components.evaluation import snapshots
 from components.methods import METHODS
-from components.models.backbone import load
+from components.models.backbone import ViTBackbone, build, load
 from components.models.published import resolve as checkpoint_settings
-from components.stages import evaluate, pretrain
+from components.stages import evaluate, pretrain, pretrain_config
 from components.training import optim
 from components.training.start import Start, rates
 from tests.families import checkpoint
@@ -27,13 +27,13 @@ def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint("vit", tmp_path_factory.mktemp("start"))
 
 
-def configure(method: str, folder: Path, photos: Photos, **own: Any) -> pretrain.PretrainConfig:
+def configure(method: str, folder: Path, photos: Photos, **own: Any) -> pretrain_config.PretrainConfig:
     backbone = {"kind": "published", "from": str(folder)}
     common = {"backbone": backbone, "batch_size": 16, "epochs": 2, "seed": 0}
-    return pretrain.configure_for(method, {"common": common, method: own}, photos)
+    return pretrain_config.configure_for(method, {"common": common, method: own}, photos)
 
 
-def run(method: str, folder: Path, photos: Photos, out: Path, **own: Any) -> pretrain.PretrainConfig:
+def run(method: str, folder: Path, photos: Photos, out: Path, **own: Any) -> pretrain_config.PretrainConfig:
     config = configure(method, folder, photos, **own)
     pretrain.pretrain(config, photos.folder, out)
     return config
@@ -56,9 +56,7 @@ def test_untouched_it_is_saved_and_measured_like_any_other(start_folder, photos,
 
 def test_the_method_published_needs_published_weights(photos):
     with pytest.raises(ValueError, match="needs published weights"):
-        METHODS["published"].method(
-            pretrain.build(pretrain.ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2)), None
-        )
+        METHODS["published"].method(build(ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2)), None)
 
 
 def test_no_epochs_keep_the_start_of_every_method(start_folder, photos, tmp_path):
@@ -93,7 +91,7 @@ def test_the_start_is_the_backbone_as_published(method, size, start_folder, phot
     monkeypatch.setattr(snapshots, "measure", lambda *_: (next(values), "made up"))
     run(method, start_folder, photos, tmp_path, start={"measured": 1}, **size)
     config = configure(method, start_folder, photos, **size)
-    assert load(tmp_path / "backbone").pool == pretrain.build(config.backbone).pool == "class"
+    assert load(tmp_path / "backbone").pool == build(config.backbone).pool == "class"
 
 
 def test_a_method_that_trains_with_labels_is_measured_on_others(start_folder, photos, tmp_path):
@@ -150,7 +148,7 @@ def test_measuring_changes_no_bit_of_the_run(start_folder, photos, tmp_path, mon
 
 def test_the_head_moves_first_then_lower_layers_most_slowly(start_folder, photos):
     config = configure("simclr", start_folder, photos, **SIMCLR)
-    method = METHODS["simclr"].method(pretrain.build(config.backbone), config.settings)
+    method = METHODS["simclr"].method(build(config.backbone), config.settings)
     start = Start(frozen=0.5, backbone_lr=0.1, layer_decay=0.5, patch_lr=0.2)
     optimizer = optim.build(method, config.settings.optimizer, 256, rates(method, start), start.frozen)
     for progress, moving in ((0.0, False), (0.49, False), (0.51, True)):
@@ -182,7 +180,7 @@ def test_no_byte_of_the_backbone_changes_while_only_the_head_trains(family, phot
     start = {"measured": 1, "frozen": 1.0}
     config = run("simclr", folder, photos, tmp_path / "run", start=start, backbone=backbone, **SIMCLR)
     assert json.loads((tmp_path / "run" / "start.json").read_text())["kept_step"] > 0
-    before, kept = pretrain.build(config.backbone).state_dict(), load(tmp_path / "run" / "backbone").state_dict()
+    before, kept = build(config.backbone).state_dict(), load(tmp_path / "run" / "backbone").state_dict()
     assert all(torch.equal(before[name], kept[name]) for name in before)
 
 

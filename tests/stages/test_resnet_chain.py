@@ -11,7 +11,8 @@ from components.stages.adapt import AdaptConfig, adapt
 from components.stages.answer import AnswerConfig, answer
 from components.stages.connect import ConnectConfig, connect
 from components.stages.evaluate import EvaluateConfig, evaluate
-from components.stages.pretrain import configure, pretrain
+from components.stages.pretrain import pretrain
+from components.stages.pretrain_config import configure
 from components.stages.report import ReportConfig, report
 
 

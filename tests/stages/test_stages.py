@@ -23,7 +23,8 @@ from components.stages import pretrain as stage
 from components.stages.adapt import AdaptConfig, adapt, confusion
 from components.stages.evaluate import EvaluateConfig, evaluate
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
-from components.stages.pretrain import configure, epoch_rows, pretrain
+from components.stages.pretrain import epoch_rows, pretrain
+from components.stages.pretrain_config import configure
 from tests.conftest import draw
 from tests.tolerances import LAYERS_FLOAT32, PATIENCE
 
