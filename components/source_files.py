@@ -46,7 +46,7 @@ def digest(path: Path) -> str:
 
 
 def weight_digests(sources: Iterable[str]) -> dict[str, str]:
-    """Returns the digests of models' weights and settings, by file. A source that is no folder, such as an id, has none."""
+    """Returns the digests of models' weights and settings, by file. A source that is not a folder (an id) has none."""
     folders = [Path(source).expanduser() for source in sources]
     files = [
         file for folder in folders for pattern in ("*.safetensors", "*config.json") for file in folder.glob(pattern)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from components.commands.photo_folder import PhotoFolder
-from components.commands.plan import Plan, image_size, plan
+from components.commands.plan import METHOD, TEACHER_SIZE, Plan, image_size, plan
 from components.commands.speed import GIB, Machine, Speed
 from components.models.pretrained import PACKAGED
 from components.stages.prepare import PrepareConfig
@@ -42,6 +42,11 @@ def choose(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) 
 def published(size: int) -> dict[str, Any]:
     """Returns the section of the backbone that every run starts from."""
     return {"kind": "published", "from": PACKAGED, "image_size": size}
+
+
+def teacher(size: int) -> dict[str, Any]:
+    """Returns the section of the teacher of a backbone for `size` pixels."""
+    return {"from": PACKAGED, "image_size": TEACHER_SIZE[size]}
 
 
 def packed_size(size: int) -> int:
@@ -80,7 +85,7 @@ def _methods(chosen: Plan) -> list[Setting]:
     why = "published weights, untouched, first: no training from nothing comes near them on a few thousand photos"
     if not chosen.epochs:
         why = "published weights, untouched: there is no time to go on from them; give more --minutes"
-    return [("methods", ["published", *chosen.epochs], why)]
+    return [("methods", ["published", *[METHOD] * bool(chosen.epochs)], why)]
 
 
 def _data(folder: PhotoFolder, machine: Machine, size: int) -> list[Setting]:
@@ -115,40 +120,27 @@ def _pretrain(folder: PhotoFolder, machine: Machine, chosen: Plan, size: int) ->
         ("  common", None, "for all methods; a method's own section overrides it"),
         ("    backbone", published(size), why),
         ("    batch_size", *_batch_size(folder, machine)),
-        (
-            "    start",
-            {"measured": chosen.measured},
-            "times that it is compared with its start; the better one is kept",
-        ),
         ("    epochs", 1, "of a method without its own section"),
         ("    seed", 0, ""),
     ]
-    for name, epochs in chosen.epochs.items():
-        minutes = chosen.seconds[name] / 60
-        why = f"{epochs * folder.train:,} photos seen; about {minutes:.0f} minutes with its evaluation"
-        settings += [(f"  {name}", None, ""), ("    epochs", epochs, why), *_views(folder), *OWN.get(name, [])]
-    return settings
+    return settings + (_distill(folder, chosen, size) if chosen.epochs else [])
 
 
-def _views(folder: PhotoFolder) -> list[Setting]:
-    if folder.side < SMALL:
-        return [
-            ("    crop", [0.3, 1.0], "fraction of the area: less of a small photo shows too little"),
-            ("    blur", 0.0, "hides small photos"),
-        ]
-    return [("    crop", [0.2, 1.0], "fraction of the area; the papers' 0.08 is for 224 pixels and long runs")]
-
-
-OWN: dict[str, list[Setting]] = {  # what a method needs beside that
-    "simclr": [
-        ("    temperature", 0.2, "higher than the paper's 0.1, which is for large batches"),
-        (
-            "    optimizer",
-            {"kind": "adamw", "lr": 0.001, "weight_decay": 0.05, "schedule": {"kind": "cosine", "warmup": 0.1}},
-            "the paper's LARS is for large batches",
-        ),
+def _distill(folder: PhotoFolder, chosen: Plan, size: int) -> list[Setting]:
+    minutes = chosen.seconds[METHOD] / 60
+    seen = f"{chosen.epochs * folder.train:,} photos seen; about {minutes:.0f} minutes with its evaluation"
+    rates = {"backbone_lr": 1.0, "layer_decay": 1.0, "patch_lr": 1.0, "frozen": 0.0, "measured": chosen.measured}
+    adamw = {"kind": "adamw", "lr": 0.001, "weight_decay": 0.05, "schedule": {"kind": "cosine", "warmup": 0.1}}
+    return [
+        (f"  {METHOD}", None, "it learns to see in small photos what the same weights see in larger ones"),
+        ("    teacher", teacher(size), "its accuracy is higher, and each of its photos takes three times as long"),
+        ("    epochs", chosen.epochs, seen),
+        ("    queue", "auto", "a quarter of the training photos"),
+        ("    crop", [0.3, 1.0], "fraction of the area; less would not show what the photo is of"),
+        ("    blur", 0.0, "hides small photos" if folder.side < SMALL else "of which the runs are too short to learn"),
+        ("    optimizer", adamw, "a run is short"),
+        ("    start", rates, "all layers alike; of start and measured points the best is kept"),
     ]
-}
 
 
 def _batch_size(folder: PhotoFolder, machine: Machine) -> tuple[Any, str]:
@@ -167,11 +159,7 @@ def _evaluate(folder: PhotoFolder) -> list[Setting]:
 
 def _method(folder: PhotoFolder, chosen: Plan) -> Setting:
     if folder.classes and chosen.epochs:
-        return (
-            "  method",
-            next(iter(chosen.epochs)),
-            "keeps the best of its start and later points",
-        )
+        return "  method", METHOD, "keeps the best of its start and later points"
     why = "without labels nothing tells whether training made it better" if chosen.epochs else "there is no other"
     return "  method", "published", why
 

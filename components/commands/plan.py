@@ -1,4 +1,4 @@
-"""Divides the minutes of a run among its stages: which methods train, for how many epochs, and what the rest takes."""
+"""Divides the minutes of a run among its stages: for how long the backbone is trained, and what the rest takes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from components.commands.photo_folder import PhotoFolder
 from components.commands.speed import Machine, Speed
 
 STRIDE = 32  # pixels of a photo for each of the network's tokens
-VIEWS = {"diet": 1, "simclr": 2}  # methods to go on with, the cheapest first, and the views of a photo in a step
-FEWEST_EPOCHS, MOST_EPOCHS = 3, 100
-PHOTOS_SEEN = {"cpu": 60_000, "gpu": 600_000}  # by one method, at most
+METHOD = "distill"  # to go on with: the same weights, which see the photos larger, are the teacher
+TEACHER_SIZE = {128: 224, 224: 320}  # pixels that the teacher sees, by those of the student
+FEWEST_EPOCHS, MOST_EPOCHS = 2, 100
+PHOTOS_SEEN = {"cpu": 30_000, "gpu": 600_000}  # in training, at most
 QUESTIONS_SEEN = {"cpu": 5_000, "gpu": 20_000}  # by the language model, at most
 REPEATS = 20  # of a question, at most
 MEASURED = {"cpu": 1, "gpu": 5}  # times that the features are compared with the start's; 1: at the end
@@ -22,9 +23,9 @@ USED = 0.9  # of the minutes; the rest is for what was not measured
 
 @dataclass(frozen=True)
 class Plan:
-    """epochs: of the methods that go on from the published weights, in their order. seconds: by stage."""
+    """epochs: of METHOD, 0 if there is no time for it. seconds: by stage."""
 
-    epochs: dict[str, int]
+    epochs: int
     measured: int
     steps: int  # of connect
     questions: int  # in one of them
@@ -67,18 +68,13 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
 
     measured = MEASURED[device]
     most = min(MOST_EPOCHS, max(FEWEST_EPOCHS, PHOTOS_SEEN[device] // folder.train))
-    # of a method: its two stages, its features and those of its start, and the measurements during the run
+    # of METHOD: its two stages, its features and those of its start, and the measurements during the run
     fixed = 2.5 * start + (2 if folder.classes else 1) * photos
     fixed += (1 + measured) * (folder.train + folder.val) * speed.forward
-    epochs: dict[str, int] = {}
-    for count in range(len(VIEWS), 0, -1):
-        share = left * (0.5 if folder.questions else 1.0) / count - fixed
-        names = list(VIEWS)[:count]
-        epochs = {name: min(most, int(share / (folder.train * VIEWS[name] * speed.train))) for name in names}
-        if min(epochs.values()) >= FEWEST_EPOCHS:
-            break
-        epochs = {}
-    trained = {name: fixed + count * folder.train * VIEWS[name] * speed.train for name, count in epochs.items()}
+    share = left * (0.5 if folder.questions else 1.0) - fixed
+    epochs = min(most, int(share / (folder.train * speed.train)))
+    epochs = epochs if epochs >= FEWEST_EPOCHS else 0
+    trained = {METHOD: fixed + epochs * folder.train * speed.train} if epochs else {}
 
     questions = 16 if folder.questions >= 64 else min(4, max(1, folder.questions))
     step = questions * (speed.forward + tokens * speed.token)

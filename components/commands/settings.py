@@ -26,7 +26,7 @@ def settings(folder: Path, minutes: float | None = None, path: Path = PARAMS, *,
     if not again and _is_for(photos.folder, path):
         return [f"{path} is for {photos.folder} already and stays as it is; to choose anew: add --again"]
     # these take seconds, for which a mistyped folder need not wait
-    from components.commands.choose import choose, packed_size, published
+    from components.commands.choose import choose, packed_size, published, teacher
     from components.commands.plan import image_size
     from components.commands.speed import measure, this_machine
 
@@ -34,7 +34,7 @@ def settings(folder: Path, minutes: float | None = None, path: Path = PARAMS, *,
     size = image_size(photos, machine)
     print("choosing settings; some steps are measured first, which takes half a minute or more", flush=True)
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # of stages, which did not run
-        speed = measure(files, packed_size(size), published(size))
+        speed = measure(files, packed_size(size), published(size), teacher(size))
     text = choose(photos, machine, speed, minutes or (GPU_MINUTES if machine.gpu else MINUTES))
     kept = write(text, path)
     told = [line.removeprefix("# ") for line in text.partition("\n\n")[0].splitlines()[2:]]

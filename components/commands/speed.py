@@ -58,7 +58,7 @@ class Machine:
 @dataclass(frozen=True)
 class Speed:
     """Seconds: start (a process, until torch is imported), read (a photo, until it is packed), forward (a photo through
-    the network), train (a view forward and backward), token (one of the language model, forward and backward)."""
+    the network), train (a view through teacher and student, and back), token (of the language model, and back)."""
 
     start: float
     read: float
@@ -82,10 +82,10 @@ def this_machine() -> Machine:
     return Machine(cores(), memory, uses_bf16(), gpu.name, gpu.total_memory / GIB)
 
 
-def measure(files: Sequence[Path], data_size: int, backbone: dict[str, Any]) -> Speed:
+def measure(files: Sequence[Path], data_size: int, backbone: dict[str, Any], teacher: dict[str, Any]) -> Speed:
     """Returns the speed of this machine while nothing else runs on it: photos are read, and real steps are trained.
 
-    files: some photos. data_size: as packed. backbone: the section of a published one.
+    files: some photos. data_size: as packed. backbone, teacher: the sections of published ones.
     """
     start = time.process_time()  # of this process until now: nearly all of it imports
     with TemporaryDirectory() as name:
@@ -99,16 +99,19 @@ def measure(files: Sequence[Path], data_size: int, backbone: dict[str, Any]) -> 
             prepare=PrepareConfig(val_share=0, test_share=0),
         )
         read = _cpu_seconds(lambda: prepare(config, data, data)) / len(files)
-        forward, train = _network(data, backbone)
+        forward, train = _network(data, backbone, teacher)
     return Speed(start, read, forward, train, _language_model())
 
 
-def _network(data: Path, backbone: dict[str, Any]) -> tuple[float, float]:
-    """Returns the seconds of a photo's features, and of a step of DIET, with its views, for each of them."""
+def _network(data: Path, backbone: dict[str, Any], teacher: dict[str, Any]) -> tuple[float, float]:
+    """Returns the seconds of a photo's features, and of a step of distill, with its views, for each of them."""
     photos, acc = Photos(data), accelerator()
     batch = min(BATCH, len(photos))
-    common = {"backbone": backbone, "batch_size": batch, "epochs": 1}
-    run = setup(configure("diet", {"common": common}, DataSize(len(photos), 0)), data, acc)
+    params = {
+        "common": {"backbone": backbone, "batch_size": batch, "epochs": 1},
+        "distill": {"teacher": teacher, "queue": "auto"},
+    }
+    run = setup(configure("distill", params, DataSize(len(photos), 0)), data, acc)
     method = run.method.to(acc.device).train()
 
     def step() -> None:

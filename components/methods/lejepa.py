@@ -20,7 +20,8 @@ from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
 from components.methods.losses import at_least_float32, without_autocast
 from components.methods.method import Batch, Method, MethodConfig
-from components.models.backbone import Backbone, require_size
+from components.methods.multicrop import check_local_size, forward_by_size
+from components.models.backbone import Backbone
 from components.models.heads import mlp
 from components.training.optim import AdamW, Cosine, Optimizer
 
@@ -57,14 +58,8 @@ class LeJEPA(Method):
 
     def __init__(self, backbone: Backbone, config: LeJEPAConfig) -> None:
         super().__init__(config)
-        p = getattr(backbone.config, "patch_size", 1)
         if config.local_views:
-            require_size(backbone, "local_size", config.local_size)
-        if config.local_views and config.local_size % p:
-            raise ValueError(
-                f"local_size {config.local_size} is not a multiple of patch_size {p}; try "
-                f"{max(1, config.local_size // p) * p}"
-            )
+            check_local_size(backbone, config.local_size)
         self.backbone = backbone
         self.embedding = nn.Linear(backbone.dim, config.embedding)
         nn.init.trunc_normal_(self.embedding.weight, std=0.02)  # as timm's classifier, which it is in MINIMAL.md
@@ -73,8 +68,7 @@ class LeJEPA(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         num_global = self.config.global_views
-        views_by_size = [batch[:num_global], batch[num_global:]] if self.config.local_views else [batch]
-        features = torch.cat([self.backbone(torch.cat(list(views))) for views in views_by_size])  # [V·B, D]
+        features = forward_by_size(self.backbone, batch)  # [V·B, D]
         z = self.projector(self.embedding(features)).unflatten(0, (len(batch), -1))  # [V, B, K]
         z = at_least_float32(z)
         invariance = (z - z[:num_global].mean(0)).square().mean()

@@ -10,6 +10,7 @@ from small import SHAPES, batch, make
 from components.config import parse
 from components.methods import METHODS, TRAINED
 from components.models.backbone import load
+from tests.families import MAKERS
 
 
 def refusal(name, shape):
@@ -86,6 +87,23 @@ def test_a_reloaded_method_trains_on_with_the_same_losses(method_and_batch):
     twin.load_state_dict(method.state_dict())
     for epoch in (1, 2):
         assert torch.equal(step(method, batch(epoch), sgd(method)), step(twin, batch(epoch), sgd(twin)))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_method_goes_on_from_every_family_that_it_takes(name, family, photos, tmp_path):
+    if why := refusal(name, family):
+        assert re.search(r"(?i)(vit|backbone|size).*; (try|use) ", why), why
+        return
+    method, views = make(name, family), batch(name, photos, 0)
+    before = copy.deepcopy(method.keep().state_dict())
+    loss = step(method, views, sgd(method))
+    assert loss.isfinite()
+    unused = {n for n, p in method.named_parameters() if (p.grad is not None) != p.requires_grad}
+    assert not unused
+    assert any(not torch.equal(a, b) for a, b in zip(before.values(), method.keep().state_dict().values(), strict=True))
+    method.keep().save(tmp_path)
+    assert torch.equal(load(tmp_path).eval()(views[0]), method.eval().keep()(views[0]))
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones():

@@ -154,7 +154,7 @@ def test_without_local_views_it_is_the_minimal_recipe():
 
 
 def test_a_local_size_that_patches_do_not_divide_raises_with_advice():
-    with pytest.raises(ValueError, match="local_size 10 is not a multiple of patch_size 4; try 8"):
+    with pytest.raises(ValueError, match="local_size 10 is not a multiple of the backbone's patch_size 4; try 8"):
         lejepa(local_size=10)
 
 

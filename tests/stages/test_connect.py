@@ -37,12 +37,16 @@ def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a language model, a backbone and a prepared data set."""
+    """A folder with a language model, two backbones (EYES) and a prepared data set."""
     folder = tmp_path_factory.mktemp("artifacts")
     tiny.llm_folder(folder / "llm", tied=False)
     tiny.backbone(folder / "simclr")
+    tiny.cnn(folder / "published")
     tiny.prepared(folder / "prepare")
     return folder
+
+
+EYES = pytest.mark.parametrize("eyes", ["simclr", "published"])  # a transformer, a CNN
 
 
 def config(artifacts: Path, **settings: Any) -> ConnectConfig:
@@ -112,14 +116,23 @@ def stop_after_saving(monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
             connect(*args)
 
 
-def test_a_stopped_run_is_resumed(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@EYES
+def test_a_stopped_run_is_resumed(
+    eyes: str, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The saved state holds the projector and no frozen weights."""
-    whole = connect(config(artifacts), artifacts / "simclr", artifacts / "prepare", tmp_path / "whole")
-    stop_after_saving(monkeypatch, config(artifacts), artifacts / "simclr", artifacts / "prepare", tmp_path / "resumed")
+    inputs = config(artifacts, method=eyes), artifacts / eyes, artifacts / "prepare"
+    whole = connect(*inputs, tmp_path / "whole")
+    stop_after_saving(monkeypatch, *inputs, tmp_path / "resumed")
     (state,) = (tmp_path / "scratch" / "connect").glob("*/step-10.safetensors")
-    assert state.stat().st_size < 4 * 4 * (32 * 64 + 64)  # weights and two moments
-    resumed = connect(config(artifacts), artifacts / "simclr", artifacts / "prepare", tmp_path / "resumed")
+    width = load_backbone(artifacts / eyes / "backbone").dim
+    assert state.stat().st_size < 4 * 4 * (width * 64 + 64)  # weights and two moments
+    capsys.readouterr()
+    resumed = connect(*inputs, tmp_path / "resumed")
+    assert "resumed" in capsys.readouterr().out
     assert resumed == whole
+    first, second = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "resumed"))
+    assert first == second
 
 
 def test_a_run_is_not_resumed_with_another_language_model_of_the_same_name(
@@ -173,11 +186,12 @@ def test_fewer_questions_than_a_batch_are_refused(artifacts: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_metrics_of_one(artifacts: Path, tmp_path: Path) -> None:
+@EYES
+def test_two_processes_give_the_metrics_of_one(eyes: str, artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
-        f"connect: {{method: simclr, llm: {artifacts / 'llm'}, steps: 20, batch_size: 8, seed: 0}}\n"
+        f"connect: {{method: {eyes}, llm: {artifacts / 'llm'}, steps: 20, batch_size: 8, seed: 0}}\n"
     )
-    args = ["--backbone", str(artifacts / "simclr"), "--data", str(artifacts / "prepare")]
+    args = ["--backbone", str(artifacts / eyes), "--data", str(artifacts / "prepare")]
     root = str(Path(__file__).resolve().parents[2])
     metrics = []
     for processes in "12":
