@@ -137,8 +137,8 @@ def _distill(folder: PhotoFolder, chosen: Plan, size: int) -> list[Setting]:
         ("    epochs", chosen.epochs, seen),
         ("    queue", "auto", "a quarter of the training photos"),
         ("    crop", [0.3, 1.0], "fraction of the area; less would not show what the photo is of"),
-        ("    blur", 0.0, "hides small photos" if folder.side < SMALL else "of which the runs are too short to learn"),
-        ("    optimizer", adamw, "a run is short"),
+        ("    blur", 0.0, "student and teacher are to see the same"),
+        ("    optimizer", adamw, "faster than the default, as the run is short"),
         ("    start", rates, "all layers alike; of start and measured points the best is kept"),
     ]
 
