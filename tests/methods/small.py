@@ -52,6 +52,7 @@ SHAPES: dict[str, Any] = {
     "vit": ViTBackbone(image_size=16, patch_size=4, width=16, depth=1, heads=2),
     "resnet": ResNetBackbone(kind="resnet18", image_size=16),
 }
+SIZES = {"timm_wrapper": (16, 1), "dinov2": (28, 14), "dinov2_with_registers": (28, 14)}  # others: 16, patches of 4
 BATCH = 8
 
 
@@ -88,8 +89,8 @@ def start(family: str) -> Backbone:
         folder = Path(os.environ.get("STARTS", temporary)) / family
         if not folder.is_dir():
             checkpoint(family, folder)
-        values = {"kind": "published", "from": str(folder), "image_size": 16}
-        values["patch_size"] = 1 if family == "timm_wrapper" else 4
+        size, patch_size = SIZES.get(family, (16, 4))
+        values = {"kind": "published", "from": str(folder), "image_size": size, "patch_size": patch_size}
         backbone = build(PublishedBackbone.model_validate(values))
     backbone.fixed_statistics = True
     torch.manual_seed(0)  # the same heads, whether the checkpoint was there or not
@@ -107,8 +108,10 @@ def make(name: str, shape: str) -> Method:
     return recipe.method(build(SHAPES[shape]) if shape in SHAPES else start(shape), config).train()
 
 
-def batch(name: str, photos: Photos, epoch: int, first: int = 0, count: int = BATCH) -> list[torch.Tensor]:
-    """Returns the method's batch of `count` training photos, from the `first` on."""
+def batch(
+    name: str, photos: Photos, epoch: int, first: int = 0, count: int = BATCH, size: int = 16
+) -> list[torch.Tensor]:
+    """Returns the method's batch of `count` training photos, from the `first` on, in views of `size` pixels."""
     recipe = METHODS[name]
-    fields = recipe.method.views(parse(recipe.config, settings(name), name), SHAPES["vit"].image_size)
+    fields = recipe.method.views(parse(recipe.config, settings(name), name), size)
     return make_batch(photos, photos.rows("train")[first : first + count], fields, 0, epoch)

@@ -11,6 +11,7 @@ from components.config import parse
 from components.methods import METHODS, TRAINED
 from components.models.backbone import load
 from tests.families import MAKERS
+from tests.tolerances import LAYERS_FLOAT32
 
 
 def refusal(name, shape):
@@ -95,7 +96,8 @@ def test_a_method_goes_on_from_every_family_that_it_takes(name, family, photos, 
     if why := refusal(name, family):
         assert re.search(r"(?i)(vit|backbone|size).*; (try|use) ", why), why
         return
-    method, views = make(name, family), batch(name, photos, 0)
+    method = make(name, family)
+    views = batch(name, photos, 0, size=method.keep().config.image_size)
     before = copy.deepcopy(method.keep().state_dict())
     loss = step(method, views, sgd(method))
     assert loss.isfinite()
@@ -103,7 +105,10 @@ def test_a_method_goes_on_from_every_family_that_it_takes(name, family, photos, 
     assert not unused
     assert any(not torch.equal(a, b) for a, b in zip(before.values(), method.keep().state_dict().values(), strict=True))
     method.keep().save(tmp_path)
-    assert torch.equal(load(tmp_path).eval()(views[0]), method.eval().keep()(views[0]))
+    same, kept = load(tmp_path).eval(), method.eval().keep()
+    assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), kept.state_dict().values(), strict=True))
+    # a copy of a model may lie in memory in another way than the model, and then be added up in another order
+    torch.testing.assert_close(same(views[0]), kept(views[0]), atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones():
