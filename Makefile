@@ -44,8 +44,10 @@ run: setup
 	dvc repro
 	@echo && cat artifacts/report/summary.md && echo && echo "report: $(CURDIR)/artifacts/report/index.html"
 
-# without connect, which is nearly twice as fast on two cores as on one
-stages: $(patsubst %,evaluate@%,$(call setting,*p['methods'])) adapt
+# without connect, which is nearly twice as fast on two cores as on one; nothing if only one method trains, for which the
+# last dvc repro has all cores
+METHODS = $(call setting,*p['methods'])
+stages: $(if $(word 2,$(filter-out published,$(METHODS))),$(METHODS:%=evaluate@%) adapt)
 adapt: pretrain@$(call setting,p['adapt']['method'])
 	dvc repro --quiet --single-item $@
 evaluate@%: pretrain@% ; dvc repro --quiet --single-item $@
