@@ -133,7 +133,7 @@ def _distill(folder: PhotoFolder, chosen: Plan, size: int) -> list[Setting]:
     adamw = {"kind": "adamw", "lr": 0.001, "weight_decay": 0.05, "schedule": {"kind": "cosine", "warmup": 0.1}}
     return [
         (f"  {METHOD}", None, "it learns to see in small photos what the same weights see in larger ones"),
-        ("    teacher", teacher(size), "its accuracy is higher, and each of its photos takes three times as long"),
+        ("    teacher", teacher(size), "its accuracy is higher, and a photo takes two to three times as long"),
         ("    epochs", chosen.epochs, seen),
         ("    queue", "auto", "a quarter of the training photos"),
         ("    crop", [0.3, 1.0], "fraction of the area; less would not show what the photo is of"),

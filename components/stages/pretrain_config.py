@@ -124,6 +124,7 @@ def training_rows(config: PretrainConfig, photos: Photos) -> np.ndarray:
 
 
 def needs_labels(config: PretrainConfig) -> bool:
+    """Returns True if a field of the method's batch is the photos' labels."""
     fields = METHODS[config.method].method.views(config.settings, config.backbone.image_size)
     return any(field.needs_labels for field in fields)
 

@@ -86,6 +86,7 @@ def test_any_folder_and_machine(photos, classes, side, machine, tmp_path):
             assert per_epoch >= 4
             assert config.epochs * per_epoch * config.batch_size <= 600_000
             assert config.settings.teacher.image_size > size
+            assert config.settings.blur == 0
 
 
 @pytest.mark.parametrize(
