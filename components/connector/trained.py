@@ -32,11 +32,14 @@ def unfreeze(vlm: Any, trained: Trained, lora: LoRA, seed: int) -> LoraModel | N
     if trained == "all":
         vlm.model.language_model.requires_grad_(requires_grad=True)
         vlm.lm_head.requires_grad_(requires_grad=True)
-    if trained != "lora":
-        return None
+    return add_lora(vlm.model.language_model, lora, seed) if trained == "lora" else None
+
+
+def add_lora(language_model: Any, lora: LoRA, seed: int) -> LoraModel:
+    """Gives all linear layers of the model trainable updates, in place. Returns what `merge` needs."""
     torch.manual_seed(seed)
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear")  # type: ignore[arg-type]
-    return LoraModel(vlm.model.language_model, settings, "default")
+    return LoraModel(language_model, settings, "default")
 
 
 def merge(adapter: LoraModel | None) -> None:

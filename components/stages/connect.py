@@ -41,8 +41,9 @@ VALIDATION_QUESTIONS = 32
 class ConnectConfig(Strict):
     """The tower stays frozen; the projector is trained, and of the language model nothing, LoRA's updates, or all.
 
-    optimizer.lr is the projector's rate, ten times LLaVA's for it alone (1e-3, https://arxiv.org/abs/2310.03744); it
-    does not depend on the batch size. llm_lr is that of the language model's weights; None: the one in RATES.
+    optimizer.lr is the projector's rate, three times LLaVA's (1e-3, https://arxiv.org/abs/2310.03744), and does not
+    depend on the batch size; a projector that is trained alone learns more at 1e-2. llm_lr is the rate of the language
+    model's weights; None: the one in RATES.
     """
 
     method: str  # whose backbone; dvc.yaml reads it
@@ -54,7 +55,7 @@ class ConnectConfig(Strict):
     trained: Trained = "lora"
     lora: LoRA = LoRA()
     llm_lr: float | None = Field(None, gt=0)
-    optimizer: optim.AdamW = optim.AdamW(lr=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.2))
+    optimizer: optim.AdamW = optim.AdamW(lr=3e-3, clip=1.0, schedule=optim.Cosine(warmup=0.2))
 
 
 def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dict[str, Any]:
