@@ -194,7 +194,7 @@ def test_fewer_questions_than_a_batch_are_refused(artifacts: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("eyes", "trained"), [("simclr", "lora"), ("published", "projector"), ("published", "lora")])
+@pytest.mark.parametrize(("eyes", "trained"), [("simclr", "projector"), ("published", "lora")])
 def test_two_processes_give_the_metrics_of_one(eyes: str, trained: str, artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
         f"connect: {{method: {eyes}, llm: {artifacts / 'llm'}, steps: 20, batch_size: 8, seed: 0, "
