@@ -50,11 +50,6 @@ def merge(adapter: LoraModel | None) -> None:
 
 def trained_weights(vlm: Any) -> dict[str, nn.Parameter]:
     """Returns the trainable weights of the language model and its head, by name. A tied head is listed once."""
-    parts = {"model": vlm.model.language_model, "head": vlm.lm_head}
-    named = [(f"{part}.{name}", weight) for part, module in parts.items() for name, weight in module.named_parameters()]
-    seen: set[int] = set()
-    return {
-        name: weight
-        for name, weight in named
-        if weight.requires_grad and not (id(weight) in seen or seen.add(id(weight)))  # type: ignore[func-returns-value]
-    }
+    named = vlm.named_parameters()
+    parts = ("model.language_model.", "lm_head.")
+    return {name: weight for name, weight in named if weight.requires_grad and name.startswith(parts)}

@@ -11,6 +11,7 @@ import torch
 from components.connector.answering import load_vlm
 from components.connector.collate import Collator
 from components.connector.objective import Connector
+from components.connector.towers import image_size
 from components.connector.trained import LoRA, Trained, merge, trained_weights, unfreeze
 from tests.connector import tiny
 from tests.tolerances import FLOAT32
@@ -20,7 +21,7 @@ EYES = pytest.mark.parametrize("eyes", [tiny.backbone, tiny.cnn])
 
 
 def questions(processor: Any) -> dict[str, torch.Tensor]:
-    size = processor.image_processor.size["height"] if not processor.image_processor.do_center_crop else 64
+    size = image_size(processor.image_processor)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, size, size), dtype=np.uint8)
     batch = Collator(processor, 8)([tiny.COLOR, tiny.SIDE] * 2, ["red", "no", "green", "yes"])
     return {**batch, "pixels": torch.from_numpy(pixels)}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from components.config import read_section
 from components.connector.answering import load_vlm
@@ -132,6 +134,10 @@ def test_a_stopped_run_is_resumed(
     whole = connect(*inputs, tmp_path / "whole")
     stop_after_saving(monkeypatch, *inputs, tmp_path / "resumed")
     (state,) = (tmp_path / "scratch" / "connect").glob("*/step-10.safetensors")
+    kinds = {"projector": ("projector",), "lora": ("projector", ".*lora_[AB]"), "all": ("projector", "llm")}[trained]
+    with safe_open(state, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("module.")]  # noqa: SIM118 (a file, not a dict)
+    assert all(any(re.match(rf"module\.{kind}\b", name) for kind in kinds) for name in names)
     width = load_backbone(artifacts / eyes / "backbone").dim
     if trained == "projector":
         assert state.stat().st_size < 4 * 4 * (width * 64 + 64)  # weights and two moments
