@@ -134,16 +134,17 @@ def loader(
     """
     rows, texts, answers = (questions[name].to_numpy() for name in ("row", "question", "answer"))
     lengths = collator.lengths(texts.tolist(), answers.tolist())
+    groups = rows if collator.packs else np.arange(len(rows))
     per_epoch, (rank, world_size) = len(questions) // config.batch_size, place
 
     @cache
     def epoch(number: int) -> np.ndarray:
-        return epoch_batches(lengths, config.batch_size, config.seed, number)
+        return epoch_batches(lengths, groups, config.batch_size, config.seed, number)
 
     def load(step: int) -> dict[str, Tensor]:
-        places = epoch(step // per_epoch)[step % per_epoch][rank::world_size]
-        batch = collator(texts[places].tolist(), answers[places].tolist())
-        return {**batch, "pixels": squares(rows[places])}
+        places = np.array_split(epoch(step // per_epoch)[step % per_epoch], world_size)[rank]
+        batch = collator(texts[places].tolist(), answers[places].tolist(), rows[places])
+        return {**batch, "pixels": squares(collator.pictures(rows[places]))}
 
     return load
 
