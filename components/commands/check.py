@@ -26,6 +26,7 @@ from components.stages.evaluate import EvaluateConfig
 from components.stages.prepare import DataConfig, PrepareConfig
 from components.stages.pretrain_config import DataSize, configure, configure_for, resolve
 from components.stages.report import ReportConfig
+from components.stages.words import WordsConfig
 from components.training.distributed import processes
 
 SECTIONS: dict[str, type[Strict]] = {
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "adapt": AdaptConfig,
+    "words": WordsConfig,
     "connect": ConnectConfig,
     "answer": AnswerConfig,
     "report": ReportConfig,
@@ -71,7 +73,7 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
         *(partial(_known, name, path) for name in others),
         *(partial(read_section, name, schema, path) for name, schema in SECTIONS.items()),
         partial(_source, path),
-        *(partial(_trained, stage, listed, path) for stage in ("adapt", "connect")),
+        *(partial(_trained, stage, listed, path) for stage in ("adapt", "words", "connect")),
         lambda: warnings.extend(_language_model(listed, pretrain, size, path)),
     ]
     warnings: list[str] = []
