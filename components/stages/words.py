@@ -94,7 +94,8 @@ def _train(
         encoder.cpu().eval()
         with torch.no_grad():
             vectors = encoder.photos(all_features)
-        metrics = {"photos": len(texts), "texts": len({text for own in texts.values() for text in own})}
+        metrics: dict[str, Any] = {"photos": len(texts), "texts": len({text for own in texts.values() for text in own})}
+        metrics["manifest"] = inputs[0]  # of the photos that photos.safetensors holds
         metrics |= score(config, photos, vectors, lambda lines: encoder.texts(tokenize(tokenizer, lines)))
         backbone.cpu().save(out / "model")  # for the preprocessor and the origin; the weights are replaced next
         as_stock(encoder, stock_tower(backbone, folder / "backbone")).save_pretrained(out / "model")

@@ -61,7 +61,7 @@ def test_a_stage_whose_method_is_not_a_name_is_refused(stage, value, tmp_path, m
 
 
 def test_a_mistyped_command_is_refused_with_the_similar_one():
-    with pytest.raises(ValueError, match=r"no command 'pretrian'; known: check, .*; did you mean pretrain\?"):
+    with pytest.raises(ValueError, match=r"no command 'pretrian'; known: settings, check, .*; did you mean pretrain\?"):
         command_line("pretrian", [])
 
 
