@@ -67,7 +67,7 @@ def test_every_problem_is_named_at_once(params, tmp_path):
         assert sum(part in error for error in errors) == 1, part
     untrained = "method is 'simclr', which is not among the methods that are trained: moco, dyno"
     assert [error.partition(": ")[0] for error in errors if untrained in error] == [
-        f"{tmp_path / 'params.yaml'}, section {name}" for name in ("adapt", "connect")
+        f"{tmp_path / 'params.yaml'}, section {name}" for name in ("adapt", "words", "connect")
     ]
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import VisionTextDualEncoderModel
 
+from components.commands import search as module_search
+from components.commands.cli import command_line
 from components.commands.search import search
 from components.config import read_section
 from components.connector.texts import class_text
 from components.data.photos import Photos
 from components.models.backbone import ResNetBackbone, build, load
+from components.precision import uses_bf16
 from components.stages import words as module
 from components.stages.words import WordsConfig, words
 from components.training.monitor import Run
@@ -62,7 +64,7 @@ def trained(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def config(artifacts: Path, **settings: Any) -> WordsConfig:
-    defaults = {"method": "simclr", "llm": str(artifacts / "llm"), "steps": 40, "batch_size": 16, "dim": 16}
+    defaults = {"method": "simclr", "llm": str(artifacts / "llm"), "steps": 120, "batch_size": 16, "dim": 16}
     optimizer = {"kind": "adamw", "lr": 0.16, "clip": 1.0}  # for a batch of 256
     return WordsConfig(**{**defaults, "optimizer": optimizer, **settings})
 
@@ -79,8 +81,8 @@ def test_the_section_in_params_yaml_is_valid() -> None:
     assert (settings.llm, settings.batch_size) == ("smollm2", 256)
 
 
-@pytest.mark.parametrize("eyes", ["simclr", "published"])
-def test_it_names_and_finds_photos_of_four_colors(artifacts: Path, trained: dict[str, Path], eyes: str) -> None:
+@pytest.mark.parametrize(("eyes", "accuracy"), [("simclr", 0.9), ("published", 0.7)])  # the CNN is untrained
+def test_it_names_and_finds_photos_of_four_colors(trained: dict[str, Path], eyes: str, accuracy: float) -> None:
     out = trained[eyes]
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "log.jsonl", "metrics.json", "model", "photos.safetensors")
@@ -88,11 +90,12 @@ def test_it_names_and_finds_photos_of_four_colors(artifacts: Path, trained: dict
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["photos"], metrics["texts"]) == (48, 8)  # four captions, four class names
     named = metrics["zero_shot"]
-    assert named["top1"]["value"] > 0.9 > 0.5 > named["majority"]["value"]
+    assert named["top1"]["value"] > accuracy
+    assert named["majority"]["value"] == 0.25
     assert (named["chance"], named["top1"]["of"]) == (0.25, 16)
     found = metrics["retrieval"]
     assert (found["photos"], found["texts"]) == (16, 4)  # each caption once
-    assert found["photo_to_text"]["1"]["value"] > 0.9
+    assert found["photo_to_text"]["1"]["value"] > accuracy
     assert set(found["photo_to_text"]) == {"1"}  # with k = 5 all four would be found
     assert found["text_to_photo"]["1"]["chance"] == pytest.approx(4 / 16)
     assert found["photo_to_text"]["1"]["shuffled"] < 0.7
@@ -102,50 +105,44 @@ def test_it_names_and_finds_photos_of_four_colors(artifacts: Path, trained: dict
     assert log[-1]["loss"] < log[0]["loss"]
 
 
-@pytest.mark.parametrize("eyes", ["simclr", "published"])
-def test_a_stock_pipeline_gives_the_same(artifacts: Path, trained: dict[str, Path], eyes: str, tmp_path: Path) -> None:
+def test_a_stock_pipeline_gives_the_same(artifacts: Path, trained: dict[str, Path], tmp_path: Path) -> None:
     """In a fresh process that cannot import this project."""
-    shutil.copytree(trained[eyes] / "model", tmp_path / "model")
     photos = Photos(artifacts / "prepare")
     rows, paths = photos.rows("test")[:5], []
     for row in rows.tolist():
         paths.append(str(tmp_path / f"{row}.png"))
         Image.fromarray(photos[row].permute(1, 2, 0).numpy()).save(paths[-1])
     texts = [class_text(name) for name in photos.classes]
-    asked = {"photos": paths, "names": photos.classes, "texts": texts}
-    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    (tmp_path / "asked.json").write_text(json.dumps({"photos": paths, "names": photos.classes, "texts": texts}))
+    for eyes, out in trained.items():
+        shutil.copytree(out / "model", tmp_path / "models" / eyes)
     stock = stock_process.run(Path(__file__).with_name("stock_words.py"), tmp_path)
-    vectors = load_file(trained[eyes] / "photos.safetensors")["photos"][rows]
-    close = LAYERS_FLOAT32 if not module_uses_bf16() else BF16
-    torch.testing.assert_close(torch.tensor(stock["photos"]), vectors, atol=close, rtol=close)
-    chances = torch.tensor(stock["logits"]).softmax(1)
-    named = torch.tensor([[scores[name] for name in photos.classes] for scores in stock["named"]])
-    torch.testing.assert_close(named, chances, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)  # the template is the default
-    assert [photos.classes[place] for place in named.argmax(1)] == [photos.label(row) for row in rows.tolist()]
-
-
-def module_uses_bf16() -> bool:
-    from components.precision import uses_bf16
-
-    return uses_bf16()
+    for eyes, out in trained.items():
+        vectors, close = load_file(out / "photos.safetensors")["photos"][rows], BF16 if uses_bf16() else LAYERS_FLOAT32
+        torch.testing.assert_close(torch.tensor(stock[eyes]["photos"]), vectors, atol=close, rtol=close)
+        scores = torch.tensor(stock[eyes]["logits"]).softmax(1)
+        named = torch.tensor([[line[name] for name in photos.classes] for line in stock[eyes]["named"]])
+        torch.testing.assert_close(named, scores, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)  # TEMPLATE is its default
+        right = [photos.classes[place] == photos.label(row) for place, row in zip(named.argmax(1), rows, strict=True)]
+        assert sum(right) > 2
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     artifacts: Path, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop_after_12(*args: Any) -> None:
+    def stop_after_62(*args: Any) -> None:
         objective, load_batch, optimizer, settings, run, acc = args
-        short = Run(run.name, run.steps, run.batch_size, run.log, run.state, run.seed, 6, 1)
+        short = Run(run.name, run.steps, run.batch_size, run.log, run.state, run.seed, 50, 1)
 
         def load_some(step: int) -> Any:
-            if step == 12:
+            if step == 62:
                 raise KeyboardInterrupt
             return load_batch(step)
 
         fit(objective, load_some, optimizer, settings, short, acc)
 
     fit = module.fit
-    monkeypatch.setattr(module, "fit", stop_after_12)
+    monkeypatch.setattr(module, "fit", stop_after_62)
     with pytest.raises(KeyboardInterrupt):
         words(config(artifacts), artifacts / "simclr", artifacts / "prepare", tmp_path / "words")
     monkeypatch.setattr(module, "fit", fit)
@@ -197,7 +194,7 @@ def test_batches_depend_on_the_step_only_and_know_all_texts_of_a_photo(artifacts
     assert texts[0] == ["a bright picture, all red", "This is a photo of red."]
     load_batch = loader(config(artifacts), torch.arange(80.0)[:, None], texts, text_tokenizer(tiny.tokenizer()))
     rows = [load_batch(step)[0].flatten().int().tolist() for step in range(3)]
-    assert sorted(sum(rows, [])) == sorted(texts)  # an epoch
+    assert sorted(row for some in rows for row in some) == sorted(texts)  # an epoch
     features, tokens, matches = load_batch(1)
     assert torch.equal(load_batch(1)[0], features)
     assert matches.shape == (16, len(tokens["input_ids"]))
@@ -232,26 +229,30 @@ def test_search_prints_the_nearest_photos(artifacts: Path, trained: dict[str, Pa
 
 
 def test_search_is_a_command_with_the_folders_of_dvc_yaml(
-    artifacts: Path, trained: dict[str, Path], tmp_path: Path
+    artifacts: Path,
+    trained: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "dvc.yaml").symlink_to(ROOT / "dvc.yaml")
-    (tmp_path / "artifacts").mkdir()
     shutil.copytree(trained["simclr"], tmp_path / "artifacts" / "words")
     (tmp_path / "artifacts" / "prepare").symlink_to(artifacts / "prepare")
-    program = [sys.executable, "-c", "from components.commands.cli import main; main()"]
-    command = [*program, "search", "--text", "all red", "--k", "3"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    asked = ["--text", "all red", "--k", "3"]
+    assert command_line("search", asked) == ["-m", "components.commands.search", *asked]
+    monkeypatch.setattr(sys, "argv", ["search", *asked])
+    module_search.main()
     lines = search("all red", 3, trained["simclr"], artifacts / "prepare")
-    assert done.stdout.splitlines() == [f"{cosine:.3f}  {path}" for path, cosine in lines]
+    assert capsys.readouterr().out.splitlines() == [f"{cosine:.3f}  {path}" for path, cosine in lines]
     shutil.rmtree(tmp_path / "artifacts" / "words")
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "search: artifacts/words/metrics.json is missing" in done.stderr
+    with pytest.raises(SystemExit) as stopped:
+        module_search.main()
+    assert stopped.value.code == 2
+    assert "search: artifacts/words/metrics.json is missing" in capsys.readouterr().err
 
 
 def test_the_backbone_is_not_trained(artifacts: Path, trained: dict[str, Path]) -> None:
-    kept = load_file(trained["simclr"] / "model" / "model.safetensors")
+    kept = VisionTextDualEncoderModel.from_pretrained(trained["simclr"] / "model").vision_model.state_dict()
     backbone = load(artifacts / "simclr" / "backbone").trunk.state_dict()  # type: ignore[union-attr]
-    assert all(torch.equal(kept[f"vision_model.{name}"], value) for name, value in backbone.items())
+    assert all(torch.equal(kept[name], value) for name, value in backbone.items())
