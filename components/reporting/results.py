@@ -16,7 +16,7 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Results:
-    """Of stages that have not run, `adapter`, `words`, `answering` hold the reason under "skipped", as skipped ones do."""
+    """Of stages that have not run, `adapter`, `words`, `answering` hold the reason under "skipped", as skipped ones."""
 
     config: dict[str, Any]  # of prepare
     validation: dict[str, Any]

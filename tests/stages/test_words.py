@@ -113,7 +113,9 @@ def test_a_stock_pipeline_gives_the_same(artifacts: Path, trained: dict[str, Pat
         paths.append(str(tmp_path / f"{row}.png"))
         Image.fromarray(photos[row].permute(1, 2, 0).numpy()).save(paths[-1])
     texts = [class_text(name) for name in photos.classes]
-    (tmp_path / "asked.json").write_text(json.dumps({"photos": paths, "names": photos.classes, "texts": texts}))
+    asked: dict[str, Any] = {"photos": paths, "names": photos.classes, "texts": texts}
+    asked["documented"] = (ROOT / "docs" / "loading.md").read_text()
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
     for eyes, out in trained.items():
         shutil.copytree(out / "model", tmp_path / "models" / eyes)
     stock = stock_process.run(Path(__file__).with_name("stock_words.py"), tmp_path)
