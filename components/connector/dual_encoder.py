@@ -21,8 +21,6 @@ from components.models.backbone import Backbone, Published, ResNet, ViT
 from components.models.resnet import SMALL_IMAGE
 from components.training.objective import Objective
 
-import os
-SHRINKAGE = float(os.environ.get("SHR","0.1"))
 SCALE = 10.0  # of cosines, at the start (SigLIP, section 3.2)
 Batch = tuple[Tensor, dict[str, Tensor], Tensor]
 
@@ -34,12 +32,15 @@ class DualEncoder(Objective):
     """
 
     needs_full_batch = "each photo is compared with all texts of the batch"
-    whitening: Tensor
+    std: Tensor
+    direction: Tensor
 
     def __init__(self, bank: Tensor, text_model: Any, dim: int, matching: float) -> None:
         """bank: features of the training photos [N, D]. matching: the fraction of pairs of a batch that match."""
         super().__init__()
-        self.register_buffer("whitening", whitening(bank))
+        std = bank.std(0).clamp_min(1e-6)
+        self.register_buffer("std", std)
+        self.register_buffer("direction", normalize(bank.mean(0) / std, dim=0))
         self.text_model = text_model
         self.visual_projection = nn.Linear(bank.shape[1], dim, bias=False)
         self.text_projection = nn.Linear(text_model.config.hidden_size, dim, bias=False)
@@ -48,8 +49,13 @@ class DualEncoder(Objective):
         self.bias = nn.Parameter(torch.tensor(math.log(matching / (1 - matching))))
 
     def photos(self, features: Tensor) -> Tensor:
-        """Returns unit vectors: [B, D] -> [B, dim]."""
-        return normalize(self.visual_projection(features @ self.whitening).float(), dim=1)
+        """Returns unit vectors: [B, D] -> [B, dim].
+
+        The features' mean, which all photos share, is projected out: the stock class has no bias to subtract it.
+        """
+        x = features / self.std
+        x = x - (x @ self.direction)[:, None] * self.direction
+        return normalize(self.visual_projection(x).float(), dim=1)
 
     def texts(self, tokens: dict[str, Tensor]) -> Tensor:
         """Returns unit vectors: int64 [T, L] -> [T, dim]."""
@@ -65,23 +71,8 @@ class DualEncoder(Objective):
     @torch.no_grad()
     def folded(self) -> Tensor:
         """Returns the weight of one linear layer on raw features [dim, D] that gives the same vectors as `photos`."""
-        return self.visual_projection.weight @ self.whitening.T
-
-
-def whitening(bank: Tensor) -> Tensor:
-    """Returns the matrix [D, D] by which features are multiplied before they are projected; bank: [N, D].
-
-    All directions get about the same variance, down to SHRINKAGE of the mean one, so that what photos differ in little
-    is learned as fast as the rest. The mean, which all photos share, is projected out: the stock class has no bias to
-    subtract it.
-    """
-    std = bank.std(0).clamp_min(1e-6)
-    shared = normalize(bank.mean(0) / std, dim=0)
-    out = torch.eye(len(std)) - torch.outer(shared, shared)
-    x = (bank / std) @ out
-    variances, axes = torch.linalg.eigh(x.T @ x / len(x))
-    scales = (variances.clamp_min(0) + SHRINKAGE * variances.mean()).rsqrt()
-    return (out / std[:, None]) @ (axes * scales) @ axes.T
+        weight = self.visual_projection.weight
+        return (weight - torch.outer(weight @ self.direction, self.direction)) / self.std
 
 
 def pooling_problem(backbone: Backbone) -> str | None:

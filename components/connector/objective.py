@@ -1,4 +1,4 @@
-"""The loss of connect: cross entropy of the answer and EOS, of which only the projector is trained.
+"""The loss of connect: cross entropy of the answer and EOS, by the weights that `unfreeze` left trainable.
 
 PaliGemma, section 3.2 (https://arxiv.org/abs/2407.07726): a loss on the prefix hurts, so it has none. As in big_vision,
 and unlike transformers, the mean is taken over each answer's tokens first and then over the batch, so that a long
@@ -10,17 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from components.connector.collate import IGNORE
+from components.connector.trained import trained_weights
 from components.connector.vlm import trained_layer
 from components.precision import uses_bf16, with_bf16_weights
 from components.training.objective import Objective
 
 
 class Connector(Objective):
-    """The objective around a stock model; its parameters and its state are those of the projector's trained layer.
+    """The objective around a stock model; its parameters and its state are those that are trained, and no others.
 
     Raises ValueError for an attention that cannot express the prefix mask.
     """
@@ -32,6 +33,8 @@ class Connector(Objective):
             if attention not in ("", "sdpa", "eager"):
                 raise ValueError(f"attention {attention!r} ignores the prefix mask; allowed: sdpa, eager")
         self.projector = trained_layer(vlm)
+        weights = trained_weights(vlm)
+        self.llm = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in weights.items()})
         # in a tuple, so that checkpoints, train() and the optimizer do not reach the frozen weights. The first is saved
         # and computes in fp32, the second computes under autocast
         self.vlms = (vlm, with_bf16_weights(vlm) if uses_bf16() else vlm)

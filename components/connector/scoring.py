@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from components.data.entries import DESCRIBE
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMBERS)}}
+PUNCTUATION = dict.fromkeys(map(ord, string.punctuation), " ")
+
+
+def words(text: str) -> list[str]:
+    """Returns the words in lower case, without punctuation."""
+    return text.lower().translate(PUNCTUATION).split()
+
 
 def normalized(answer: str) -> str:
-    """Returns lower case without punctuation and articles, with single spaces (as the VQA metric, https://arxiv.org/abs/1505.00468)."""
-    plain = answer.lower().translate({ord(mark): " " for mark in string.punctuation})
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+    """Returns lower case without punctuation and articles, numbers as digits, with single spaces.
+
+    As the VQA metric (https://visualqa.org/evaluation.html), but for its list of contractions.
+    """
+    return " ".join(DIGITS.get(word, word) for word in words(answer) if word not in ("a", "an", "the"))
+
+
+def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
+    """Returns the VQA accuracy of an answer, 0 to 1: full where three people gave it (https://arxiv.org/abs/1505.00468).
+
+    min(matches / 3, 1), averaged over all ways to leave one person out. It is made for ten people. With two or three,
+    all that remain must agree with the answer; with one nobody can be left out, and it is exact match.
+    """
+    matches = [normalized(reference) == normalized(answer) for reference in references]
+    if len(matches) == 1:
+        return float(matches[0])
+    needed = min(3, len(matches) - 1)
+    return sum(min((sum(matches) - match) / needed, 1.0) for match in matches) / len(matches)
 
 
 def blind_answers(training: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -22,6 +47,31 @@ def blind_answers(training: Iterable[tuple[str, str]]) -> dict[str, str]:
     for question, answer in training:
         counts[question][answer] += 1
     return {question: min(seen, key=lambda answer: (-seen[answer], answer)) for question, seen in counts.items()}
+
+
+def question_kinds(training: Iterable[tuple[str, str]], asked: Iterable[str]) -> dict[str, str]:
+    """Returns for each question in `asked` the most frequent question of its kind.
+
+    From the most frequent one down, a question joins the first kind that half of its training answers fit, so that
+    "How many are there?" and "How many cars do you see?" are one kind, whatever their words; otherwise it is a new one.
+    Descriptions of the picture are always a kind of their own.
+    """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for question, answer in training:
+        counts[question][normalized(answer)] += 1
+    kinds: dict[str, str] = {}
+    leaders: list[str] = []
+
+    def fits(question: str, leader: str) -> bool:
+        known = sum(count for answer, count in counts[question].items() if answer in counts[leader])
+        return known > 0 and 2 * known >= counts[question].total()
+
+    for question in sorted(set(asked), key=lambda question: (-counts[question].total(), question)):
+        leader = None if question == DESCRIBE else next((first for first in leaders if fits(question, first)), None)
+        kinds[question] = leader or question
+        if not leader and question != DESCRIBE:
+            leaders.append(question)
+    return kinds
 
 
 def derangement(rows: np.ndarray, seed: int) -> np.ndarray:

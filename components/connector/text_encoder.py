@@ -69,6 +69,8 @@ def build_encoder(tokenizer: Any, vectors: Tensor, depth: int) -> Any:
         intermediate_size=4 * width,
         max_position_embeddings=MOST_TOKENS,
         type_vocab_size=1,
+        initializer_range=width
+        ** -0.5,  # BERT's 0.02 is for 768; at 128 all texts start alike, and words are learned late
         pad_token_id=tokenizer.pad_token_id,
         hidden_dropout_prob=0.0,  # a run has few steps
         attention_probs_dropout_prob=0.0,

@@ -7,7 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from components.data.entries import DESCRIBE
 from components.data.photos import Photos
+from components.reporting.answers import KINDS, kinds, nats, sight
 from components.reporting.figures import confusion, curves, data_uri
 from components.reporting.results import Results, percent
 
@@ -19,7 +21,7 @@ def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], qu
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "nats": nats}
     best = results.best_method()
     return environment.get_template("page.html").render(
         results=results,
@@ -32,6 +34,10 @@ def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], qu
         else "",
         retrieval=retrieval(photos, neighbors, queries),
         conversations=conversations(photos, results.answers),
+        sight=sight(results.answering),
+        kinds=kinds(results.answering),
+        most_kinds=KINDS,
+        describe=DESCRIBE,
         samples=[data_uri(photos[row]) for row in evenly_spaced(len(photos), 24)],
     )
 

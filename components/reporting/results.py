@@ -179,7 +179,10 @@ def summary(results: Results) -> str:
         lines.append(f"answers: {answering['skipped']}")
     else:
         correct, blind = percent(answering.get("exact_match")), percent(answering.get("blind"))
-        lines.append(f"answers: {correct} correct, without the photo {blind}")
+        sees = ""
+        if "sees" in answering:
+            sees = "the language model sees; " if answering["sees"] else "the language model does not see; "
+        lines.append(f"answers: {sees}{correct} correct, without the photo {blind}")
         if gap := answering.get("gap"):  # with one photo there is no other to exchange it with
             cost = f"{gap['value']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}) nats"
             lines[-1] += f"; with the photo of another question the loss is higher by {cost}"

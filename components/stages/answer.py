@@ -13,18 +13,20 @@ import polars as pl
 import torch
 from PIL import Image
 from pydantic import Field
+from torch import Tensor
 
 from components.config import Seed, Strict, read_section, write_config
+from components.connector.answer_scores import score_answers, score_losses, sees
 from components.connector.answering import generate_answers, load_vlm
 from components.connector.collate import Collator, squares_for
 from components.connector.objective import Connector
-from components.connector.scoring import blind_answers, bootstrap, derangement, normalized
-from components.data.entries import DESCRIBE
+from components.connector.scoring import derangement, normalized
 from components.data.photos import Photos
-from components.evaluation.statistics import wilson
 from components.machine import keep_memory
 from components.stages.exit_code import exit_code
 from components.training.loop import accelerator
+
+GRAY = 128  # of the blank picture
 
 
 class AnswerConfig(Strict):
@@ -52,25 +54,28 @@ def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str
     vlm, processor = load_vlm(model / "model")
     vlm.to(accelerator().device)
     answers: list[str] = []
-    right, shuffled = np.empty(len(questions)), np.empty(len(questions))
     objective = Connector(vlm, processor).to(vlm.device)
+    collator, squares = Collator(processor, 512), squares_for(processor, photos)
     rows = questions["row"].to_numpy()
     other = derangement(rows, config.seed) if questions["row"].n_unique() > 1 else None
+    losses = {name: np.empty(len(rows)) for name in ("right", "blank", *(["shuffled"] if other is not None else []))}
     for place in _batches(len(questions), config.batch_size):
         part = questions[place]
         images = [Image.fromarray(photos[row].permute(1, 2, 0).numpy()) for row in part["row"]]
         answers += generate_answers(vlm, processor, images, part["question"].to_list(), config.max_new_tokens)
-        right[place] = answer_losses(objective, photos, processor, part, rows[place])
+        batch, pixels = collator(part["question"], part["expected"]), squares(rows[place])
+        losses["right"][place] = answer_losses(objective, batch, pixels)
+        losses["blank"][place] = answer_losses(objective, batch, torch.full_like(pixels, GRAY))
         if other is not None:
-            shuffled[place] = answer_losses(objective, photos, processor, part, other[place])
+            losses["shuffled"][place] = answer_losses(objective, batch, squares(other[place]))
     lines = questions.with_columns(answer=pl.Series(answers, dtype=pl.String)).with_columns(
         correct=pl.struct("answer", "expected").map_elements(_correct, return_dtype=pl.Boolean)
     )
-    metrics = {**score_answers(lines, photos.questions("train"), config.seed), "loss_right": float(right.mean())}
-    if other is not None:
-        low, high = bootstrap(shuffled - right, rows, config.seed)
-        gap = float((shuffled - right).mean())
-        metrics |= {"loss_shuffled": float(shuffled.mean()), "gap": {"value": gap, "low": low, "high": high}}
+    metrics = {
+        **score_answers(lines, photos.questions("train"), config.seed),
+        **score_losses(losses, rows, config.seed),
+    }
+    metrics = {"sees": sees(metrics), **metrics} if other is not None else metrics
     return _write(config, out, lines.sort("row", maintain_order=True).to_dicts(), metrics)
 
 
@@ -86,38 +91,10 @@ def select_questions(photos: Photos, config: AnswerConfig) -> pl.DataFrame:
 
 
 @torch.inference_mode()
-def answer_losses(
-    objective: Connector, photos: Photos, processor: Any, questions: pl.DataFrame, rows: np.ndarray
-) -> np.ndarray:
-    """Returns the loss of each expected answer with the photos at `rows` as input, float64 [len(questions)]."""
-    vlm = objective.vlms[0]
-    batch = Collator(processor, 512)(questions["question"], questions["expected"])
-    batch["pixels"] = squares_for(processor, photos)(rows)
-    losses = objective.losses({name: value.to(vlm.device) for name, value in batch.items()})
-    return losses.double().cpu().numpy()
-
-
-def score_answers(lines: pl.DataFrame, training: pl.DataFrame, seed: int) -> dict[str, Any]:
-    """Returns exact match and the blind guess, over all questions except for captions, and by question.
-
-    Captions have no single right answer. Intervals are over photos, as answers about one photo are not independent.
-    """
-    blind = blind_answers(training.select("question", "answer").iter_rows())
-    pairs = lines.select("question", "expected").iter_rows()
-    guesses = [normalized(blind.get(question, "")) == normalized(expected) for question, expected in pairs]
-    lines = lines.with_columns(blind=pl.Series(guesses, dtype=pl.Boolean))
-    short = lines.filter(pl.col("question") != DESCRIBE)
-    by_question = lines.group_by("question").agg(asked=pl.len(), exact_match=pl.mean("correct"), blind=pl.mean("blind"))
-    metrics: dict[str, Any] = {"pictures": lines["row"].n_unique(), "questions": len(lines)}
-    if len(short):
-        for name, column in (("exact_match", "correct"), ("blind", "blind")):
-            right = short[column].to_numpy().astype(float)
-            images = short["row"].to_numpy()
-            low, high = bootstrap(right, images, seed)
-            if low == high:  # all values are equal, so resampling them gives no width
-                low, high = wilson(round(right.mean() * metrics["pictures"]), metrics["pictures"])
-            metrics[name] = {"value": float(right.mean()), "low": low, "high": high, "of": len(short)}
-    return {**metrics, "per_question": {line.pop("question"): line for line in by_question.sort("question").to_dicts()}}
+def answer_losses(objective: Connector, batch: dict[str, Tensor], pixels: Tensor) -> np.ndarray:
+    """Returns the loss of each expected answer, float64 [B]. batch: of Collator; pixels: uint8 [B, 3, S, S]."""
+    inputs = {name: value.to(objective.mean.device) for name, value in {**batch, "pixels": pixels}.items()}
+    return objective.losses(inputs).double().cpu().numpy()
 
 
 def _correct(pair: dict[str, str]) -> bool:
@@ -147,9 +124,9 @@ def main() -> None:
         metrics = answer(read_section("answer", AnswerConfig), args.model, args.data, args.out)
     for name, value in metrics.items():
         if isinstance(value, dict) and "low" in value:
-            print("answer: {:11} {value:.3f} ({low:.3f} to {high:.3f})".format(name, **value))
+            print("answer: {:12} {value:.3f} ({low:.3f} to {high:.3f})".format(name, **value))
         elif not isinstance(value, dict):
-            print(f"answer: {name:11} {value}")
+            print(f"answer: {name:12} {value}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from components.connector.llm import load_llm, model_digests
 from components.connector.objective import Connector
 from components.connector.scoring import derangement
 from components.connector.towers import tower_problem
+from components.connector.trained import RATES, LoRA, Trained, merge, unfreeze
 from components.connector.vlm import assemble
 from components.connector.warm_start import warm_start
 from components.data.photos import Photos
@@ -38,9 +39,11 @@ VALIDATION_QUESTIONS = 32
 
 
 class ConnectConfig(Strict):
-    """Only the projector is trained, at ten times LLaVA's rate for that stage (1e-3, https://arxiv.org/abs/2310.03744).
+    """The tower stays frozen; the projector is trained, and of the language model nothing, LoRA's updates, or all.
 
-    optimizer.lr does not depend on the batch size.
+    optimizer.lr is the projector's rate, three times LLaVA's (1e-3, https://arxiv.org/abs/2310.03744), and does not
+    depend on the batch size; a projector that is trained alone learns more at 1e-2. llm_lr is the rate of the language
+    model's weights; None: the one in RATES.
     """
 
     method: str  # whose backbone; dvc.yaml reads it
@@ -49,11 +52,14 @@ class ConnectConfig(Strict):
     batch_size: int = Field(ge=1)
     seed: Seed = 0
     answer_tokens: int = Field(64, ge=2)  # longer answers are cut
-    optimizer: optim.AdamW = optim.AdamW(lr=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.2))
+    trained: Trained = "lora"
+    lora: LoRA = LoRA()
+    llm_lr: float | None = Field(None, gt=0)
+    optimizer: optim.AdamW = optim.AdamW(lr=3e-3, clip=1.0, schedule=optim.Cosine(warmup=0.2))
 
 
 def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Trains the projector on the questions of the train split, writes the stock model to out/model; returns metrics.
+    """Trains on the questions of the train split, writes the stock model to out/model; returns metrics.
 
     A backbone that no stock class holds, or photos without questions, give no model: then metrics.json says why.
     """
@@ -70,12 +76,13 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
     if len(questions) < config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} is larger than the {len(questions)} training questions")
     vlm, processor = assemble(backbone / "backbone", *load_llm(config.llm), seed=config.seed)
+    adapter = unfreeze(vlm, config.trained, config.lora, config.seed)
     objective = Connector(vlm.to(acc.device), processor)
     collator = Collator(processor, config.answer_tokens)
     squares = squares_for(processor, photos)
     load = loader(squares, questions, collator, config, (acc.process_index, acc.num_processes))
     warm_start(vlm, warm_start_batches(objective, squares, questions, collator))
-    optimizer = optim.build(objective, config.optimizer, REFERENCE_BATCH)
+    optimizer = optim.build(objective, config.optimizer, REFERENCE_BATCH, llm_factors(objective, config))
     files = [data / "manifest.parquet", data / "questions.parquet", backbone / "backbone" / "model.safetensors"]
     inputs = (*[digest(file) for file in files], model_digests(config.llm))
     state = scratch("connect", config.model_dump(mode="json"), *inputs)
@@ -86,6 +93,7 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
         if acc.is_main_process:
             log = run.log.read_text(encoding="utf-8")
             losses = [json.loads(line)["loss"] for line in log.splitlines()[-LOSS_LINES:]]
+            merge(adapter)
             metrics = {"loss": float(np.mean(losses)), **validation_gap(objective, photos, collator, squares)}
             vlm.save_pretrained(out / "model")
             make_readable(out / "model")
@@ -95,6 +103,12 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
             clear(state)
     acc.end_training()
     return metrics
+
+
+def llm_factors(objective: Connector, config: ConnectConfig) -> dict[str, float]:
+    """Returns the rate of each trained weight of the language model, as a factor of the projector's."""
+    rate = RATES[config.trained] if config.llm_lr is None else config.llm_lr
+    return {f"llm.{name}": rate / config.optimizer.lr for name in objective.llm}
 
 
 def warm_start_batches(

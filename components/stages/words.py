@@ -47,7 +47,7 @@ class WordsConfig(Strict):
     class_names: bool = True  # learn the names of labeled photos' classes too; false: captions only
     dim: int = Field(128, ge=4)  # of the vectors, and at most of the text encoder
     depth: int = Field(1, ge=1)  # blocks of the text encoder
-    optimizer: optim.Optimizer = optim.AdamW(lr=2e-3, weight_decay=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.1))
+    optimizer: optim.Optimizer = optim.AdamW(lr=3e-3, weight_decay=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.1))
     seed: Seed = 0
 
 

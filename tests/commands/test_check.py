@@ -20,7 +20,8 @@ def params(tmp_path):
     (tmp_path / "llm").mkdir()
     (tmp_path / "llm" / "config.json").write_text("{}")
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["connect"]["llm"] = str(tmp_path / "llm")
+    values["words"] |= {"method": "simclr"}
+    values["connect"] |= {"method": "simclr", "llm": str(tmp_path / "llm")}
     return values
 
 

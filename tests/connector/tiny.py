@@ -82,8 +82,12 @@ def cnn(folder: Path, seed: int = 0) -> Path:
     """Writes what pretrain writes: `folder`/backbone, a CNN of timm with a map of 2 x 2 places, for cropped squares."""
     torch.manual_seed(seed)
     pixels = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "input_size": (3, 64, 64)}
-    model = TimmWrapperModel(TimmWrapperConfig(architecture="test_efficientnet", pretrained_cfg=pixels)).eval()
-    model.save_pretrained(folder / "from")
+    model = TimmWrapperModel(TimmWrapperConfig(architecture="test_efficientnet", pretrained_cfg=pixels))
+    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.momentum = None  # statistics of all batches, here one
+    with torch.no_grad():  # with the initial statistics, features would be 1e-14 and no answer depend on an image
+        model.train()(torch.randn(8, 3, 64, 64))
+    model.eval().save_pretrained(folder / "from")
     values = published.resolve({"kind": "published", "from": str(folder / "from")})
     build(PublishedBackbone(**values)).save(folder / "backbone")
     return folder

@@ -6,7 +6,9 @@ import re
 
 import pytest
 
+from components.data.entries import DESCRIBE
 from components.evaluation.statistics import proportion_with_ci
+from components.reporting.answers import KINDS, kinds, sight
 from components.reporting.figures import data_uri
 from components.reporting.page import render
 from components.reporting.results import Results, method_summary, percent, read_results, summary
@@ -270,3 +272,78 @@ def test_a_published_backbone_says_what_it_is_and_a_continued_one_how_it_compare
     html = render(changed, photos, {}, 4)
     assert "simclr is worse than its start" in html
     assert "-2.0 points (-3.5 to -0.5" in html
+
+
+def of_kind(answers, wordings=1, more_answers=0, asked=50):
+    scores = {"exact_match": proportion_with_ci(30, asked), "blind": 0.25}
+    return {"answers": answers, "wordings": wordings, "more_answers": more_answers, **scores}
+
+
+@pytest.fixture
+def answering(results):
+    return {
+        **results.answering,
+        "sees": True,
+        "over_blind": {"value": 0.4, "low": 0.2, "high": 0.6, "of": 50},
+        "gap_blank": {"value": 1.5, "low": 1.2, "high": 1.75},
+        "cider_d": {"value": 3.21, "low": 2.5, "high": 3.75, "of": 24, "blind": 1.25, "shuffled": 0.75},
+        "per_kind": {
+            "Color?": of_kind(["red", "a <b>"], wordings=3, more_answers=2),
+            DESCRIBE: of_kind(["a red car"]),
+        },
+    }
+
+
+def test_the_first_lines_say_whether_the_language_model_sees(results, photos, answering):
+    html = page(results, photos, answering=answering)
+    first = html[html.index("<h1>") : html.index('<div class="strip">')]
+    numbers = (
+        "60.0 % of its answers are right, and 20.0 % of guesses from the question alone (+40.0 points, +20.0 to "
+        "+60.0); with another photo, the loss of the expected answer rises by 0.80 nats (0.50 to 1.10)."
+    )
+    assert f"<b>The language model sees:</b> {numbers}" in first
+    assert "the language model sees; 60.0 %" in summary(Results(**{**vars(results), "answering": answering}))
+    blind = {**answering, "sees": False}
+    html = page(results, photos, answering=blind)
+    first = html[html.index("<h1>") : html.index('<div class="strip">')]
+    assert f'<p class="warn"><b>The language model does not see:</b> {numbers} A difference' in first
+    assert "the language model does not see; 60.0 %" in summary(Results(**{**vars(results), "answering": blind}))
+
+
+def test_whether_it_sees_is_not_said_where_it_was_not_measured(results, photos, answering):
+    for metrics in (results.answering, {"skipped": "no questions"}):
+        assert sight(metrics) is None
+        assert "language model sees" not in page(results, photos, answering=metrics)
+    captions_only = {name: answering[name] for name in ("sees", "gap")}
+    assert sight(captions_only)[1].startswith("with another photo, the loss")
+
+
+def test_each_kind_of_question_has_a_row(results, photos, answering):
+    html = page(results, photos, answering=answering)
+    row = next(part for part in html.split("<tr>") if part.startswith('<td class="name kind">Color?'))
+    assert "and 2 other wordings; answers: red, a &lt;b&gt; and 2 more" in row
+    assert "60.0 % <small>46.2 to 72.4</small>" in row
+    assert "25.0 %" in row
+    assert '<td class="num">50</td>' in row
+    row = next(part for part in html.split("<tr>") if part.startswith(f'<td class="name kind">{DESCRIBE}'))
+    assert "CIDEr-D 3.21 <small>2.50 to 3.75</small>" in row
+    assert "captions of other photos: 0.75" in row
+    assert "CIDEr-D 1.25" in row
+    assert "60.0 %" not in row  # a caption is not right or wrong
+    assert "with a gray picture by 1.50 nats (1.20 to 1.75)" in html
+    assert [row["name"] for row in kinds(answering)] == ["Color?", DESCRIBE]
+    assert kinds(results.answering) == []
+
+
+def test_no_more_kinds_are_shown_than_fit(results, photos, answering):
+    many = {f"Question {number}?": of_kind(["yes"]) for number in range(KINDS + 3)}
+    html = page(results, photos, answering={**answering, "per_kind": many})
+    assert html.count('class="name kind"') == KINDS
+    assert "and 3 more kinds" in html
+
+
+def test_answers_are_marked_right_or_wrong_and_captions_are_not(results, photos):
+    said = {"row": 3, "question": DESCRIBE, "expected": "a red car", "answer": "a car", "correct": False}
+    html = page(results, photos, answers=[*results.answers, said])
+    marks = re.findall(r'<td class="said">(.*?)</td><td>.*?</td>\s*<td(?: class="(\w+)")?>', html)
+    assert marks == [("a door", "wrong"), ("red", "right"), ("a car", "")]

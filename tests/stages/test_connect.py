@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from components.config import read_section
 from components.connector.answering import load_vlm
@@ -63,7 +65,7 @@ def test_the_section_in_params_yaml_is_valid() -> None:
 
 def test_connect_writes_a_stock_folder(artifacts: Path, tmp_path: Path) -> None:
     out = tmp_path / "connect"
-    metrics = connect(config(artifacts), artifacts / "simclr", artifacts / "prepare", out)
+    metrics = connect(config(artifacts, trained="projector"), artifacts / "simclr", artifacts / "prepare", out)
     assert {"config.json", "log.jsonl", "metrics.json", "model"} == {path.name for path in out.iterdir()}
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert np.isfinite([metrics["loss"], metrics["val_loss"], metrics["val_gap"]]).all()
@@ -116,17 +118,29 @@ def stop_after_saving(monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
             connect(*args)
 
 
-@EYES
+@pytest.mark.parametrize(
+    ("eyes", "trained"), [("simclr", "projector"), ("published", "projector"), ("published", "lora"), ("simclr", "all")]
+)
 def test_a_stopped_run_is_resumed(
-    eyes: str, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    eyes: str,
+    trained: str,
+    artifacts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The saved state holds the projector and no frozen weights."""
-    inputs = config(artifacts, method=eyes), artifacts / eyes, artifacts / "prepare"
+    """The saved state holds what is trained and no frozen weights."""
+    inputs = config(artifacts, method=eyes, trained=trained), artifacts / eyes, artifacts / "prepare"
     whole = connect(*inputs, tmp_path / "whole")
     stop_after_saving(monkeypatch, *inputs, tmp_path / "resumed")
     (state,) = (tmp_path / "scratch" / "connect").glob("*/step-10.safetensors")
+    kinds = {"projector": ("projector",), "lora": ("projector", ".*lora_[AB]"), "all": ("projector", "llm")}[trained]
+    with safe_open(state, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("module.")]  # noqa: SIM118 (a file, not a dict)
+    assert all(any(re.match(rf"module\.{kind}\b", name) for kind in kinds) for name in names)
     width = load_backbone(artifacts / eyes / "backbone").dim
-    assert state.stat().st_size < 4 * 4 * (width * 64 + 64)  # weights and two moments
+    if trained == "projector":
+        assert state.stat().st_size < 4 * 4 * (width * 64 + 64)  # weights and two moments
     capsys.readouterr()
     resumed = connect(*inputs, tmp_path / "resumed")
     assert "resumed" in capsys.readouterr().out
@@ -186,10 +200,11 @@ def test_fewer_questions_than_a_batch_are_refused(artifacts: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@EYES
-def test_two_processes_give_the_metrics_of_one(eyes: str, artifacts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("eyes", "trained"), [("simclr", "projector"), ("published", "lora")])
+def test_two_processes_give_the_metrics_of_one(eyes: str, trained: str, artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
-        f"connect: {{method: {eyes}, llm: {artifacts / 'llm'}, steps: 20, batch_size: 8, seed: 0}}\n"
+        f"connect: {{method: {eyes}, llm: {artifacts / 'llm'}, steps: 20, batch_size: 8, seed: 0, "
+        f"trained: {trained}}}\n"
     )
     args = ["--backbone", str(artifacts / eyes), "--data", str(artifacts / "prepare")]
     root = str(Path(__file__).resolve().parents[2])

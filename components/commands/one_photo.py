@@ -1,0 +1,45 @@
+"""Opens one photo file with the pixels that the models of this project saw in training."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from components.config import parse
+from components.data import images
+from components.data.images import Rejected
+from components.data.photos import jpeg
+from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig
+
+
+def prepare_settings(data: Path | None, size: int) -> ResolvedConfig:
+    """Returns the settings with which prepare wrote the folder `data`.
+
+    Without such a folder they are the defaults, with photos reduced to `size` pixels on the shorter side.
+    """
+    file = data / "config.json" if data else None
+    if file and file.is_file():
+        return parse(ResolvedConfig, json.loads(file.read_text(encoding="utf-8")), str(file))
+    return ResolvedConfig(data=DataConfig(source="", size=size), prepare=PrepareConfig())
+
+
+def open_photo(file: Path, settings: ResolvedConfig) -> Image.Image:
+    """Returns the photo as prepare packs it: upright, RGB, the shorter side reduced to data.size.
+
+    Raises ValueError, in one sentence, if it cannot be used.
+    """
+    rules, quality = settings.prepare.rules(), settings.data.jpeg_quality
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
+    with images.pillow_limit(rules.max_pixels):
+        photo = images.reject_errors(lambda: images.read(content, settings.data.size, rules))
+    if isinstance(photo, Rejected):
+        raise ValueError(f"{file}: {photo}")
+    if quality is None:
+        return Image.fromarray(photo.pixels)
+    return Image.open(io.BytesIO(jpeg(photo.pixels, quality))).convert("RGB")  # lossy, as it was for training
