@@ -5,7 +5,7 @@ A text that several photos have is one candidate, and each of its photos is righ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from components.evaluation.statistics import proportion_with_ci
 
 KS = (1, 5, 10)
+EXCHANGES = 20  # over which `shuffled` is a mean
 
 
 def retrieval(similarity: Tensor, matches: Tensor, seed: int, ks: Sequence[int] = KS) -> dict[str, Any]:
@@ -24,31 +25,44 @@ def retrieval(similarity: Tensor, matches: Tensor, seed: int, ks: Sequence[int] 
     Each recall is a proportion of queries with a 95 % interval, and `chance` (of a random order) and `shuffled` (the
     same similarities, but the photos' texts are exchanged among them). A k of all candidates or more is left out.
     """
-    cycle = np.random.default_rng(seed).permutation(len(matches))
-    other = np.empty_like(cycle)
-    other[cycle] = np.roll(cycle, 1)
-    shuffled = matches[torch.from_numpy(other)]
-    directions = {
-        "photo_to_text": (similarity, matches, shuffled),
-        "text_to_photo": (similarity.T, matches.T, shuffled.T),
-    }
+    others = list(_exchanges(len(matches), seed))
     results: dict[str, Any] = {"photos": len(matches), "texts": matches.shape[1]}
-    for name, (order, right, exchanged) in directions.items():
+    for name in ("photo_to_text", "text_to_photo"):
+        order, right = (similarity, matches) if name == "photo_to_text" else (similarity.T, matches.T)
+        used = [k for k in ks if k < order.shape[1]]
+        best = order.topk(max(used, default=0), dim=1).indices  # [Q, K]
+        exchanged = torch.zeros(best.shape[1])
+        for other in others:
+            texts = matches[other]
+            exchanged += found(best, texts if name == "photo_to_text" else texts.T).float().mean(0) / EXCHANGES
+        hits = found(best, right)
         results[name] = {
             str(k): {
-                **proportion_with_ci(int(found(order, right, k).sum()), len(right)),
+                **proportion_with_ci(int(hits[:, k - 1].sum()), len(right)),
                 "chance": chance(right, k),
-                "shuffled": float(found(order, exchanged, k).float().mean()),
+                "shuffled": float(exchanged[k - 1]),
             }
-            for k in ks
-            if k < order.shape[1]
+            for k in used
         }
     return results
 
 
-def found(similarity: Tensor, matches: Tensor, k: int) -> Tensor:
-    """Returns for each query whether a match is among its k most similar candidates: bool [Q]. Both: [Q, C]."""
-    return matches.gather(1, similarity.topk(k, dim=1).indices).any(1)
+def _exchanges(count: int, seed: int) -> Iterator[Tensor]:
+    """Yields EXCHANGES random orders of `count` photos in which none is at its own place: int64 [count]."""
+    rng = np.random.default_rng(seed)
+    for _ in range(EXCHANGES):
+        cycle = rng.permutation(count)
+        other = np.empty_like(cycle)
+        other[cycle] = np.roll(cycle, 1)
+        yield torch.from_numpy(other)
+
+
+def found(best: Tensor, matches: Tensor) -> Tensor:
+    """Returns for each query whether a match is among its 1 … K best candidates: bool [Q, K].
+
+    best: the candidates' places, best first, int64 [Q, K]. matches: bool [Q, C].
+    """
+    return matches.gather(1, best).cumsum(1) > 0
 
 
 def chance(matches: Tensor, k: int) -> float:

@@ -35,6 +35,7 @@ from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 
 MOST_RETRIEVED = 5000  # test photos among which captions are searched
+SHOWN, NEAREST = 6, 8  # captions on the report's page, and the photos found by each
 
 
 class WordsConfig(Strict):
@@ -140,6 +141,8 @@ def score(
 ) -> dict[str, Any]:
     """Returns the accuracy of naming the class of test photos, and recalls of captions, or why they are not measured.
 
+    Under "found" are some captions, each with the rows of the test photos that it finds, best first.
+
     vectors: of all photos [N, D]. encode: texts -> vectors [T, D].
     """
     metrics: dict[str, Any] = {}
@@ -162,7 +165,10 @@ def score(
         metrics.setdefault("not_measured", {})["retrieval"] = "fewer than two test photos have captions that differ"
         return metrics
     matches = torch.tensor([[line in own[row] for line in lines] for row in rows.tolist()])
-    similarity = vectors[rows] @ encode(lines).T
+    similarity = vectors[rows] @ encode(lines).T  # [photos, texts]
+    best = similarity.topk(min(NEAREST, len(rows)), dim=0).indices
+    shown = np.random.default_rng(config.seed).permutation(len(lines))[:SHOWN].tolist()
+    metrics["found"] = [{"text": lines[place], "rows": rows[best[:, place].numpy()].tolist()} for place in shown]
     return {**metrics, "retrieval": retrieval(similarity, matches, config.seed)}
 
 

@@ -51,6 +51,7 @@ def results():
         },
         words={
             "method": "moco", "photos": 70, "texts": 2100,
+            "found": [{"text": "a <red> car", "rows": [0, 2]}, {"text": "a door", "rows": [1]}],
             "zero_shot": {
                 "top1": proportion_with_ci(35, 50), "majority": proportion_with_ci(5, 50), "chance": 0.25,
                 "names": "not learned",
@@ -97,7 +98,7 @@ def test_everything_is_on_one_page_that_needs_nothing_else(results, photos):
         "a warning",
     ):
         assert text in html
-    assert html.count("<figure") == 4 * 6
+    assert html.count("<figure") == 4 * 6 + 3  # nearest photos, and those found by captions
     assert "by the backbone of <b>moco</b>" in html
     assert "Best method: <b>moco</b>, with a kNN accuracy of 90.0 % (59.6 to 98.2) on the 10 labeled val" in html
 
@@ -113,6 +114,9 @@ def test_words_are_beside_the_labels_and_beside_chance(results, photos):
         '<td class="num">12.0 %</td><td class="num">13.0 %</td>',
     ):
         assert text in html
+    part = html[html.index("a &lt;red&gt; car") : html.index("<b>a door</b>")]
+    assert part.count(data_uri(photos[0])) == part.count(data_uri(photos[2])) == 1
+    assert part.count("<img") == 2
     line = next(line for line in summary(results).splitlines() if line.startswith("words: "))
     assert line.startswith("words: 70.0 % (56.2 to 80.9) of test photos named by class names; a photo by its caption")
     assert "among the best 5: 55.0 % (39.8 to 69.3), by chance 12.0 %" in line

@@ -82,7 +82,9 @@ def test_the_section_in_params_yaml_is_valid() -> None:
 
 
 @pytest.mark.parametrize(("eyes", "accuracy"), [("simclr", 0.9), ("published", 0.7)])  # the CNN is untrained
-def test_it_names_and_finds_photos_of_four_colors(trained: dict[str, Path], eyes: str, accuracy: float) -> None:
+def test_it_names_and_finds_photos_of_four_colors(
+    artifacts: Path, trained: dict[str, Path], eyes: str, accuracy: float
+) -> None:
     out = trained[eyes]
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "log.jsonl", "metrics.json", "model", "photos.safetensors")
@@ -99,6 +101,9 @@ def test_it_names_and_finds_photos_of_four_colors(trained: dict[str, Path], eyes
     assert set(found["photo_to_text"]) == {"1"}  # with k = 5 all four would be found
     assert found["text_to_photo"]["1"]["chance"] == pytest.approx(4 / 16)
     assert found["photo_to_text"]["1"]["shuffled"] < 0.7
+    labels, shown = Photos(artifacts / "prepare").label, metrics["found"]
+    assert (len(shown), {len(one["rows"]) for one in shown}) == (4, {8})
+    assert sum(str(labels(row)) in one["text"] for one in shown for row in one["rows"][:4]) > 10  # of 16
     modes = {file.stat().st_mode for file in (*out.glob("*.safetensors"), *(out / "model").iterdir())}
     assert len(modes) == 1
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
