@@ -13,7 +13,7 @@ HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
 # $(call setting,EXPRESSION): what is in params.yaml; empty until .venv is installed
 setting = $(shell $(BIN)/python -c "import yaml; p = yaml.safe_load(open('params.yaml')); print($(1))" 2>/dev/null)
 
-.PHONY: setup run stages adapt test matrix check bench-methods bench
+.PHONY: setup run stages answer adapt words connect test matrix check bench-methods bench
 .DEFAULT_GOAL := run
 .SECONDARY:
 
@@ -44,12 +44,14 @@ run: setup
 	dvc repro
 	@echo && cat artifacts/report/summary.md && echo && echo "report: $(CURDIR)/artifacts/report/index.html"
 
-# without connect, which is nearly twice as fast on two cores as on one; nothing if only one method trains, for which the
-# last dvc repro has all cores
+# the longest chain is first; nothing if only one method trains, for which the last dvc repro has all cores
 METHODS = $(call setting,*p['methods'])
-stages: $(if $(word 2,$(filter-out published,$(METHODS))),$(METHODS:%=evaluate@%) adapt)
+stages: $(if $(word 2,$(filter-out published,$(METHODS))),answer $(METHODS:%=evaluate@%) adapt words)
+answer: connect
+connect: pretrain@$(call setting,p['connect']['method'])
+words: pretrain@$(call setting,p['words']['method'])
 adapt: pretrain@$(call setting,p['adapt']['method'])
-	dvc repro --quiet --single-item $@
+answer connect words adapt: ; dvc repro --quiet --single-item $@
 evaluate@%: pretrain@% ; dvc repro --quiet --single-item $@
 pretrain@%: ; dvc repro --quiet --single-item $@
 

@@ -27,7 +27,9 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     params["pretrain"]["common"]["backbone"] |= {"image_size": 16, "width": 16, "depth": 1, "heads": 2}
     params["pretrain"]["moco"] |= {"epochs": 2, "queue": 32}
     params["adapt"] |= {"method": "moco", "epochs": 3}
-    params["connect"] |= {"method": "moco", "llm": str(tiny.llm_folder(tmp_path / "llm")), "steps": 10, "batch_size": 4}
+    llm = str(tiny.llm_folder(tmp_path / "llm"))
+    params["words"] |= {"method": "moco", "llm": llm, "steps": 10}
+    params["connect"] |= {"method": "moco", "llm": llm, "steps": 10, "batch_size": 4}
     params["answer"] |= {"pictures": 6}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     assert run(tmp_path, "dvc", "init", "--no-scm", "-q").returncode == 0
@@ -37,6 +39,8 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     html = (tmp_path / "artifacts" / "report" / "index.html").read_text()
     assert "Questions and answers" in html
     assert "What is in the picture?" in html
+    assert "from the same features, by labels: knn" in html.lower()
+    assert "artifacts" not in run(tmp_path, "components.commands.cli", "search", "--text", "red", "--k", "2").stderr
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", html)
     metrics = json.loads((tmp_path / "artifacts" / "answer" / "metrics.json").read_text())
     assert metrics["pictures"] == 6

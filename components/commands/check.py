@@ -26,6 +26,7 @@ from components.stages.evaluate import EvaluateConfig
 from components.stages.prepare import DataConfig, PrepareConfig
 from components.stages.pretrain_config import DataSize, configure, configure_for, resolve
 from components.stages.report import ReportConfig
+from components.stages.words import WordsConfig
 from components.training.distributed import processes
 
 SECTIONS: dict[str, type[Strict]] = {
@@ -33,10 +34,12 @@ SECTIONS: dict[str, type[Strict]] = {
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "adapt": AdaptConfig,
+    "words": WordsConfig,
     "connect": ConnectConfig,
     "answer": AnswerConfig,
     "report": ReportConfig,
 }
+LANGUAGE: dict[str, type[ConnectConfig] | type[WordsConfig]] = {"words": WordsConfig, "connect": ConnectConfig}
 OTHER_SECTIONS = ("methods", "pretrain")
 MANY = 10_000  # stands in for the number of photos before they are prepared
 
@@ -66,15 +69,16 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
     names = [*OTHER_SECTIONS, *SECTIONS]
     errors = [f"{path}: no section {name!r}; known: {known_names(name, names)}" for name in unknown]
     others = [str(name) for name in pretrain if name != "common" and name not in listed]
+    warnings: list[str] = []
     checks: list[Callable[[], object]] = [
         *(partial(_method, name, pretrain, size, photos) for name in listed if method in (None, name)),
         *(partial(_known, name, path) for name in others),
         *(partial(read_section, name, schema, path) for name, schema in SECTIONS.items()),
         partial(_source, path),
-        *(partial(_trained, stage, listed, path) for stage in ("adapt", "connect")),
-        lambda: warnings.extend(_language_model(listed, pretrain, size, path)),
+        *(partial(_trained, stage, listed, path) for stage in ("adapt", "words", "connect")),
+        partial(_squares, listed, pretrain, size, path),
+        *(partial(_warn_of_language_model, stage, warnings, (listed, pretrain, size), path) for stage in LANGUAGE),
     ]
-    warnings: list[str] = []
     for one in checks:
         errors += problems(one)
     for name in set(others) & set(METHODS):
@@ -135,32 +139,43 @@ def _trained(stage: str, listed: list[str], path: Path) -> None:
         )
 
 
-def _language_model(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> list[str]:
-    """Returns a warning if connect.llm has to be downloaded or its package to be installed.
+def _warn_of_language_model(
+    stage: str, warnings: list[str], trained: tuple[list[str], dict[str, Any], DataSize], path: Path
+) -> None:
+    """Adds a warning if the stage's language model has to be downloaded or its package to be installed.
 
     Raises ValueError if it cannot be located. A missing package is none, for it hinders no other stage.
     """
-    config = read_section("connect", ConnectConfig, path)
+    listed, pretrain, size = trained
+    config = read_section(stage, LANGUAGE[stage], path)
     if config.method not in listed:
-        return []  # an error of `_trained`
+        return  # an error of `_trained`
     backbone = configure(config.method, pretrain, size).backbone
     if isinstance(backbone, ResNetBackbone) and backbone.image_size <= SMALL_IMAGE:
-        return []  # connect is skipped
-    if config.image_size and not isinstance(backbone, ResNetBackbone) and backbone.patch_size > 1:
+        return  # the stage is skipped
+    place = f"{path}, section {stage}: llm:"
+    try:
+        location, _ = locate_llm(config.llm)
+    except ValueError as error:
+        if config.llm != PACKAGED:
+            raise ValueError(f"{place} {error}") from None
+        warnings.append(f"{place} {error}")
+        return
+    if not Path(location).is_dir() and not is_cached(location):
+        warnings.append(f"{place} {location} is not in the cache of Hugging Face; {stage} will download it")
+
+
+def _squares(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> None:
+    """Raises ValueError if connect.image_size is set for a transformer."""
+    config = read_section("connect", ConnectConfig, path)
+    if config.image_size is None or config.method not in listed:
+        return
+    backbone = configure(config.method, pretrain, size).backbone
+    if not isinstance(backbone, ResNetBackbone) and backbone.patch_size > 1:
         raise ValueError(
             f"{path}, section connect: image_size is for CNNs only, and the backbone of {config.method} is a "
             "transformer; leave it out"
         )
-    try:
-        location, _ = locate_llm(config.llm)
-    except ValueError as error:
-        problem = f"{path}, section connect: llm: {error}"
-        if config.llm == PACKAGED:
-            return [problem]
-        raise ValueError(problem) from None
-    if Path(location).is_dir() or is_cached(location):
-        return []
-    return [f"{path}, section connect: llm: {location} is not in the cache of Hugging Face; connect will download it"]
 
 
 def starts(path: Path = PARAMS) -> list[str]:

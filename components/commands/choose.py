@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from components.commands.photo_folder import PhotoFolder
-from components.commands.plan import METHOD, TEACHER_SIZE, Plan, image_size, plan
+from components.commands.plan import METHOD, TEACHER_SIZE, WORDS_STEPS, Plan, image_size, plan
 from components.commands.speed import GIB, Machine, Speed
 from components.models.pretrained import PACKAGED
 from components.stages.prepare import PrepareConfig
@@ -30,6 +30,7 @@ def choose(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) 
         *_pretrain(folder, machine, chosen, size),
         *_evaluate(folder),
         *_adapt(folder, chosen),
+        *_words(folder, chosen),
         *_connect(folder, chosen),
         *_answer(folder, chosen),
         *_report(),
@@ -169,6 +170,15 @@ def _adapt(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
         ("adapt", None, "" if folder.classes else "skipped: these photos have no labels"),
         _method(folder, chosen),
         ("  epochs", 50, "of a linear classifier: seconds"),
+        ("  seed", 0, ""),
+    ]
+
+
+def _words(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
+    return [
+        ("words", None, "" if folder.questions else "skipped: these photos have no labels or captions"),
+        _method(folder, chosen),
+        ("  steps", WORDS_STEPS, "of a small text encoder, for search by words"),
         ("  seed", 0, ""),
     ]
 

@@ -16,7 +16,7 @@ from components.config import PARAMS, known_names, methods, section
 
 PIPELINE = Path("dvc.yaml")
 COMPONENTS = Path(__file__).parents[1]
-COMMANDS = ["settings", "check", "ask"]  # that are no stages
+COMMANDS = ["settings", "check", "ask", "search"]  # that are no stages
 USAGE = """usage: selfsight COMMAND [--method NAME] [arguments of the command]
 
 {commands}
@@ -49,7 +49,7 @@ def command_line(command: str, arguments: list[str]) -> list[str]:
     if command in COMMANDS:
         return ["-m", f"components.commands.{command}", *arguments]
     if command not in known:
-        raise ValueError(f"no command {command!r}; known: {known_names(command, ['check', *known])}")
+        raise ValueError(f"no command {command!r}; known: {known_names(command, [*COMMANDS, *known])}")
     if {"-h", "--help"} & set(arguments):
         return ["-m", f"components.stages.{command}", "--help"]
     cmd = known[command]["cmd"]

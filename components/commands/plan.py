@@ -17,6 +17,8 @@ QUESTIONS_SEEN = {"cpu": 5_000, "gpu": 20_000}  # by the language model, at most
 REPEATS = 20  # of a question, at most
 MEASURED = {"cpu": 1, "gpu": 5}  # times that the features are compared with the start's; 1: at the end
 PICTURES = {"cpu": 100, "gpu": 400}  # test photos to answer questions about
+WORDS_STEPS, WORDS_TEXTS, WORDS_TOKENS = 200, 256, 10  # of the stage words, where a text is a sentence about a photo
+WORDS_TOKEN = 1 / 150  # the time of one of its tokens, in those of the language model
 PROMPT = 14  # tokens of a question, its template and the end of its answer
 USED = 0.9  # of the minutes; the rest is for what was not measured
 
@@ -58,12 +60,15 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
         "prepare": start + folder.photos * speed.read,
         "published": 2.5 * start + (2 if folder.classes else 1) * photos,  # its features, and untrained ones
         "adapt": start + (photos if folder.classes else 0),
+        "words": start,
         "connect": start,
         "answer": start + asked * (3 * speed.forward + (1.5 * tokens + 2 * new_tokens) * speed.token),
         "report": start,
     }
     if folder.questions:  # its language model is read, its projector computed
         seconds["connect"] += start + min(WARM_START_PHOTOS, folder.train) * speed.forward
+        texts = WORDS_STEPS * min(WORDS_TEXTS, folder.train) * (WORDS_TOKENS + folder.answer_length // 3)
+        seconds["words"] += start + photos + texts * WORDS_TOKEN * speed.token
     left = USED * 60 * minutes - sum(seconds.values())
 
     measured = MEASURED[device]
@@ -82,6 +87,6 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
     steps = max(30, min(wanted, int((left - sum(trained.values())) / step)))
     if folder.questions:
         seconds["connect"] += steps * step
-    order = ["prepare", "published", *trained, "adapt", "connect", "answer", "report"]
+    order = ["prepare", "published", *trained, "adapt", "words", "connect", "answer", "report"]
     seconds |= trained
     return Plan(epochs, measured, steps, questions, pictures, new_tokens, {name: seconds[name] for name in order})

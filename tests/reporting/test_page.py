@@ -49,6 +49,22 @@ def results():
             "accuracy": proportion_with_ci(44, 50), "majority": proportion_with_ci(5, 50),
             "classes": ["a", "b"], "confusion": [[3, 1], [0, 4]],
         },
+        words={
+            "method": "moco", "photos": 70, "texts": 2100,
+            "found": [{"text": "a <red> car", "rows": [0, 2]}, {"text": "a door", "rows": [1]}],
+            "zero_shot": {
+                "top1": proportion_with_ci(35, 50), "majority": proportion_with_ci(5, 50), "chance": 0.25,
+                "names": "not learned",
+            },
+            "retrieval": {
+                "photos": 50, "texts": 40,
+                "photo_to_text": {"1": {**proportion_with_ci(7, 50), "chance": 0.025, "shuffled": 0.04}},
+                "text_to_photo": {
+                    "1": {**proportion_with_ci(9, 40), "chance": 0.024, "shuffled": 0.05},
+                    "5": {**proportion_with_ci(22, 40), "chance": 0.12, "shuffled": 0.13},
+                },
+            },
+        },
         pending={},
         answering={
             "exact_match": proportion_with_ci(30, 50), "blind": proportion_with_ci(10, 50),
@@ -82,9 +98,33 @@ def test_everything_is_on_one_page_that_needs_nothing_else(results, photos):
         "a warning",
     ):
         assert text in html
-    assert html.count("<figure") == 4 * 6
+    assert html.count("<figure") == 4 * 6 + 3  # nearest photos, and those found by captions
     assert "by the backbone of <b>moco</b>" in html
     assert "Best method: <b>moco</b>, with a kNN accuracy of 90.0 % (59.6 to 98.2) on the 10 labeled val" in html
+
+
+def test_words_are_beside_the_labels_and_beside_chance(results, photos):
+    html = page(results, photos)
+    for text in (
+        "from 70 photos with 2,100 different captions",
+        "<b>70.0 % (56.2 to 80.9)</b> of 50 photos (the names were not learned)",
+        "by labels: kNN 80.0 % (67.0 to 88.8), linear 90.0 %",
+        "photos by a caption, k = 5",
+        "captions by a photo, k = 1",
+        '<td class="num">12.0 %</td><td class="num">13.0 %</td>',
+    ):
+        assert text in html
+    part = html[html.index("a &lt;red&gt; car") : html.index("<b>a door</b>")]
+    assert part.count(data_uri(photos[0])) == part.count(data_uri(photos[2])) == 1
+    assert part.count("<img") == 2
+    line = next(line for line in summary(results).splitlines() if line.startswith("words: "))
+    assert line.startswith("words: 70.0 % (56.2 to 80.9) of test photos named by class names; a photo by its caption")
+    assert "among the best 5: 55.0 % (39.8 to 69.3), by chance 12.0 %" in line
+    only = {"method": "moco", "photos": 70, "texts": 4, "not_measured": {"retrieval": "no captions"}}
+    html = page(results, photos, words=only)
+    assert "Not measured: retrieval: no captions" in html
+    assert "Recall at k" not in html
+    assert "words: not measured: no captions" in summary(Results(**{**vars(results), "words": only}))
 
 
 def test_accuracy_after_each_block_is_shown_with_its_method(results, photos):
@@ -138,6 +178,7 @@ def test_the_page_says_why_something_was_not_measured(results, photos):
         photos,
         methods=unscored,
         adapter={"skipped": "no classifier"},
+        words={"skipped": "no words: a reason"},
         answering={"skipped": "no questions"},
         answers=[],
     )

@@ -1,0 +1,31 @@
+"""What is written about each photo: its captions, and the name of its class in a sentence."""
+
+from __future__ import annotations
+
+from components.data.entries import DESCRIBE, plain_name
+from components.data.photos import Photos
+
+TEMPLATE = "This is a photo of {}."  # that of transformers' zero-shot-image-classification
+
+
+def class_text(label: str) -> str:
+    return TEMPLATE.format(plain_name(label))
+
+
+def captions(photos: Photos, split: str) -> dict[int, list[str]]:
+    """Returns the captions of the photos that have any, by row, in lower case with single spaces."""
+    texts: dict[int, list[str]] = {}
+    for row, question, answer in photos.questions(split).select("row", "question", "answer").iter_rows():
+        if question == DESCRIBE:
+            texts.setdefault(row, []).append(" ".join(answer.lower().split()))
+    return texts
+
+
+def training_texts(photos: Photos, *, class_names: bool) -> dict[int, list[str]]:
+    """Returns the texts of the training photos that have any, by row; with `class_names` also of those with a label."""
+    texts = captions(photos, "train")
+    for row in photos.rows("train", labeled=True).tolist() if class_names else ():
+        label = photos.label(row)
+        assert label is not None
+        texts.setdefault(row, []).append(class_text(label))
+    return dict(sorted(texts.items()))

@@ -1,0 +1,197 @@
+"""Stage: a backbone, captions and class names -> photos and texts as vectors of one space, for search by words."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor
+
+from components.config import Seed, Strict, read_section, write_config
+from components.connector.dual_encoder import Batch, DualEncoder, as_stock, pooling_problem, stock_tower
+from components.connector.llm import load_llm, model_digests
+from components.connector.text_encoder import build_encoder, text_tokenizer, tokenize, word_vectors
+from components.connector.texts import captions, class_text, training_texts
+from components.data.photos import Photos
+from components.evaluation.features import features
+from components.evaluation.retrieval import retrieval
+from components.evaluation.scoring import cannot_score
+from components.evaluation.statistics import proportion_with_ci
+from components.machine import keep_memory, make_readable
+from components.models.backbone import Backbone, load
+from components.source_files import digest
+from components.stages.exit_code import exit_code
+from components.stages.scratch import clear, exclusive, scratch
+from components.training import optim
+from components.training.loop import accelerator, fit
+from components.training.monitor import Run
+
+MOST_RETRIEVED = 5000  # test photos among which captions are searched
+SHOWN, NEAREST = 6, 8  # captions on the report's page, and the photos found by each
+
+
+class WordsConfig(Strict):
+    """The text encoder is small, for it reads captions of a few thousand photos."""
+
+    method: str  # whose backbone; dvc.yaml reads it
+    llm: str = "smollm2"  # whose tokenizer and word vectors are used
+    steps: int = Field(200, ge=1)
+    batch_size: int = Field(256, ge=2)
+    class_names: bool = True  # learn the names of labeled photos' classes too; false: captions only
+    dim: int = Field(128, ge=4)  # of the vectors, and at most of the text encoder
+    depth: int = Field(1, ge=1)  # blocks of the text encoder
+    optimizer: optim.Optimizer = optim.AdamW(lr=3e-3, weight_decay=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.1))
+    seed: Seed = 0
+
+
+def words(config: WordsConfig, folder: Path, data: Path, out: Path) -> dict[str, Any]:
+    """Trains a dual encoder on the frozen backbone in `folder`. Returns the metrics.
+
+    Writes the stock model to out/model, the vectors of all photos to photos.safetensors, metrics.json, log.jsonl and
+    config.json. A backbone that no stock class holds, or photos without texts, give none: then metrics.json says why.
+    """
+    photos, backbone = Photos(data), load(folder / "backbone")
+    texts = training_texts(photos, class_names=config.class_names)
+    reason = pooling_problem(backbone)
+    if reason is None and len({text for own in texts.values() for text in own}) < 2:
+        reason = "the training photos have no captions or labels" if not texts else "all training photos have one text"
+    out.mkdir(parents=True, exist_ok=True)
+    write_config(config, out / "config.json")
+    metrics = {"skipped": f"no words: {reason}"} if reason else _train(config, (folder, backbone), photos, texts, out)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+def _train(
+    config: WordsConfig, sight: tuple[Path, Backbone], photos: Photos, texts: dict[int, list[str]], out: Path
+) -> dict[str, Any]:
+    acc = accelerator()
+    folder, backbone = sight
+    backbone.patches = 0  # the stock class sees whole photos
+    llm, tokenizer = load_llm(config.llm)
+    tokenizer, vectors = text_tokenizer(tokenizer), word_vectors(llm, config.dim)
+    del llm
+    all_features = features(backbone, photos)
+    load_batch = loader(config, all_features, texts, tokenizer)
+    torch.manual_seed(config.seed)
+    text_model, bank = build_encoder(tokenizer, vectors, config.depth), all_features[list(texts)]
+    encoder = DualEncoder(bank, text_model, config.dim, matching=load_batch(0)[2].float().mean().item())
+    size = min(config.batch_size, len(texts))
+    optimizer = optim.build(encoder, config.optimizer, size)
+    files = [photos.folder / name for name in ("manifest.parquet", "questions.parquet")]
+    inputs = [digest(file) for file in (*files, folder / "backbone" / "model.safetensors")]
+    state = scratch("words", config.model_dump(mode="json"), *inputs, model_digests(config.llm))
+    run = Run("words", config.steps, size, state / "log.jsonl", state, config.seed, micro_batches=1)
+    with exclusive(state, acc):
+        fit(encoder, load_batch, optimizer, config.optimizer, run, acc)
+        encoder.cpu().eval()
+        with torch.no_grad():
+            vectors = encoder.photos(all_features)
+        metrics: dict[str, Any] = {"photos": len(texts), "texts": len({text for own in texts.values() for text in own})}
+        metrics["manifest"] = inputs[0]  # of the photos that photos.safetensors holds
+        metrics |= score(config, photos, vectors, lambda lines: encoder.texts(tokenize(tokenizer, lines)))
+        backbone.cpu().save(out / "model")  # for the preprocessor and the origin; the weights are replaced next
+        as_stock(encoder, stock_tower(backbone, folder / "backbone")).save_pretrained(out / "model")
+        tokenizer.save_pretrained(out / "model")
+        make_readable(out / "model")
+        save_file({"photos": vectors}, out / "photos.safetensors")
+        make_readable(out)
+        (out / "log.jsonl").write_bytes(run.log.read_bytes())
+        clear(state)
+    return metrics
+
+
+def loader(
+    config: WordsConfig, all_features: Tensor, texts: dict[int, list[str]], tokenizer: Any
+) -> Callable[[int], Batch]:
+    """Returns a function from step to batch; it depends on seed and step only.
+
+    Of each photo one text is drawn; a photo matches every text in the batch that is among its own.
+    """
+    rows, size = np.array(list(texts)), min(config.batch_size, len(texts))
+    own, per_epoch = {row: set(lines) for row, lines in texts.items()}, len(texts) // size
+
+    @cache
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((config.seed, epoch)).permutation(rows)
+
+    def load_batch(step: int) -> Batch:
+        epoch, place = divmod(step, per_epoch)
+        chosen = order(epoch)[place * size : (place + 1) * size]
+        draws = np.random.default_rng((config.seed, epoch, place)).random(size)
+        drawn = {texts[row][int(draw * len(texts[row]))] for row, draw in zip(chosen.tolist(), draws, strict=True)}
+        lines = sorted(drawn)
+        matches = torch.tensor([[line in own[row] for line in lines] for row in chosen.tolist()])
+        return all_features[chosen], tokenize(tokenizer, lines), matches
+
+    return load_batch
+
+
+@torch.no_grad()
+def score(
+    config: WordsConfig, photos: Photos, vectors: Tensor, encode: Callable[[list[str]], Tensor]
+) -> dict[str, Any]:
+    """Returns the accuracy of naming the class of test photos, and recalls of captions, or why they are not measured.
+
+    Under "found" are some captions, each with the rows of the test photos that it finds, best first.
+
+    vectors: of all photos [N, D]. encode: texts -> vectors [T, D].
+    """
+    metrics: dict[str, Any] = {}
+    if reason := cannot_score(photos):
+        metrics["not_measured"] = {"zero_shot": reason}
+    else:
+        train, test = (photos.labels(photos.rows(split, labeled=True)) for split in ("train", "test"))
+        names = encode([class_text(name) for name in photos.classes])
+        named = (vectors[photos.rows("test", labeled=True)] @ names.T).argmax(1)
+        metrics["zero_shot"] = {
+            "top1": proportion_with_ci(int((named == test).sum()), len(test)),
+            "majority": proportion_with_ci(int((test == train.mode().values).sum()), len(test)),
+            "chance": 1 / len(photos.classes),
+            "names": "learned with the training photos" if config.class_names else "not learned",
+        }
+    own = captions(photos, "test")
+    rows = np.random.default_rng(config.seed).permutation(np.array(sorted(own), dtype=np.int64))[:MOST_RETRIEVED]
+    lines = sorted({line for row in rows.tolist() for line in own[row]})
+    if len(rows) < 2 or len(lines) < 2:
+        metrics.setdefault("not_measured", {})["retrieval"] = "fewer than two test photos have captions that differ"
+        return metrics
+    matches = torch.tensor([[line in own[row] for line in lines] for row in rows.tolist()])
+    similarity = vectors[rows] @ encode(lines).T  # [photos, texts]
+    best = similarity.topk(min(NEAREST, len(rows)), dim=0).indices
+    shown = np.random.default_rng(config.seed).permutation(len(lines))[:SHOWN].tolist()
+    metrics["found"] = [{"text": lines[place], "rows": rows[best[:, place].numpy()].tolist()} for place in shown]
+    return {**metrics, "retrieval": retrieval(similarity, matches, config.seed)}
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
+    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    keep_memory()
+    with exit_code("words", parser):
+        metrics = words(read_section("words", WordsConfig), args.backbone, args.data, args.out)
+    if "skipped" in metrics:
+        print(f"words: {metrics['skipped']}")
+        return
+    for name in ("majority", "top1") if "zero_shot" in metrics else ():
+        print("words: {:8} {value:.3f} ({low:.3f} to {high:.3f}) of {of}".format(name, **metrics["zero_shot"][name]))
+    for name in ("photo_to_text", "text_to_photo") if "retrieval" in metrics else ():
+        for k, recall in metrics["retrieval"][name].items():
+            print(f"words: {name} recall@{k}: {recall['value']:.3f}, chance {recall['chance']:.3f}")
+    for name, reason in metrics.get("not_measured", {}).items():
+        print(f"words: not measured: {name}: {reason}")
+
+
+if __name__ == "__main__":
+    main()
