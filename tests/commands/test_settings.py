@@ -268,9 +268,10 @@ def test_make_chooses_settings_only_for_photos():
     assert 'python -m components.commands.settings "my photos" --minutes "5"\n' in dry("PHOTOS=my photos", "MINUTES=5")
 
 
-@pytest.mark.parametrize(("methods", "count"), [(["published", "distill"], 0), (["published", "moco", "dino"], 7)])
+@pytest.mark.parametrize(("methods", "count"), [(["published", "distill"], 0), (["published", "moco", "dino"], 10)])
 def test_make_divides_the_cores_only_if_two_methods_train(methods, count, tmp_path):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"methods": methods, "adapt": {"method": methods[-1]}}))
+    users = {stage: {"method": methods[-1]} for stage in ("adapt", "words", "connect")}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"methods": methods, **users}))
     bin_folder = f"BIN={Path(sys.executable).parent}"
     command = ["make", "--dry-run", "--silent", "-f", str(Path("Makefile").resolve()), "-C", str(tmp_path), bin_folder]
     done = subprocess.run([*command, "stages"], capture_output=True, text=True, check=True)
