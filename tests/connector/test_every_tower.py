@@ -23,14 +23,18 @@ from components.connector.trained import Trained
 from components.models.backbone import load
 from components.stages import connect as stage
 from tests import stock_process
+from tests.conftest import draw
 from tests.connector import stock_answers, tiny
 from tests.connector.towers import TOWERS, Tower
-from tests.conftest import draw
 from tests.tolerances import LAYERS_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 LOGITS = 10 * LAYERS_FLOAT32  # they are up to 10
-QUESTIONS = [tiny.SIDE, tiny.SIDE, "a much longer question than the others are, is it not?"]  # in a batch two are padded
+QUESTIONS = [
+    tiny.SIDE,
+    tiny.SIDE,
+    "a much longer question than the others are, is it not?",
+]  # two are padded in a batch
 
 
 @pytest.fixture
@@ -117,35 +121,28 @@ def expect(model: Any, processor: Any, paths: list[Path]) -> tuple[list[str], li
 
 
 def test_every_tower_answers_in_stock_classes_as_after_training(folder: Path) -> None:
-    expected, asked = {}, {}
+    expected, asked, kinds = {}, {}, set()
     for name, tower in TOWERS.items():
         tower.make(folder / name)
+        kinds.add(json.loads((folder / name / "backbone" / "config.json").read_text())["model_type"])
         for mode in tower.modes:
+            case = f"{name}/{mode}/model"
             model, processor, before = connect(tower, mode, name, folder)
             paths = draw_photos(folder / name / "photos", image_size(processor.image_processor))
-            assert_only_the_chosen_weights_moved(mode, model, before, f"{name}, {mode}")
-            if mode == "lora":
+            assert_only_the_chosen_weights_moved(mode, model, before, case)
+            if mode == tower.modes[0]:
                 assert_tower_is_the_backbone(name, folder, model, processor, paths[0])
-            case = f"{name}/{mode}/model"
             expected[case] = expect(model, processor, paths)
             asked[case] = [(str(path), question) for path, question in zip(paths, QUESTIONS, strict=True)]
+    assert kinds == set(towers.TOWERS)  # the table has every kind of backbone that connect takes
     (folder / "models.json").write_text(json.dumps(asked))
     stock = stock_process.run(Path(stock_answers.__file__), folder)  # one process, as each needs seconds to start
     for case, (answers, logits, settings) in expected.items():
         assert stock[case][1] == settings, case
         assert stock[case][0] == dict.fromkeys(stock[case][0], answers), case
         saved = load_file(folder / case / stock_answers.LOGITS)
-        for name, values in saved.items():
-            error = (values - logits[int(name[-1])]).abs().max()
-            assert error < LOGITS, (case, name, error)
+        for place, values in saved.items():
+            error = (values - logits[int(place[-1])]).abs().max()
+            assert error < LOGITS, (case, place, error)
         # the first two ask the same about two photos
         assert (saved["batch 0"][0] - saved["batch 1"][0]).abs().max() > 100 * LOGITS, case
-
-
-def test_the_table_has_every_kind_of_backbone(folder: Path) -> None:
-    kinds = set()
-    for name, tower in TOWERS.items():
-        tower.make(folder / name)
-        assert towers.tower_problem(folder / name / "backbone") is None
-        kinds.add(json.loads((folder / name / "backbone" / "config.json").read_text())["model_type"])
-    assert kinds == set(towers.TOWERS)

@@ -1,4 +1,4 @@
-"""Every kind of tower that connect takes, as a tiny backbone with random weights, and how many tokens a photo becomes."""
+"""Every kind of tower that connect takes, as a tiny backbone with random weights, and how many tokens a photo is."""
 
 from __future__ import annotations
 
@@ -73,24 +73,26 @@ def set_statistics(model: torch.nn.Module, size: int) -> None:
     model.eval()
 
 
-AS_SAVED: tuple[Trained, ...] = ("lora",)  # the tower that is saved has a row of its own with all modes
+# Every class of tower has a row with all modes. The others are saved as such a tower, or are one of timm's many CNNs,
+# which transformers holds in one class.
 TOWERS: dict[str, Tower] = {
     "selfsight's vit": Tower(tiny.backbone, 1 + 4, tied=True),
     "vit": Tower(family("vit"), 1 + 16, tied=False),
-    "vit_mae": Tower(family("vit_mae"), 1 + 16, tied=True, modes=AS_SAVED),
+    "vit_mae": Tower(family("vit_mae"), 1 + 16, tied=True, modes=("lora",)),
     "deit": Tower(family("deit"), 2 + 16, tied=True),
     "dinov2": Tower(family("dinov2"), 1 + 4, tied=False),
     "dinov2_with_registers": Tower(family("dinov2_with_registers"), 1 + 4 + 4, tied=True),
     "dinov3_vit": Tower(family("dinov3_vit"), 1 + 4 + 16, tied=False),
-    "siglip": Tower(family("siglip"), 16, tied=True, modes=AS_SAVED),
+    "siglip": Tower(family("siglip"), 16, tied=True, modes=("lora",)),
     "siglip_vision_model": Tower(family("siglip_vision_model"), 16, tied=True),
-    "clip": Tower(family("clip"), 1 + 16, tied=True, modes=AS_SAVED),
+    "clip": Tower(family("clip"), 1 + 16, tied=True, modes=("lora",)),
     "clip_vision_model": Tower(family("clip_vision_model"), 1 + 16, tied=False),
     "ijepa": Tower(family("ijepa"), 16, tied=True),
-    "timm's ResNet": Tower(family("timm_wrapper"), 1, tied=False),
     "timm's EfficientNet-Lite0": Tower(timm("tf_efficientnet_lite0", 70), 3 * 3, tied=True),  # padded: ⌈70 / 32⌉ = 3
-    "timm's MobileNetV3": Tower(timm("mobilenetv3_small_050"), 2 * 2, tied=False),  # 1,024 pooled features, a map of 288
-    "timm's ConvNeXt": Tower(timm("test_convnext"), 2 * 2, tied=True),
-    "resnet18": Tower(resnet("resnet18"), 3 * 3, tied=True),  # 72 / 32, and the rest
-    "resnet50": Tower(resnet("resnet50"), 3 * 3, tied=False),
+    "timm's ResNet-10": Tower(family("timm_wrapper"), 1, tied=False, modes=("lora",)),
+    # whose features are widened from 288 to 1,024 after pooling
+    "timm's MobileNetV3": Tower(timm("mobilenetv3_small_050"), 2 * 2, tied=True, modes=("projector",)),
+    "timm's ConvNeXt": Tower(timm("test_convnext"), 2 * 2, tied=True, modes=("all",)),
+    "resnet18": Tower(resnet("resnet18"), 3 * 3, tied=False),  # ⌈72 / 32⌉ = 3
+    "resnet50": Tower(resnet("resnet50"), 3 * 3, tied=True, modes=("lora",)),
 }
