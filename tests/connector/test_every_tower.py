@@ -21,6 +21,7 @@ from components.connector.collate import Collator
 from components.connector.towers import as_sequence, features_of, image_size
 from components.connector.trained import Trained
 from components.models.backbone import load
+from components.precision import PRECISION
 from components.stages import connect as stage
 from tests import stock_process
 from tests.conftest import draw
@@ -38,8 +39,10 @@ QUESTIONS = [
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """Language models, a prepared data set and, afterwards, no models: they are half a gigabyte."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Language models and a prepared data set. Removed afterwards, as the trained models are half a gigabyte."""
+    # so that every machine trains nearly the same weights, with which no two tokens are almost equally likely
+    monkeypatch.setenv(PRECISION, "fp32")
     tiny.llm_folder(tmp_path / "llm-tied", tied=True)
     tiny.llm_folder(tmp_path / "llm-untied", tied=False)
     questions = tiny.prepared(tmp_path / "prepare", count=20) / "questions.parquet"
@@ -133,6 +136,7 @@ def test_every_tower_answers_in_stock_classes_as_after_training(folder: Path) ->
             if mode == tower.modes[0]:
                 assert_tower_is_the_backbone(name, folder, model, processor, paths[0])
             expected[case] = expect(model, processor, paths)
+            assert expected[case][2]["tied"] is tower.tied, case
             asked[case] = [(str(path), question) for path, question in zip(paths, QUESTIONS, strict=True)]
     assert kinds == set(towers.TOWERS)  # the table has every kind of backbone that connect takes
     (folder / "models.json").write_text(json.dumps(asked))
@@ -145,4 +149,4 @@ def test_every_tower_answers_in_stock_classes_as_after_training(folder: Path) ->
             error = (values - logits[int(place[-1])]).abs().max()
             assert error < LOGITS, (case, place, error)
         # the first two ask the same about two photos
-        assert (saved["batch 0"][0] - saved["batch 1"][0]).abs().max() > 100 * LOGITS, case
+        assert (saved["batch 0"][0] - saved["batch 1"][0]).abs().max() > 10 * LOGITS, case
