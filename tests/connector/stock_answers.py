@@ -88,11 +88,13 @@ def piped(ask: Any, photos: Sequence[Any], questions: Sequence[str], batch_size:
     return [result[0]["generated_text"].strip() for result in results]
 
 
-def ask_all_ways(folder: Path, pairs: list[tuple[str, str]]) -> tuple[dict[str, list[str]], dict[str, Any]]:
+def ask_all_ways(
+    folder: Path, pairs: list[tuple[str, str]], own_ways: bool
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Returns answers of the model in `folder`, by how it was asked, and its settings. Writes stock.safetensors there.
 
     pairs: path and question of each photo. The file has the logits [T, V] of each answer in a batch, and of the first
-    question asked alone.
+    question asked alone. own_ways: also those that only PaliGemma's processor has, as it completes the prompt.
     """
     ask: Any = pipeline("image-text-to-text", model=str(folder))
     model, processor = ask.model, ask.processor
@@ -106,7 +108,7 @@ def ask_all_ways(folder: Path, pairs: list[tuple[str, str]]) -> tuple[dict[str, 
         "pipeline, a batch": piped(ask, photos, questions, 8),
     }
     save_file({**{f"batch {row}": x for row, x in enumerate(logits)}, "alone 0": alone[0]}, folder / LOGITS)
-    if model.config.model_type == "paligemma":  # whose processor completes the prompt
+    if own_ways and model.config.model_type == "paligemma":
         texts: dict[str, Any] = {"text": "<image>" + questions[0], "max_new_tokens": TOKENS, "return_full_text": False}
         first = ask(images=paths[0], **texts)[0]["generated_text"].strip()
         answers |= {
@@ -119,7 +121,8 @@ def ask_all_ways(folder: Path, pairs: list[tuple[str, str]]) -> tuple[dict[str, 
 def main(folder: Path) -> None:
     """`folder` holds models.json: pairs of a path and a question, by the folder of the model that they are for."""
     models = json.loads((folder / "models.json").read_text())
-    print(json.dumps({name: ask_all_ways(folder / name, pairs) for name, pairs in models.items()}))
+    first = next(iter(models))
+    print(json.dumps({name: ask_all_ways(folder / name, pairs, name == first) for name, pairs in models.items()}))
 
 
 if __name__ == "__main__":
