@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from safetensors.torch import save_file
+from transformers import pipeline
 
-TOKENS = 8
+TOKENS = 4
+LOGITS = "stock.safetensors"  # where the logits are saved, beside the model
 IMAGE = ("image_seq_length", "image_token", "image_token_id", "patch_size", "num_additional_image_tokens")
 
 
@@ -50,17 +53,27 @@ def chat(photo: Any, question: str) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def chatted(model: Any, processor: Any, photos: list[Any], questions: list[str]) -> list[str]:
-    """Answers to chats through the processor."""
+def chatted(
+    model: Any, processor: Any, photos: Sequence[Any], questions: Sequence[str]
+) -> tuple[list[list[int]], list[torch.Tensor]]:
+    """Returns the tokens of the answers to chats through the processor, up to the end, and their logits [T, V]."""
     chats = [chat(photo, question) for photo, question in zip(photos, questions, strict=True)]
     options: dict[str, Any] = {"return_dict": True, "return_tensors": "pt", "processor_kwargs": {"padding": True}}
     inputs = processor.apply_chat_template(chats, tokenize=True, **options)
-    ids = model.generate(**inputs, max_new_tokens=TOKENS)[:, inputs["input_ids"].shape[1] :]
+    steps = model.generate(**inputs, max_new_tokens=TOKENS, return_dict_in_generate=True, output_logits=True)
+    ids = steps.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    end = processor.tokenizer.eos_token_id
+    ids = [row[: row.index(end) + 1] if end in row else row for row in ids]
+    logits = torch.stack(steps.logits, 1)  # [B, T, V]
+    return ids, [values[: len(row)] for row, values in zip(ids, logits, strict=True)]
+
+
+def decoded(processor: Any, ids: list[list[int]]) -> list[str]:
     return [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
 
 
 @torch.inference_mode()
-def processed(model: Any, processor: Any, photos: list[Any], questions: list[str]) -> list[str]:
+def processed(model: Any, processor: Any, photos: Sequence[Any], questions: Sequence[str]) -> list[str]:
     """Answers through PaliGemma's processor, as its documentation says to call it."""
     prompts = ["<image>" + question for question in questions]
     inputs = processor(images=[[photo] for photo in photos], text=prompts, padding=True, return_tensors="pt")
@@ -68,38 +81,48 @@ def processed(model: Any, processor: Any, photos: list[Any], questions: list[str
     return [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
 
 
-def piped(ask: Any, photos: list[Any], questions: list[str], batch_size: int) -> list[str]:
+def piped(ask: Any, photos: Sequence[Any], questions: Sequence[str], batch_size: int) -> list[str]:
     """Answers to chats through the pipeline."""
     chats = [chat(photo, question) for photo, question in zip(photos, questions, strict=True)]
     results = ask(text=chats, max_new_tokens=TOKENS, return_full_text=False, batch_size=batch_size)
     return [result[0]["generated_text"].strip() for result in results]
 
 
-def main(folder: Path) -> None:
-    """`folder` holds the model and photos.json: [path, question] of each photo."""
-    model = AutoModelForImageTextToText.from_pretrained(folder / "model")
-    processor = AutoProcessor.from_pretrained(folder / "model")
-    paths, questions = zip(*json.loads((folder / "photos.json").read_text()), strict=True)
+def ask_all_ways(
+    folder: Path, pairs: list[tuple[str, str]], own_ways: bool
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Returns answers of the model in `folder`, by how it was asked, and its settings. Writes stock.safetensors there.
+
+    pairs: path and question of each photo. The file has the logits [T, V] of each answer in a batch, and of the first
+    question asked alone. own_ways: also those that only PaliGemma's processor has, as it completes the prompt.
+    """
+    ask: Any = pipeline("image-text-to-text", model=str(folder))
+    model, processor = ask.model, ask.processor
+    paths, questions = zip(*pairs, strict=True)
     photos = [Image.open(path).convert("RGB") for path in paths]
-    ask = pipeline("image-text-to-text", model=str(folder / "model"))
-    pairs = list(zip(photos, questions, strict=True))
+    ids, logits = chatted(model, processor, photos, questions)
+    _, alone = chatted(model, processor, photos[:1], questions[:1])
     answers = {
-        "chats, one at a time": [chatted(model, processor, [photo], [question])[0] for photo, question in pairs],
-        "chats, a batch": chatted(model, processor, photos, list(questions)),
-        "pipeline, one at a time": piped(ask, photos, list(questions), 1),
-        "pipeline, a batch": piped(ask, photos, list(questions), 8),
+        "chats, a batch": decoded(processor, ids),
+        "pipeline, one at a time": piped(ask, photos, questions, 1),
+        "pipeline, a batch": piped(ask, photos, questions, 8),
     }
-    if model.config.model_type == "paligemma":  # whose processor completes the prompt
+    save_file({**{f"batch {row}": x for row, x in enumerate(logits)}, "alone 0": alone[0]}, folder / LOGITS)
+    if own_ways and model.config.model_type == "paligemma":
         texts: dict[str, Any] = {"text": "<image>" + questions[0], "max_new_tokens": TOKENS, "return_full_text": False}
         first = ask(images=paths[0], **texts)[0]["generated_text"].strip()
         answers |= {
-            "processor, one at a time": [
-                processed(model, processor, [photo], [question])[0] for photo, question in pairs
-            ],
-            "processor, a batch": processed(model, processor, photos, list(questions)),
+            "processor, a batch": processed(model, processor, photos, questions),
             "pipeline, the first by path": [first, *answers["pipeline, a batch"][1:]],
         }
-    print(json.dumps([answers, settings(model, processor)]))
+    return answers, settings(model, processor)
+
+
+def main(folder: Path) -> None:
+    """`folder` holds models.json: pairs of a path and a question, by the folder of the model that they are for."""
+    models = json.loads((folder / "models.json").read_text())
+    first = next(iter(models))
+    print(json.dumps({name: ask_all_ways(folder / name, pairs, name == first) for name, pairs in models.items()}))
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import TimmWrapperConfig, TimmWrapperModel
 
 from components.connector.collate import Collator, chat
 from components.connector.llm import TYPES
 from components.connector.objective import Connector
-from components.connector.towers import as_sequence, tower_problem
-from components.connector.vlm import assemble, trained_layer
-from components.models import published
-from components.models.backbone import PublishedBackbone, ResNetBackbone, build, load
+from components.connector.towers import tower_problem
+from components.connector.vlm import assemble
+from components.models.backbone import ResNetBackbone, build
 from tests.connector import tiny
+from tests.connector.towers import timm
 from tests.tolerances import LAYERS_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -45,17 +44,6 @@ def prompts(processor: Any) -> Any:
 
 def pixels(count: int, size: int = 64) -> Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def timm(architecture: str, folder: Path, size: int = 64) -> Path:
-    """Saves a backbone of timm with random weights, for squares of `size` pixels."""
-    torch.manual_seed(0)
-    values = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "input_size": (3, size, size)}
-    config = TimmWrapperConfig(architecture=architecture, pretrained_cfg=values)
-    TimmWrapperModel(config).save_pretrained(folder / "from")
-    resolved = published.resolve({"kind": "published", "from": str(folder / "from")})
-    build(PublishedBackbone(**resolved)).save(folder / "backbone")
-    return folder / "backbone"
 
 
 @torch.no_grad()
@@ -123,7 +111,8 @@ def test_the_image_token_has_a_row_and_is_never_an_answer(llama: Any) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [32, 64, 70, 97, 200])
 def test_there_are_as_many_tokens_as_places(tmp_path: Path, size: int) -> None:
-    model, processor = assemble(timm("test_efficientnet", tmp_path, size), tiny.llm(), tiny.tokenizer())
+    timm("test_efficientnet", size)(tmp_path)
+    model, processor = assemble(tmp_path / "backbone", tiny.llm(), tiny.tokenizer())
     inputs = prompts(processor)
     tower = model.model.vision_tower(inputs["pixel_values"]).last_hidden_state
     assert inputs["pixel_values"].shape[-1] == size
@@ -152,25 +141,6 @@ def test_only_one_layer_changes(tmp_path: Path) -> None:
     assert torch.equal(model.model.multi_modal_projector.linear_2.weight, torch.eye(64))
 
 
-@torch.no_grad()
-def test_a_torchvision_resnet_sees(tmp_path: Path) -> None:
-    build(ResNetBackbone(kind="resnet18", image_size=72)).save(tmp_path)
-    model, processor = assemble(tmp_path, tiny.llm(), tiny.tokenizer())
-    backbone, photos = load(tmp_path).eval(), pixels(2, 72)
-    seen = as_sequence(model.model.vision_tower(backbone.normalize(photos)).last_hidden_state)
-    torch.testing.assert_close(seen, backbone.tokens(photos), atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
-    images = [Image.fromarray(square.permute(1, 2, 0).numpy()) for square in photos]
-    stock = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(stock, backbone.normalize(photos), atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
-
-
-def test_a_map_narrower_than_the_pooled_feature_sees(tmp_path: Path) -> None:
-    """MobileNetV3 widens its features after pooling, and its configuration names that width."""
-    model, _ = assemble(timm("mobilenetv3_small_050", tmp_path), tiny.llm(), tiny.tokenizer())
-    assert load(tmp_path / "backbone").dim == 1024
-    assert trained_layer(model).weight.shape == (64, 288)
-
-
 def test_what_cannot_see_is_told_why(tmp_path: Path) -> None:
     build(ResNetBackbone(kind="resnet18", image_size=64)).save(tmp_path / "small")
     reason = tower_problem(tmp_path / "small")
@@ -180,7 +150,8 @@ def test_what_cannot_see_is_told_why(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="no class of transformers has the first layer"):
         assemble(tmp_path / "small", tiny.llm(), tiny.tokenizer())
-    reason = tower_problem(timm("test_vit", tmp_path, 160))
+    timm("test_vit", 160)(tmp_path)
+    reason = tower_problem(tmp_path / "backbone")
     assert reason is not None
     assert "timm's test_vit gives no map" in reason
     with pytest.raises(ValueError, match="run the pretrain stage first"):
