@@ -49,8 +49,12 @@ class Collator:
     def lengths(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Returns the number of tokens of each example, int64 [N]."""
         prefix = {text: len(self.prefix(text)) for text in set(questions)}
+        return np.array([prefix[text] for text in questions], dtype=np.int64) + self.answer_lengths(answers)
+
+    def answer_lengths(self, answers: Sequence[str]) -> np.ndarray:
+        """Returns the number of tokens of each answer, int64 [N]."""
         suffix = {text: len(self.suffix(text)) for text in set(answers)}
-        return np.array([prefix[q] + suffix[a] for q, a in zip(questions, answers, strict=True)], dtype=np.int64)
+        return np.array([suffix[text] for text in answers], dtype=np.int64)
 
     def pictures(self, photos: np.ndarray) -> np.ndarray:
         """Returns the photo of each row of a batch. photos: int64 [N], the photo of each question."""

@@ -1,8 +1,8 @@
 """The loss of connect: cross entropy of the answer and EOS, by the weights that `unfreeze` left trainable.
 
-PaliGemma, section 3.2 (https://arxiv.org/abs/2407.07726): a loss on the prefix hurts, so it has none. As in big_vision,
-and unlike transformers, the mean is taken over each answer's tokens first and then over the batch, so that a long
-caption counts as much as a "yes".
+PaliGemma, section 3.2 (https://arxiv.org/abs/2407.07726): a loss on the prefix hurts, so it has none. In training all
+tokens of a batch's answers count the same, as in transformers; big_vision takes the mean over each answer first, with
+which captions, and all that is in them, are learned more slowly (benchmarks/eyes.md).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from components.connector.trained import trained_weights
 from components.connector.vlm import trained_layer
 from components.precision import uses_bf16, with_bf16_weights
 from components.training.objective import Objective
+
+NO_INPUTS = ("labels", "owner", "pixels", "weight")  # of the model
 
 
 class Connector(Objective):
@@ -45,8 +47,9 @@ class Connector(Objective):
         self.std: Tensor
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """batch: what Collator returns, and pixels, uint8 [rows, 3, S, S]."""
-        return {"loss": self.losses(batch).mean()}
+        """batch: what Collator returns, pixels, uint8 [rows, 3, S, S], and weight, float32 [questions], or none."""
+        losses = self.losses(batch)
+        return {"loss": (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()}
 
     def losses(self, batch: dict[str, Tensor]) -> Tensor:
         """Returns the mean cross entropy of each answer's tokens, float32 [questions]."""
@@ -54,7 +57,7 @@ class Connector(Objective):
         targets[:, -1] = IGNORE
         is_answer = targets != IGNORE
         vlm = self.vlms[torch.is_autocast_enabled(batch["pixels"].device.type)]
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "owner", "pixels")}
+        inputs = {name: value for name, value in batch.items() if name not in NO_INPUTS}
         if vlm.config.text_config._attn_implementation == "eager" and inputs["attention_mask"].ndim == 4:
             inputs["attention_mask"] = _added(inputs["attention_mask"], vlm.get_input_embeddings().weight.dtype)
         logits = vlm(

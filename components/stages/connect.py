@@ -132,11 +132,15 @@ def loader(
 ) -> Callable[[int], dict[str, Tensor]]:
     """Returns a function from step to the batch of this process; it depends on seed and step only.
 
-    place: (rank, number of processes).
+    A question's weight is the length of its answer, so that the loss is the mean over all tokens of the whole batch,
+    in several processes and micro-batches too. Micro-batches need rows of one question. place: (rank, number of
+    processes).
     """
     rows, texts, answers = (questions[name].to_numpy() for name in ("row", "question", "answer"))
     lengths = collator.lengths(texts.tolist(), answers.tolist())
+    tokens = collator.answer_lengths(answers.tolist())
     groups = rows if collator.packs else np.arange(len(rows))
+    packs = collator.packs and distributed.micro_batches() == 1
     per_epoch, (rank, world_size) = len(questions) // config.batch_size, place
 
     @cache
@@ -144,9 +148,12 @@ def loader(
         return epoch_batches(lengths, groups, config.batch_size, config.seed, number)
 
     def load(step: int) -> dict[str, Tensor]:
-        places = np.array_split(epoch(step // per_epoch)[step % per_epoch], world_size)[rank]
-        batch = collator(texts[places].tolist(), answers[places].tolist(), rows[places])
-        return {**batch, "pixels": squares(collator.pictures(rows[places]))}
+        batch_places = epoch(step // per_epoch)[step % per_epoch]
+        places = np.array_split(batch_places, world_size)[rank]
+        batch = collator(texts[places].tolist(), answers[places].tolist(), rows[places] if packs else None)
+        weight = torch.from_numpy(tokens[places] / tokens[batch_places].mean()).float()
+        pictures = collator.pictures(rows[places]) if packs else rows[places]
+        return {**batch, "weight": weight, "pixels": squares(pictures)}
 
     return load
 

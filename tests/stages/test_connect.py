@@ -15,10 +15,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch.nn.functional import cross_entropy
 
 from components.config import read_section
 from components.connector.answering import load_vlm
-from components.connector.collate import Collator, chat
+from components.connector.collate import Collator, chat, squares_for
+from components.connector.objective import NO_INPUTS, Connector
+from components.connector.packing import IGNORE
 from components.connector.vlm import assemble
 from components.data.photos import Photos
 from components.models.backbone import ResNetBackbone, build
@@ -26,6 +29,8 @@ from components.models.backbone import load as load_backbone
 from components.precision import PRECISION
 from components.stages import connect as module
 from components.stages.connect import ConnectConfig, connect, loader
+from components.training.distributed import MICRO_BATCHES
+from components.training.micro_batches import split
 from components.training.monitor import Run
 from tests.connector import tiny
 from tests.tolerances import LAYERS_FLOAT32
@@ -176,6 +181,33 @@ def test_batches_depend_on_the_step_only_and_are_divided_among_processes(artifac
         parts = [load(step)["pixels"] for load in shared]
         assert torch.equal(torch.cat(parts), batch["pixels"])
         assert batch["pixels"].dtype == torch.uint8
+
+
+@EYES
+def test_the_loss_is_the_mean_over_all_answer_tokens_whatever_divides_the_batch(
+    eyes: str, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process, the mean of two, and of two micro-batches; a CNN's questions are packed in the first two."""
+    photos = Photos(artifacts / "prepare")
+    model, processor = assemble(artifacts / eyes / "backbone", tiny.llm(), tiny.tokenizer())
+    objective, collator = Connector(model, processor), Collator(processor, 64)
+    args = squares_for(processor, photos), photos.questions("train"), collator, config(artifacts)
+    load = loader(*args, (0, 1))
+    step = next(step for step in range(18) if load(step)["weight"].std() > 0.1)  # where answers differ in length
+    whole = load(step)
+    targets = whole["labels"][:, 1:]
+    with torch.no_grad():
+        inputs = {name: whole[name] for name in whole if name not in NO_INPUTS}
+        pixels = (whole["pixels"] - objective.mean) / objective.std
+        logits = model(**inputs, pixel_values=pixels).logits[:, :-1]
+        expected = cross_entropy(logits[targets != IGNORE], targets[targets != IGNORE])
+        answers = [len(losses) for losses in (objective.losses(whole), whole["weight"])]
+        assert answers == [8, 8]
+        shares = [objective(loader(*args, (rank, 2))(step))["loss"] for rank in range(2)]
+        monkeypatch.setenv(MICRO_BATCHES, "2")
+        halves = [objective(half)["loss"] for half in split(loader(*args, (0, 1))(step), 2)]
+    for losses in ([objective(whole)["loss"]], shares, halves):
+        torch.testing.assert_close(torch.stack(losses).mean(), expected, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
 
 
 def test_without_questions_connect_skips_and_says_why(artifacts: Path, tmp_path: Path) -> None:
