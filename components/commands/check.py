@@ -146,6 +146,11 @@ def _language_model(listed: list[str], pretrain: dict[str, Any], size: DataSize,
     backbone = configure(config.method, pretrain, size).backbone
     if isinstance(backbone, ResNetBackbone) and backbone.image_size <= SMALL_IMAGE:
         return []  # connect is skipped
+    if config.image_size and not isinstance(backbone, ResNetBackbone) and backbone.patch_size > 1:
+        raise ValueError(
+            f"{path}, section connect: image_size is for CNNs only, and the backbone of {config.method} is a "
+            "transformer; leave it out"
+        )
     try:
         location, _ = locate_llm(config.llm)
     except ValueError as error:

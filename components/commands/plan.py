@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from components.commands.photo_folder import PhotoFolder
 from components.commands.speed import Machine, Speed
+from components.stages.connect import WARM_START_PHOTOS
 
 STRIDE = 32  # pixels of a photo for each of the network's tokens
 METHOD = "distill"  # to go on with: the same weights, which see the photos larger, are the teacher
@@ -16,7 +17,6 @@ QUESTIONS_SEEN = {"cpu": 5_000, "gpu": 20_000}  # by the language model, at most
 REPEATS = 20  # of a question, at most
 MEASURED = {"cpu": 1, "gpu": 5}  # times that the features are compared with the start's; 1: at the end
 PICTURES = {"cpu": 100, "gpu": 400}  # test photos to answer questions about
-WARM_START = 2048  # photos from which connect computes its first projector
 PROMPT = 14  # tokens of a question, its template and the end of its answer
 USED = 0.9  # of the minutes; the rest is for what was not measured
 
@@ -63,7 +63,7 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
         "report": start,
     }
     if folder.questions:  # its language model is read, its projector computed
-        seconds["connect"] += start + min(WARM_START, folder.train) * speed.forward
+        seconds["connect"] += start + min(WARM_START_PHOTOS, folder.train) * speed.forward
     left = USED * 60 * minutes - sum(seconds.values())
 
     measured = MEASURED[device]

@@ -15,27 +15,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from components.connector.packing import IGNORE, first_of_each, pack
 from components.connector.towers import image_size
 from components.data.photos import Photos
 
 Squares = Callable[[np.ndarray], Tensor]  # row numbers -> uint8 [B, 3, S, S]
-IGNORE = -100
 BUCKET = 8  # tokens; lengths within one bucket count as equal
 BLACK = Image.new("RGB", (8, 8))
 WINDOW = 16  # batches; examples are sorted by length within a window
 
 
 class Collator:
-    """Makes tensors of questions and answers, one example a row, padded on the right.
-
-    Examples are not packed into one row, because PaliGemma's mask lets all prefixes of a row attend to each other.
-    """
+    """Makes tensors of questions and answers, padded on the right: one row a question, or one row a photo (`pack`)."""
 
     def __init__(self, processor: Any, answer_tokens: int) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.answer_tokens = answer_tokens
         self.prefix = cache(self._prefix)
         self.has_prefix_mask = "token_type_ids" in processor.model_input_names
+        self.packs = not self.has_prefix_mask
 
     def _prefix(self, question: str) -> list[int]:
         """Returns the tokens of the prompt, as the stock processor builds it about an image, here a black one."""
@@ -54,12 +52,23 @@ class Collator:
         suffix = {text: len(self.suffix(text)) for text in set(answers)}
         return np.array([prefix[q] + suffix[a] for q, a in zip(questions, answers, strict=True)], dtype=np.int64)
 
-    def __call__(self, questions: Iterable[str], answers: Iterable[str]) -> dict[str, Tensor]:
+    def pictures(self, photos: np.ndarray) -> np.ndarray:
+        """Returns the photo of each row of a batch. photos: int64 [N], the photo of each question."""
+        return photos[first_of_each(photos)] if self.packs else photos
+
+    def __call__(
+        self, questions: Iterable[str], answers: Iterable[str], photos: np.ndarray | None = None
+    ) -> dict[str, Tensor]:
         """Returns input_ids, attention_mask and labels, int64 [B, L]; labels are IGNORE but for the answer and EOS.
 
         For a model whose prompt attends to all of itself also token_type_ids: 0 = prefix, 1 = suffix and padding.
+        photos: the photo of each question, those of one photo together; then a model with a causal prompt gets what
+        `pack` returns, and the rows are the `pictures`.
         """
         pairs = [(self.prefix(q), self.suffix(a)) for q, a in zip(questions, answers, strict=True)]
+        if photos is not None and self.packs:
+            shared = len(pairs[0][0]) - pairs[0][0][::-1].index(self.processor.image_token_id)
+            return pack(pairs, photos, shared, self.tokenizer.pad_token_id)
         shape = len(pairs), max(len(prefix) + len(suffix) for prefix, suffix in pairs)
         ids = torch.full(shape, self.tokenizer.pad_token_id)
         mask, token_types, labels = torch.zeros_like(ids), torch.ones_like(ids), torch.full(shape, IGNORE)
@@ -78,15 +87,19 @@ def chat(question: str, image: Image.Image) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
 
 
-def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_batches(lengths: np.ndarray, groups: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the example numbers of one epoch, int64 [batches, batch_size], shuffled, similar lengths in one batch.
 
-    Padding costs as much as any other token, and a caption is about as long as six answers.
+    Padding costs as much as any other token, and a caption is about as long as six answers. lengths, groups: int64
+    [N]; examples of one group stand together, as those of a photo whose questions are packed.
     """
     r = np.random.default_rng((seed, epoch))
-    shuffled = r.permutation(len(lengths))[: len(lengths) // batch_size * batch_size]
+    _, group = np.unique(groups, return_inverse=True)
+    length = np.bincount(group, lengths)[group] // BUCKET
+    order = r.permutation(group.max() + 1)[group]
+    shuffled = np.argsort(order, kind="stable")[: len(lengths) // batch_size * batch_size]
     windows = np.array_split(shuffled, range(batch_size * WINDOW, len(shuffled), batch_size * WINDOW))
-    sorted_windows = [window[np.argsort(lengths[window] // BUCKET, kind="stable")] for window in windows]
+    sorted_windows = [window[np.argsort(length[window], kind="stable")] for window in windows]
     return r.permutation(np.concatenate(sorted_windows).reshape(-1, batch_size))
 
 

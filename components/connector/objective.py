@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from components.connector.collate import IGNORE
+from components.connector.packing import IGNORE
 from components.connector.trained import trained_weights
 from components.connector.vlm import trained_layer
 from components.precision import uses_bf16, with_bf16_weights
@@ -45,20 +45,30 @@ class Connector(Objective):
         self.std: Tensor
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """batch: what Collator returns, and pixels, uint8 [B, 3, S, S]."""
+        """batch: what Collator returns, and pixels, uint8 [rows, 3, S, S]."""
         return {"loss": self.losses(batch).mean()}
 
     def losses(self, batch: dict[str, Tensor]) -> Tensor:
-        """Returns the mean cross entropy of each answer's tokens, float32 [B]."""
+        """Returns the mean cross entropy of each answer's tokens, float32 [questions]."""
         targets = batch["labels"].roll(-1, 1)  # [B, L], the next token of each place; the last has none
         targets[:, -1] = IGNORE
         is_answer = targets != IGNORE
-        logits = self.vlms[torch.is_autocast_enabled(batch["pixels"].device.type)](
-            **{name: value for name, value in batch.items() if name not in ("labels", "pixels")},
+        vlm = self.vlms[torch.is_autocast_enabled(batch["pixels"].device.type)]
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "owner", "pixels")}
+        if vlm.config.text_config._attn_implementation == "eager" and inputs["attention_mask"].ndim == 4:
+            inputs["attention_mask"] = _added(inputs["attention_mask"], vlm.get_input_embeddings().weight.dtype)
+        logits = vlm(
+            **inputs,
             pixel_values=(batch["pixels"] - self.mean) / self.std,
             logits_to_keep=is_answer,  # 49,152 logits a place are computed only where there is an answer
             use_cache=False,
         ).logits  # [K, V]
         losses = cross_entropy(logits.float(), targets[is_answer], reduction="none")  # [K]
-        row = is_answer.nonzero()[:, 0]
-        return losses.new_zeros(len(is_answer)).index_add(0, row, losses) / is_answer.sum(1)
+        number = batch["owner"][is_answer] if "owner" in batch else is_answer.nonzero()[:, 0]  # of the question
+        tokens = number.bincount()
+        return losses.new_zeros(len(tokens)).index_add(0, number, losses) / tokens
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns what eager attention adds to its scores. mask: bool, True where attention is allowed."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -21,6 +21,7 @@ from components.models.resnet import SMALL_IMAGE
 # the model_type of a saved backbone that gives a sequence; the others are saved as their vision towers
 SEQUENCES = tuple(kind for kind in FAMILIES if kind not in ("vit_mae", "siglip", "clip"))
 TOWERS = (*SEQUENCES, TIMM, *RESNETS)
+FEWEST_PLACES = 16  # of a CNN's map; with 4 the language model hardly sees what is where (benchmarks/eyes.md)
 
 
 def tower_problem(backbone: Path) -> str | None:
@@ -80,6 +81,34 @@ def image_size(images: Any) -> int:
     """Returns the side in pixels of the squares that an image processor makes."""
     side: int = (images.crop_size if images.do_center_crop else images.size)["height"]
     return side
+
+
+def square_size(backbone: Path) -> int | None:
+    """Returns the pixels of squares for which a CNN's map has FEWEST_PLACES: the backbone's, doubled where it has less.
+
+    None for a transformer, which sees squares of one size.
+    """
+    tower = read_tower(backbone)
+    if not isinstance(tower, TimmWrapperModel):
+        return None
+    size: int = tower.config.pretrained_cfg["input_size"][-1]
+    while features_of(tower, size).shape[2:].numel() < FEWEST_PLACES:
+        size *= 2
+    return size
+
+
+def resize(tower: Any, images: Any, size: int) -> None:
+    """Lets a CNN and its image processor see squares of `size` pixels. Raises ValueError for any other tower."""
+    if not isinstance(tower, TimmWrapperModel):
+        raise ValueError(
+            f"connect.image_size: {size}: only a CNN sees squares of another size than it was trained on, and this "
+            f"backbone is a {tower.config.model_type}; leave image_size out, or set it for the backbone in pretrain"
+        )
+    tower.config.pretrained_cfg = {**tower.config.pretrained_cfg, "input_size": [3, size, size]}
+    if images.do_center_crop:
+        images.size, images.crop_size = {"shortest_edge": size}, {"height": size, "width": size}
+    else:
+        images.size = {"height": size, "width": size}
 
 
 def as_sequence(features: Tensor) -> Tensor:

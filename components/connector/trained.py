@@ -17,7 +17,7 @@ from components.config import Strict
 
 Trained = Literal["projector", "lora", "all"]
 # the language model's peak rates. lora: measured (benchmarks/eyes.md); all: between PaliGemma's and nanoVLM's
-RATES: dict[Trained, float] = {"projector": 0.0, "lora": 1e-3, "all": 5e-5}
+RATES: dict[Trained, float] = {"projector": 0.0, "lora": 2e-3, "all": 5e-5}
 
 
 class LoRA(Strict):

@@ -14,24 +14,27 @@ from transformers import GenerationConfig
 from transformers.models.vit import ViTImageProcessor
 
 from components.connector import fast_vlm, paligemma
-from components.connector.towers import features_of, image_size, read_tower, tower_problem
+from components.connector.towers import features_of, image_size, read_tower, resize, tower_problem
 
 # by the dimensions of the tower's features: [B, N, D] or [B, D, h, w]
 CLASSES = {3: paligemma, 4: fast_vlm}
 MAX_NEW_TOKENS = 64  # transformers' default includes the prompt, which the image alone would fill
 
 
-def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0) -> tuple[Any, Any]:
+def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0, size: int | None = None) -> tuple[Any, Any]:
     """Returns a model, frozen except for one new linear layer of its projector, and its processor.
 
     backbone: a folder that Backbone.save wrote. llm, tokenizer: from load_llm; the tokenizer is changed in place.
+    size: pixels of the squares that a CNN sees; None: the backbone's.
     Weights are copied into a new model, because a model that was read from GGUF cannot be saved.
-    Raises ValueError if the backbone cannot be a tower, or if the tokenizer has no end-of-text token.
+    Raises ValueError if the backbone cannot be a tower (of this size), or if the tokenizer has no end-of-text token.
     """
     if problem := tower_problem(backbone):
         raise ValueError(problem)
     tower = read_tower(backbone)
     images: Any = ViTImageProcessor.from_pretrained(backbone)
+    if size:
+        resize(tower, images, size)
     features = features_of(tower, image_size(images))
     stock = CLASSES[features.ndim]
     _complete(tokenizer)

@@ -63,11 +63,14 @@ def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str
         part = questions[place]
         images = [Image.fromarray(photos[row].permute(1, 2, 0).numpy()) for row in part["row"]]
         answers += generate_answers(vlm, processor, images, part["question"].to_list(), config.max_new_tokens)
-        batch, pixels = collator(part["question"], part["expected"]), squares(rows[place])
-        losses["right"][place] = answer_losses(objective, batch, pixels)
-        losses["blank"][place] = answer_losses(objective, batch, torch.full_like(pixels, GRAY))
+    order = np.argsort(rows, kind="stable") if collator.packs else np.arange(len(rows))
+    for some in (order[place] for place in _batches(len(order), config.batch_size)):
+        batch = collator(questions["question"][some], questions["expected"][some], rows[some])
+        pixels = squares(collator.pictures(rows[some]))
+        losses["right"][some] = answer_losses(objective, batch, pixels)
+        losses["blank"][some] = answer_losses(objective, batch, torch.full_like(pixels, GRAY))
         if other is not None:
-            losses["shuffled"][place] = answer_losses(objective, batch, squares(other[place]))
+            losses["shuffled"][some] = answer_losses(objective, batch, squares(collator.pictures(other[some])))
     lines = questions.with_columns(answer=pl.Series(answers, dtype=pl.String)).with_columns(
         correct=pl.struct("answer", "expected").map_elements(_correct, return_dtype=pl.Boolean)
     )

@@ -19,7 +19,7 @@ from components.connector.collate import Collator, Squares, epoch_batches, squar
 from components.connector.llm import load_llm, model_digests
 from components.connector.objective import Connector
 from components.connector.scoring import derangement
-from components.connector.towers import tower_problem
+from components.connector.towers import square_size, tower_problem
 from components.connector.trained import RATES, LoRA, Trained, merge, unfreeze
 from components.connector.vlm import assemble
 from components.connector.warm_start import warm_start
@@ -34,7 +34,7 @@ from components.training.monitor import Run
 
 REFERENCE_BATCH = 256  # optim.build scales rates from it; passed as the batch size, it leaves lr as configured
 LOSS_LINES = 5  # last lines of the log whose mean is the final training loss
-WARM_START_PHOTOS = 2048
+WARM_START_PHOTOS = 1024
 VALIDATION_QUESTIONS = 32
 
 
@@ -51,6 +51,7 @@ class ConnectConfig(Strict):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     seed: Seed = 0
+    image_size: int | None = Field(None, ge=32)  # pixels of the squares that a CNN sees; None: `square_size`
     answer_tokens: int = Field(64, ge=2)  # longer answers are cut
     trained: Trained = "lora"
     lora: LoRA = LoRA()
@@ -75,7 +76,8 @@ def connect(config: ConnectConfig, backbone: Path, data: Path, out: Path) -> dic
         raise ValueError(f"batch_size {config.batch_size} is not a multiple of the {acc.num_processes} processes")
     if len(questions) < config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} is larger than the {len(questions)} training questions")
-    vlm, processor = assemble(backbone / "backbone", *load_llm(config.llm), seed=config.seed)
+    size = config.image_size or square_size(backbone / "backbone")
+    vlm, processor = assemble(backbone / "backbone", *load_llm(config.llm), config.seed, size)
     adapter = unfreeze(vlm, config.trained, config.lora, config.seed)
     objective = Connector(vlm.to(acc.device), processor)
     collator = Collator(processor, config.answer_tokens)
@@ -134,16 +136,17 @@ def loader(
     """
     rows, texts, answers = (questions[name].to_numpy() for name in ("row", "question", "answer"))
     lengths = collator.lengths(texts.tolist(), answers.tolist())
+    groups = rows if collator.packs else np.arange(len(rows))
     per_epoch, (rank, world_size) = len(questions) // config.batch_size, place
 
     @cache
     def epoch(number: int) -> np.ndarray:
-        return epoch_batches(lengths, config.batch_size, config.seed, number)
+        return epoch_batches(lengths, groups, config.batch_size, config.seed, number)
 
     def load(step: int) -> dict[str, Tensor]:
-        places = epoch(step // per_epoch)[step % per_epoch][rank::world_size]
-        batch = collator(texts[places].tolist(), answers[places].tolist())
-        return {**batch, "pixels": squares(rows[places])}
+        places = np.array_split(epoch(step // per_epoch)[step % per_epoch], world_size)[rank]
+        batch = collator(texts[places].tolist(), answers[places].tolist(), rows[places])
+        return {**batch, "pixels": squares(collator.pictures(rows[places]))}
 
     return load
 

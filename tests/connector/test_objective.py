@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from components.connector.answering import generate_answers
-from components.connector.collate import IGNORE, Collator
+from components.connector.collate import Collator
 from components.connector.objective import Connector
+from components.connector.packing import IGNORE
 from components.precision import PRECISION
 from tests.connector import tiny
 from tests.tolerances import FLOAT32, LAYERS_FLOAT32

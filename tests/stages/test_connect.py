@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from components.config import read_section
 from components.connector.answering import load_vlm
-from components.connector.collate import Collator
+from components.connector.collate import Collator, chat
 from components.connector.vlm import assemble
 from components.data.photos import Photos
 from components.models.backbone import ResNetBackbone, build
@@ -173,7 +174,7 @@ def test_batches_depend_on_the_step_only_and_are_divided_among_processes(artifac
         batch, other = single(step), repeated(step)
         assert all(torch.equal(batch[name], other[name]) for name in batch)
         parts = [load(step)["pixels"] for load in shared]
-        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), batch["pixels"])
+        assert torch.equal(torch.cat(parts), batch["pixels"])
         assert batch["pixels"].dtype == torch.uint8
 
 
@@ -192,6 +193,28 @@ def test_with_a_resnet_connect_skips_and_says_why(artifacts: Path, tmp_path: Pat
     assert "first layer of a resnet18 for images of at most 64 pixels" in metrics["skipped"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "metrics.json"}
+
+
+@pytest.mark.parametrize(("size", "pixels", "places"), [(96, 96, 3 * 3), (None, 128, 4 * 4)])
+def test_a_cnn_sees_squares_of_the_size_in_the_settings_or_with_sixteen_places(
+    size: int | None, pixels: int, places: int, artifacts: Path, tmp_path: Path
+) -> None:
+    settings = config(artifacts, steps=1, image_size=size)
+    connect(settings, artifacts / "published", artifacts / "prepare", tmp_path)
+    model, processor = load_vlm(tmp_path / "model")
+    assert Collator(processor, 8).prefix(tiny.COLOR).count(processor.image_token_id) == places  # 2 x 2 at 64 pixels
+    image = Image.new("RGB", (20, 30))
+    inputs = processor.apply_chat_template(
+        [chat(tiny.COLOR, image)], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert inputs["pixel_values"].shape == (1, 3, pixels, pixels)
+    with torch.no_grad():
+        assert model(**inputs).logits.isfinite().all()
+
+
+def test_a_transformer_sees_squares_of_one_size(artifacts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"image_size: 96: only a CNN .* this backbone is a vit"):
+        connect(config(artifacts, image_size=96), artifacts / "simclr", artifacts / "prepare", tmp_path)
 
 
 def test_fewer_questions_than_a_batch_are_refused(artifacts: Path, tmp_path: Path) -> None:
