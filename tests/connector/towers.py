@@ -74,8 +74,8 @@ def set_statistics(model: torch.nn.Module, size: int) -> None:
     model.eval()
 
 
-# Every class of tower has a row with all modes. The others are saved as such a tower, or are one of timm's many CNNs,
-# which transformers holds in one class.
+# Every class of tower has a row with all modes. The others are saved as such a tower, or are CNNs beside EfficientNet,
+# all of which transformers holds in one class.
 TOWERS: dict[str, Tower] = {
     "selfsight's vit": Tower(tiny.backbone, 1 + 4, tied=True),
     "vit": Tower(family("vit"), 1 + 16, tied=False),
@@ -94,7 +94,7 @@ TOWERS: dict[str, Tower] = {
     "timm's ResNet-10": Tower(family("timm_wrapper"), 4 * 4, tied=False, modes=("lora",)),
     # whose features are widened from 288 to 1,024 after pooling
     "timm's MobileNetV3": Tower(timm("mobilenetv3_small_050"), 4 * 4, tied=True, modes=("projector",)),
-    "timm's ConvNeXt": Tower(timm("test_convnext"), 4 * 4, tied=True, modes=("all",)),
-    "resnet18": Tower(resnet("resnet18"), 3 * 3, tied=False, image_size=72),
+    "timm's ConvNeXt": Tower(timm("test_convnext"), 4 * 4, tied=False, modes=("all",)),
+    "resnet18": Tower(resnet("resnet18"), 3 * 3, tied=False, modes=("projector",), image_size=72),
     "resnet50": Tower(resnet("resnet50"), 3 * 3, tied=True, modes=("lora",), image_size=72),
 }
