@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import pipeline
 
-TOKENS = 4
+TOKENS = 3
 LOGITS = "stock.safetensors"  # where the logits are saved, beside the model
 IMAGE = ("image_seq_length", "image_token", "image_token_id", "patch_size", "num_additional_image_tokens")
 

@@ -62,9 +62,9 @@ def connect(tower: Tower, mode: Trained, name: str, folder: Path) -> tuple[Any, 
 
     stage_assemble = stage.assemble
     llm = folder / ("llm-tied" if tower.tied else "llm-untied")
-    backbone = folder / name / "backbone"
-    size = load(backbone).config.image_size if towers.square_size(backbone) else None  # no CNN's is enlarged
-    settings = stage.ConnectConfig(method="any", llm=str(llm), steps=2, batch_size=4, trained=mode, image_size=size)
+    settings = stage.ConnectConfig(
+        method="any", llm=str(llm), steps=2, batch_size=4, trained=mode, image_size=tower.image_size
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "assemble", assemble)
         stage.connect(settings, folder / name, folder / "prepare", folder / name / mode)

@@ -25,6 +25,7 @@ class Tower:
     tokens: int  # counted by hand: patches or places, and tokens before them
     tied: bool  # whether the language model's head has the weights of its embedding
     modes: tuple[Trained, ...] = MODES
+    image_size: int | None = None  # of connect; None: its choice, for the small CNNs here twice or four times their own
 
 
 def keep(folder: Path) -> None:
@@ -73,8 +74,8 @@ def set_statistics(model: torch.nn.Module, size: int) -> None:
     model.eval()
 
 
-# Every class of tower has a row with all modes. The others are saved as such a tower, or are one of timm's many CNNs,
-# which transformers holds in one class.
+# Every class of tower has a row with all modes. The others are saved as such a tower, or are CNNs beside EfficientNet,
+# all of which transformers holds in one class.
 TOWERS: dict[str, Tower] = {
     "selfsight's vit": Tower(tiny.backbone, 1 + 4, tied=True),
     "vit": Tower(family("vit"), 1 + 16, tied=False),
@@ -88,11 +89,12 @@ TOWERS: dict[str, Tower] = {
     "clip": Tower(family("clip"), 1 + 16, tied=True, modes=("lora",)),
     "clip_vision_model": Tower(family("clip_vision_model"), 1 + 16, tied=False),
     "ijepa": Tower(family("ijepa"), 16, tied=True),
-    "timm's EfficientNet-Lite0": Tower(timm("tf_efficientnet_lite0", 70), 3 * 3, tied=True),  # padded: ⌈70 / 32⌉ = 3
-    "timm's ResNet-10": Tower(family("timm_wrapper"), 1, tied=False, modes=("lora",)),
+    # places are rounded up: ⌈70 / 32⌉ = ⌈72 / 32⌉ = 3
+    "timm's EfficientNet-Lite0": Tower(timm("tf_efficientnet_lite0", 70), 3 * 3, tied=True, image_size=70),
+    "timm's ResNet-10": Tower(family("timm_wrapper"), 4 * 4, tied=False, modes=("lora",)),
     # whose features are widened from 288 to 1,024 after pooling
-    "timm's MobileNetV3": Tower(timm("mobilenetv3_small_050"), 2 * 2, tied=True, modes=("projector",)),
-    "timm's ConvNeXt": Tower(timm("test_convnext"), 2 * 2, tied=True, modes=("all",)),
-    "resnet18": Tower(resnet("resnet18"), 3 * 3, tied=False),  # ⌈72 / 32⌉ = 3
-    "resnet50": Tower(resnet("resnet50"), 3 * 3, tied=True, modes=("lora",)),
+    "timm's MobileNetV3": Tower(timm("mobilenetv3_small_050"), 4 * 4, tied=True, modes=("projector",)),
+    "timm's ConvNeXt": Tower(timm("test_convnext"), 4 * 4, tied=False, modes=("all",)),
+    "resnet18": Tower(resnet("resnet18"), 3 * 3, tied=False, modes=("projector",), image_size=72),
+    "resnet50": Tower(resnet("resnet50"), 3 * 3, tied=True, modes=("lora",), image_size=72),
 }
