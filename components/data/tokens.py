@@ -22,7 +22,7 @@ from components.data.photos import Photos
 from components.data.texts import captions_or_class_names
 
 SPECIAL = ("<start>", "<end>")
-END = 1  # the id of <end>, which also fills the rest of a row
+START, END = 0, 1  # their ids; <end> also fills the rest of a row
 FEWEST = 256 + len(SPECIAL)  # tokens: the bytes
 
 

@@ -19,7 +19,7 @@ from components import ranks
 from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
 from components.data.photos import Photos
-from components.data.tokens import END, FEWEST, Tokens, tokenized_texts
+from components.data.tokens import END, FEWEST, START, Tokens, tokenized_texts
 from components.methods.losses import l2_normalize, without_autocast
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
@@ -87,6 +87,7 @@ class CLIP(Method):
                 num_hidden_layers=config.text_depth,
                 num_attention_heads=config.text_heads,
                 max_position_embeddings=config.context_length,
+                bos_token_id=START,
                 eos_token_id=END,
                 pad_token_id=END,
             )
@@ -105,7 +106,7 @@ class CLIP(Method):
         photos = self.visual_projection(self.backbone(pixels))  # [B, dim]
         texts = self.text_projection(self.text_model(input_ids=tokens).pooler_output)  # [B, dim]
         scale = self.log_scale.exp()
-        loss, accuracy = symmetric_cross_entropy(photos, texts, tokens, scale)
+        loss, accuracy = symmetric_cross_entropy(photos, texts, scale)
         return {"loss": loss, "accuracy": accuracy, "scale": scale}
 
     @torch.no_grad()
@@ -117,17 +118,18 @@ class CLIP(Method):
 
 
 @without_autocast
-def symmetric_cross_entropy(photos: Tensor, texts: Tensor, tokens: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the loss, and how often a photo's nearest text is its own: ([], []).
+def symmetric_cross_entropy(photos: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the loss, and how often no text is nearer to a photo than its own: ([], []).
 
-    photos, texts: [B, D] on each rank; tokens of the texts: [B, L]; scale of the cosines: []. Figure 3 of the paper,
-    where row and column of a pair are its label. Here every equal text is as good: the target is spread over them.
+    photos, texts: [B, D] on each rank; scale of the cosines: []. Figure 3 of the paper, over the pairs of all ranks.
+
+    Photos with equal texts need no care. Such texts have equal vectors at every step, so their logits are equal, and
+    loss and gradients are those of a target that is spread over all of them.
     """
     photos, texts = l2_normalize(photos), l2_normalize(texts)
-    everyone = ranks.gather(tokens)
-    matches = torch.cdist(tokens.float(), everyone.float(), p=0) == 0  # [B, W·B]: no token differs
-    targets = matches.to(photos.dtype) / matches.sum(1, keepdim=True)
-    per_photo, per_text = scale * photos @ ranks.gather(texts).T, scale * texts @ ranks.gather(photos).T
-    loss = (cross_entropy(per_photo, targets) + cross_entropy(per_text, targets)) / 2
-    correct = matches.gather(1, per_photo.argmax(1, keepdim=True))
-    return loss, correct.float().mean()
+    per_photo, per_text = scale * photos @ ranks.gather(texts).T, scale * texts @ ranks.gather(photos).T  # [B, W·B]
+    own = torch.arange(len(photos), device=photos.device) + ranks.rank() * len(photos)
+    loss = (cross_entropy(per_photo, own) + cross_entropy(per_text, own)) / 2
+    logits = per_photo.detach()
+    nearest = logits.gather(1, own[:, None]) >= logits.amax(1, keepdim=True) - 1e-3  # equal ones may be rounded apart
+    return loss, nearest.float().mean()
