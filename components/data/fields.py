@@ -55,7 +55,8 @@ class Field(ABC):
     """One tensor of a batch, with the photos along its first axis."""
 
     dtype: ClassVar[torch.dtype]
-    needs_labels: ClassVar[bool] = False  # if so, the method is trained on labeled photos only
+    shows_labels: ClassVar[bool] = False  # if so, features fit the training photos' labels better than other photos'
+    files: ClassVar[tuple[str, ...]] = ()  # of the prepared folder, beside its index and pixels, that the field reads
 
     @property
     @abstractmethod
@@ -65,6 +66,10 @@ class Field(ABC):
     @abstractmethod
     def make(self, source: BatchSource, position: int) -> Tensor:
         """Returns `dtype` [B, *shape]; `position` is the field's place in the batch, which its random numbers use."""
+
+    def usable(self, photos: Photos, rows: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """Returns those of the rows that have what the field is made from; the method is trained on these only."""
+        return rows
 
     def empty(self, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
         """Returns an uninitialized tensor of the field's dtype and shape [batch_size, *shape]."""
@@ -95,11 +100,14 @@ class Labels(Field):
     """The class of each photo, as an index into `Photos.classes`."""
 
     dtype = torch.int64
-    needs_labels = True
+    shows_labels = True
 
     @property
     def shape(self) -> tuple[int, ...]:
         return ()
+
+    def usable(self, photos: Photos, rows: np.ndarray) -> np.ndarray:
+        return rows[photos.labels(rows).numpy() >= 0]
 
     def make(self, source: BatchSource, position: int) -> Tensor:  # noqa: ARG002
         return source.photos.labels(source.rows)

@@ -1,7 +1,8 @@
-"""All methods of learning without labels, and one with labels. To add one, write its file and add its line here."""
+"""All methods: without labels, and two with labels or captions. To add one, write its file and add its line here."""
 
 from components.methods.barlowtwins import BarlowTwins, BarlowTwinsConfig
 from components.methods.byol import BYOL, BYOLConfig
+from components.methods.clip import CLIP, CLIPConfig
 from components.methods.contextprediction import ContextPrediction, ContextPredictionConfig
 from components.methods.diet import DIET, DIETConfig
 from components.methods.dino import DINO, DINOConfig
@@ -44,6 +45,7 @@ METHODS: dict[str, Recipe] = {
     "lejepa": Recipe(LeJEPA, LeJEPAConfig),
     "diet": Recipe(DIET, DIETConfig),
     "distill": Recipe(Distill, DistillConfig),
+    "clip": Recipe(CLIP, CLIPConfig),
     "supervised": Recipe(Supervised, SupervisedConfig),
     "published": Recipe(AsPublished, AsPublishedConfig),
 }

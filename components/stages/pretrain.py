@@ -1,4 +1,4 @@
-"""Stage: trains a backbone on photos, without labels."""
+"""Stage: trains a backbone on photos, by most methods without labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from components.methods import METHODS, Method
 from components.models.backbone import Backbone, PublishedBackbone, build
 from components.source_files import digest, weight_digests
 from components.stages.exit_code import exit_code
-from components.stages.pretrain_config import PretrainConfig, configure_for, needs_labels, resolve, training_rows
+from components.stages.pretrain_config import PretrainConfig, configure_for, fields, resolve, training_rows
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
@@ -51,8 +51,7 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
     """Build what `fit` needs. Raises ValueError if method, settings and photos do not fit together."""
     photos, recipe = Photos(data), METHODS[config.method]
     config = resolve(config, photos, acc.num_processes)
-    fields = recipe.method.views(config.settings, config.backbone.image_size)
-    rows = training_rows(config, photos)
+    batch_fields, rows = fields(config), training_rows(config, photos)
     per_epoch, share = len(rows) // config.batch_size, config.batch_size // acc.num_processes
 
     @lru_cache(maxsize=1)  # a permutation of all rows once an epoch, not once a step
@@ -62,7 +61,7 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
     def load(step: int) -> list[torch.Tensor]:
         epoch, place = divmod(step, per_epoch)
         start = place * config.batch_size + acc.process_index * share
-        return make_batch(photos, order(epoch)[start : start + share], fields, config.seed, epoch, acc.device)
+        return make_batch(photos, order(epoch)[start : start + share], batch_fields, config.seed, epoch, acc.device)
 
     if (side := int(photos.shapes[rows].min())) < config.backbone.image_size:
         acc.print(
@@ -92,7 +91,8 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
         return
     run_setup = setup(config, data, acc)
     config, method, per_epoch = run_setup.config, run_setup.method, run_setup.per_epoch
-    inputs = (config.model_dump(mode="json"), digest(data / "manifest.parquet"), start_digests(config))
+    files = sorted({"manifest.parquet", *(name for field in fields(config) for name in field.files)})
+    inputs = (config.model_dump(mode="json"), *(digest(data / name) for name in files), start_digests(config))
     state = scratch("pretrain", *inputs, modules=METHODS[config.method].modules)
     length: dict[str, Any] = {
         "steps": config.epochs * per_epoch,
@@ -123,7 +123,8 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
 
 
 def _snapshots(config: PretrainConfig, folder: Path, photos: Photos) -> Snapshots:
-    return Snapshots(folder, photos, config.seed, ("val",) if needs_labels(config) else ("train", "val"))
+    shows_labels = any(field.shows_labels for field in fields(config))
+    return Snapshots(folder, photos, config.seed, ("val",) if shows_labels else ("train", "val"))
 
 
 def _untrained(config: PretrainConfig, data: Path) -> Backbone:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, SerializeAsAny
 
 from components.config import AUTO, InvalidError, Seed, Strict, fill_auto, known_names, parse, settings
+from components.data.fields import Field as BatchField
 from components.data.photos import Photos
 from components.methods import METHODS, MethodConfig, auto
 from components.models import published
@@ -70,8 +71,8 @@ def configure_for(method: str, params: dict[str, Any], photos: Photos) -> Pretra
     """Returns `configure` with `auto` computed from the photos that the method trains on."""
     rows = photos.rows("train")
     config = configure(method, params, DataSize.of(photos, rows))
-    labeled = training_rows(config, photos)
-    return config if len(labeled) == len(rows) else configure(method, params, DataSize.of(photos, labeled))
+    usable = training_rows(config, photos)
+    return config if len(usable) == len(rows) else configure(method, params, DataSize.of(photos, usable))
 
 
 def _without_auto(
@@ -119,14 +120,17 @@ class DataSize:
 
 
 def training_rows(config: PretrainConfig, photos: Photos) -> np.ndarray:
-    """Returns the rows that the method trains on: all of the train split, or those with a label where it needs them."""
-    return photos.rows("train", labeled=needs_labels(config))
+    """Returns the rows that the method trains on: the train split's, if need be with a label or text only."""
+    rows = photos.rows("train")
+    for field in fields(config):
+        rows = field.usable(photos, rows)
+    return rows
 
 
-def needs_labels(config: PretrainConfig) -> bool:
-    """Returns True if a field of the method's batch is the photos' labels."""
-    fields = METHODS[config.method].method.views(config.settings, config.backbone.image_size)
-    return any(field.needs_labels for field in fields)
+def fields(config: PretrainConfig) -> Sequence[BatchField]:
+    """Returns the fields of the method's batch."""
+    views: Sequence[BatchField] = METHODS[config.method].method.views(config.settings, config.backbone.image_size)
+    return views
 
 
 def resolve(config: PretrainConfig, photos: Photos, world_size: int) -> PretrainConfig:

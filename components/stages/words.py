@@ -19,8 +19,8 @@ from components.config import Seed, Strict, read_section, write_config
 from components.connector.dual_encoder import Batch, DualEncoder, as_stock, pooling_problem, stock_tower
 from components.connector.llm import load_llm, model_digests
 from components.connector.text_encoder import build_encoder, text_tokenizer, tokenize, word_vectors
-from components.connector.texts import captions, class_text, training_texts
 from components.data.photos import Photos
+from components.data.texts import captions, class_text, training_texts
 from components.evaluation.features import features
 from components.evaluation.retrieval import retrieval
 from components.evaluation.scoring import cannot_score

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from components.config import parse
+from components.data.entries import DESCRIBE
 from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.methods import METHODS, Method
@@ -38,6 +40,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "mae": {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
     "ijepa": {"targets": 3, "predictor_dim": 8, "predictor_depth": 1},
     "distill": {"teacher": {"from": str(checkpoint("vit", Path(tempfile.mkdtemp()))), "image_size": 24}, "queue": 16},
+    # bytes as tokens, so that the texts of all photos have the same ones
+    "clip": {"dim": 8, "text_width": 8, "text_depth": 1, "text_heads": 2, "context_length": 28, "vocabulary": 258},
     "lejepa": {
         "embedding": 8,
         "hidden": 8,
@@ -66,7 +70,7 @@ def settings(name: str) -> dict[str, Any]:
 
 @cache
 def stand_in() -> Photos:
-    """Returns 128 black photos of ten classes, from which a method that asks the data can complete its settings."""
+    """Returns 128 black photos of ten classes with captions, from which a method can complete its settings."""
     folder, count = Path(tempfile.mkdtemp()), 128
     (folder / "pixels.bin").write_bytes(bytes(count * 3))
     np.savez(
@@ -77,6 +81,9 @@ def stand_in() -> Photos:
         labels=np.arange(count) % 10,
         classes=np.array([str(label) for label in range(10)]),
     )
+    captions = [f"a photo without any light, number {row}" for row in range(count)]
+    questions = {"row": np.arange(count), "question": [DESCRIBE] * count, "answer": captions}
+    pl.DataFrame(questions).write_parquet(folder / "questions.parquet")
     return Photos(folder)
 
 

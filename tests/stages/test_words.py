@@ -20,8 +20,8 @@ from components.commands import search as module_search
 from components.commands.cli import command_line
 from components.commands.search import search
 from components.config import read_section
-from components.connector.texts import class_text
 from components.data.photos import Photos
+from components.data.texts import class_text
 from components.models.backbone import ResNetBackbone, build, load
 from components.precision import uses_bf16
 from components.stages import words as module
@@ -194,7 +194,7 @@ def test_what_cannot_be_learned_is_skipped_with_the_reason(artifacts: Path, tmp_
 
 def test_batches_depend_on_the_step_only_and_know_all_texts_of_a_photo(artifacts: Path) -> None:
     from components.connector.text_encoder import text_tokenizer
-    from components.connector.texts import training_texts
+    from components.data.texts import training_texts
     from components.stages.words import loader
 
     texts = training_texts(Photos(artifacts / "prepare"), class_names=True)

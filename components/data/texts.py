@@ -29,3 +29,16 @@ def training_texts(photos: Photos, *, class_names: bool) -> dict[int, list[str]]
         assert label is not None
         texts.setdefault(row, []).append(class_text(label))
     return dict(sorted(texts.items()))
+
+
+def captions_or_class_names(photos: Photos, *, class_names: bool) -> dict[int, list[str]]:
+    """Returns the captions of the training photos, by row; with `class_names` the name of its class where one has none.
+
+    Photos that have neither are left out.
+    """
+    texts = captions(photos, "train")
+    for row in photos.rows("train", labeled=True).tolist() if class_names else ():
+        label = photos.label(row)
+        assert label is not None
+        texts.setdefault(row, [class_text(label)])
+    return dict(sorted(texts.items()))
