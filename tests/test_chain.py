@@ -40,7 +40,9 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     assert "Questions and answers" in html
     assert "What is in the picture?" in html
     assert "from the same features, by labels: knn" in html.lower()
-    assert "artifacts" not in run(tmp_path, "components.commands.cli", "search", "--text", "red", "--k", "2").stderr
+    found = run(tmp_path, "components.commands.cli", "search", "--text", "red", "--k", "2")
+    assert found.returncode == 0, found.stderr
+    assert len(found.stdout.splitlines()) == 2
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", html)
     metrics = json.loads((tmp_path / "artifacts" / "answer" / "metrics.json").read_text())
     assert metrics["pictures"] == 6

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, VisionTextDualEncoderModel
 from components.commands.cli import stages
 from components.connector.text_encoder import tokenize
 from components.data.photos import Photos
+from components.data.sources import source_folder
 from components.evaluation.knn import nearest
 from components.source_files import digest
 from components.stages.exit_code import exit_code
@@ -23,7 +24,7 @@ def search(text: str, k: int, words: Path, data: Path) -> list[tuple[str, float]
     """Returns the paths of the `k` photos whose vectors are nearest to that of the text, with the cosines, best first.
 
     words, data: folders that the stages words and prepare wrote. A path is in the folder of photos, where that is one.
-    Raises ValueError if words has not run, was skipped, or ran on other photos.
+    Raises ValueError if prepare or words has not run, or if words was skipped or ran on other photos.
     """
     if not text.strip():
         raise ValueError(f'--text is {text!r}; a few words are needed, such as "two red cars"')
@@ -35,6 +36,7 @@ def search(text: str, k: int, words: Path, data: Path) -> list[tuple[str, float]
     metrics = json.loads(file.read_text(encoding="utf-8"))
     if "skipped" in metrics:
         raise ValueError(f"{words} has no vectors to search: {metrics['skipped']}")
+    photos = Photos(data)
     if metrics["manifest"] != digest(data / "manifest.parquet"):
         raise ValueError(f"{words} was computed from other photos than {data} holds; run: dvc repro words")
     tokenizer = AutoTokenizer.from_pretrained(words / "model")
@@ -42,7 +44,7 @@ def search(text: str, k: int, words: Path, data: Path) -> list[tuple[str, float]
     query = model.get_text_features(**tokenize(tokenizer, [text])).pooler_output
     vectors = load_file(words / "photos.safetensors")["photos"]
     similarity, rows = nearest(query, vectors, min(k, len(vectors)))
-    paths, source = Photos(data).manifest["path"], _source(data)
+    paths, source = photos.manifest["path"], _source(data)
     return [
         (str(source / paths[row]) if source else paths[row], cosine)
         for row, cosine in zip(rows[0].tolist(), similarity[0].tolist(), strict=True)
@@ -50,11 +52,16 @@ def search(text: str, k: int, words: Path, data: Path) -> list[tuple[str, float]
 
 
 def _source(data: Path) -> Path | None:
-    """Returns the folder of photos that prepare read, None if they were generated or come from a data set."""
+    """Returns the folder of photos that prepare read.
+
+    None if they were generated, if they come from a data set of torchvision, or if the folder is gone.
+    """
     file = data / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    folder = Path(config.get("data", {}).get("source", "")).expanduser()
-    return folder if folder != Path() and folder.is_dir() else None
+    try:
+        return source_folder(config.get("data", {}).get("source", ""))
+    except ValueError:
+        return None
 
 
 def main() -> None:

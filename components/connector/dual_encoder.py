@@ -36,7 +36,7 @@ class DualEncoder(Objective):
     direction: Tensor
 
     def __init__(self, bank: Tensor, text_model: Any, dim: int, matching: float) -> None:
-        """bank: features of the training photos [N, D]. matching: the fraction of pairs of a batch that match."""
+        """bank: features of two or more training photos [N, D]. matching: the fraction of pairs that match, 0 to 1."""
         super().__init__()
         std = bank.std(0).clamp_min(1e-6)
         self.register_buffer("std", std)
@@ -45,7 +45,9 @@ class DualEncoder(Objective):
         self.visual_projection = nn.Linear(bank.shape[1], dim, bias=False)
         self.text_projection = nn.Linear(text_model.config.hidden_size, dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
-        # SigLIP's -10 is about the log odds of a match among its 32,768 texts
+        # SigLIP's -10 is about the log odds of a match among its 32,768 texts. At most even odds, for a batch whose
+        # photos all have the same text has no others
+        matching = min(matching, 0.5)
         self.bias = nn.Parameter(torch.tensor(math.log(matching / (1 - matching))))
 
     def photos(self, features: Tensor) -> Tensor:

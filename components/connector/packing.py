@@ -32,20 +32,20 @@ def pack(
 
     examples: the tokens of each prompt and answer; photos: int64 [N], the photo of each example; shared: how many
     tokens of a prompt are BOS and the photo's; padding: the token at the end of shorter rows. B is the number of
-    photos, owner the example that a token belongs to, or SHARED.
+    photos, owner the example that a token belongs to, SHARED for the photo's, N for padding.
     """
     rows = []
     for group in np.split(np.arange(len(photos)), first_of_each(photos)[1:]):
         ids, labels = list(examples[group[0]][0][:shared]), [IGNORE] * shared
-        places, owners = list(range(shared)), [SHARED] * shared
+        positions, owners = list(range(shared)), [SHARED] * shared
         for number in group.tolist():
             prompt, answer = examples[number][0][shared:], examples[number][1]
             length = len(prompt) + len(answer)
             ids += prompt + answer
             labels += [IGNORE] * len(prompt) + answer
-            places += range(shared, shared + length)
+            positions += range(shared, shared + length)
             owners += [number] * length
-        rows.append([torch.tensor(values) for values in (ids, labels, places, owners)])
+        rows.append([torch.tensor(values) for values in (ids, labels, positions, owners)])
     fills = {"input_ids": padding, "labels": IGNORE, "position_ids": 0, "owner": len(photos)}
     batch = {
         name: pad_sequence(list(values), batch_first=True, padding_value=fill)

@@ -5,7 +5,7 @@ A folder written by `prepare` holds
   index.npz          for training: offsets, shapes, splits, labels, classes; sizes if the photos are JPEGs
   manifest.parquet   one row per photo, see checks.Manifest
   questions.parquet  row (of the manifest), question, answer
-Training reads only the first two, so that it runs where polars is not installed.
+Training reads only the first two, so that it runs where polars is not installed; `clip` alone reads the last too.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from components.data.entries import DESCRIBE, plain_name
 from components.data.photos import Photos
 
@@ -24,10 +26,8 @@ def captions(photos: Photos, split: str) -> dict[int, list[str]]:
 def training_texts(photos: Photos, *, class_names: bool) -> dict[int, list[str]]:
     """Returns the texts of the training photos that have any, by row; with `class_names` also of those with a label."""
     texts = captions(photos, "train")
-    for row in photos.rows("train", labeled=True).tolist() if class_names else ():
-        label = photos.label(row)
-        assert label is not None
-        texts.setdefault(row, []).append(class_text(label))
+    for row, text in _class_texts(photos) if class_names else ():
+        texts.setdefault(row, []).append(text)
     return dict(sorted(texts.items()))
 
 
@@ -37,8 +37,14 @@ def captions_or_class_names(photos: Photos, *, class_names: bool) -> dict[int, l
     Photos that have neither are left out.
     """
     texts = captions(photos, "train")
-    for row in photos.rows("train", labeled=True).tolist() if class_names else ():
+    for row, text in _class_texts(photos) if class_names else ():
+        texts.setdefault(row, [text])
+    return dict(sorted(texts.items()))
+
+
+def _class_texts(photos: Photos) -> Iterator[tuple[int, str]]:
+    """Yields the labeled training photos' rows, each with the name of its class in a sentence."""
+    for row in photos.rows("train", labeled=True).tolist():
         label = photos.label(row)
         assert label is not None
-        texts.setdefault(row, [class_text(label)])
-    return dict(sorted(texts.items()))
+        yield row, class_text(label)

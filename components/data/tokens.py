@@ -56,7 +56,7 @@ class TokenizedTexts(NamedTuple):
     longest: int  # tokens of the longest text, before it is cut
     tokens: np.ndarray  # int32 [texts, length], each different text once; cut before <end>, or filled with <end>
     order: np.ndarray  # int64, rows of `tokens`: the texts of the first photo, those of the second …
-    first: np.ndarray  # int64 [photos], where in `order` a photo's begin
+    first: np.ndarray  # int64 [photos], where in `order` the texts of each photo begin
     counts: np.ndarray  # int64 [photos], how many it has; 0 for photos of other splits
 
 

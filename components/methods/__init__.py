@@ -1,4 +1,4 @@
-"""All methods: without labels, and two with labels or captions. To add one, write its file and add its line here."""
+"""All methods; only supervised and clip use labels or captions. To add one, write its file and add its line here."""
 
 from components.methods.barlowtwins import BarlowTwins, BarlowTwinsConfig
 from components.methods.byol import BYOL, BYOLConfig

@@ -95,7 +95,7 @@ def select_questions(photos: Photos, config: AnswerConfig) -> pl.DataFrame:
 
 @torch.inference_mode()
 def answer_losses(objective: Connector, batch: dict[str, Tensor], pixels: Tensor) -> np.ndarray:
-    """Returns the loss of each expected answer, float64 [B]. batch: of Collator; pixels: uint8 [B, 3, S, S]."""
+    """Returns the loss of each answer, float64 [questions]. batch: of Collator; pixels: uint8 [rows, 3, S, S]."""
     inputs = {name: value.to(objective.mean.device) for name, value in {**batch, "pixels": pixels}.items()}
     return objective.losses(inputs).double().cpu().numpy()
 

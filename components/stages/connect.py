@@ -164,7 +164,8 @@ def validation_gap(
 ) -> dict[str, float | None]:
     """Returns val_loss, on some val questions, and val_gap, by how much it rises with another photo's pixels.
 
-    A model that ignores the image has a gap of zero. Both are None if there are fewer than two photos.
+    A model that ignores the image has a gap of zero. Both are None if there are fewer than two photos. They are means
+    over answers, each a mean over its tokens, where the loss in training is a mean over tokens.
     """
     questions = photos.questions("val")
     questions = questions.sample(min(VALIDATION_QUESTIONS, len(questions)), seed=0, shuffle=True)

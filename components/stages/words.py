@@ -35,6 +35,7 @@ from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 
 MOST_RETRIEVED = 5000  # test photos among which captions are searched
+TEXTS_AT_ONCE = 512  # that are encoded when scores are measured; test photos may have tens of thousands
 SHOWN, NEAREST = 6, 8  # captions on the report's page, and the photos found by each
 
 
@@ -60,21 +61,29 @@ def words(config: WordsConfig, folder: Path, data: Path, out: Path) -> dict[str,
     """
     photos, backbone = Photos(data), load(folder / "backbone")
     texts = training_texts(photos, class_names=config.class_names)
-    reason = pooling_problem(backbone)
-    if reason is None and len({text for own in texts.values() for text in own}) < 2:
-        reason = "the training photos have no captions or labels" if not texts else "all training photos have one text"
+    reason = pooling_problem(backbone) or _texts_problem(texts)
     out.mkdir(parents=True, exist_ok=True)
     write_config(config, out / "config.json")
-    metrics = {"skipped": f"no words: {reason}"} if reason else _train(config, (folder, backbone), photos, texts, out)
+    metrics = {"skipped": f"no words: {reason}"} if reason else _train(config, folder, backbone, photos, texts, out)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
 
 
+def _texts_problem(texts: dict[int, list[str]]) -> str | None:
+    """Returns why nothing can be learned from these texts of the training photos, None if something can."""
+    if not texts:
+        return "the training photos have no captions or labels"
+    if len(texts) < 2:
+        return "only one training photo has a caption or a label"
+    if len({text for own in texts.values() for text in own}) < 2:
+        return "all training photos have one text"
+    return None
+
+
 def _train(
-    config: WordsConfig, sight: tuple[Path, Backbone], photos: Photos, texts: dict[int, list[str]], out: Path
+    config: WordsConfig, folder: Path, backbone: Backbone, photos: Photos, texts: dict[int, list[str]], out: Path
 ) -> dict[str, Any]:
     acc = accelerator()
-    folder, backbone = sight
     backbone.patches = 0  # the stock class sees whole photos
     llm, tokenizer = load_llm(config.llm)
     tokenizer, vectors = text_tokenizer(tokenizer), word_vectors(llm, config.dim)
@@ -90,6 +99,11 @@ def _train(
     inputs = [digest(file) for file in (*files, folder / "backbone" / "model.safetensors")]
     state = scratch("words", config.model_dump(mode="json"), *inputs, model_digests(config.llm))
     run = Run("words", config.steps, size, state / "log.jsonl", state, config.seed, micro_batches=1)
+
+    def encode(lines: list[str]) -> Tensor:
+        parts = [lines[start : start + TEXTS_AT_ONCE] for start in range(0, len(lines), TEXTS_AT_ONCE)]
+        return torch.cat([encoder.texts(tokenize(tokenizer, part)) for part in parts])
+
     with exclusive(state, acc):
         fit(encoder, load_batch, optimizer, config.optimizer, run, acc)
         encoder.cpu().eval()
@@ -97,7 +111,7 @@ def _train(
             vectors = encoder.photos(all_features)
         metrics: dict[str, Any] = {"photos": len(texts), "texts": len({text for own in texts.values() for text in own})}
         metrics["manifest"] = inputs[0]  # of the photos that photos.safetensors holds
-        metrics |= score(config, photos, vectors, lambda lines: encoder.texts(tokenize(tokenizer, lines)))
+        metrics |= score(config, photos, vectors, encode)
         backbone.cpu().save(out / "model")  # for the preprocessor and the origin; the weights are replaced next
         as_stock(encoder, stock_tower(backbone, folder / "backbone")).save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")
@@ -164,7 +178,10 @@ def score(
     if len(rows) < 2 or len(lines) < 2:
         metrics.setdefault("not_measured", {})["retrieval"] = "fewer than two test photos have captions that differ"
         return metrics
-    matches = torch.tensor([[line in own[row] for line in lines] for row in rows.tolist()])
+    place_of = {line: place for place, line in enumerate(lines)}
+    matches = torch.zeros(len(rows), len(lines), dtype=torch.bool)
+    for index, row in enumerate(rows.tolist()):
+        matches[index, [place_of[line] for line in own[row]]] = True
     similarity = vectors[rows] @ encode(lines).T  # [photos, texts]
     best = similarity.topk(min(NEAREST, len(rows)), dim=0).indices
     shown = np.random.default_rng(config.seed).permutation(len(lines))[:SHOWN].tolist()

@@ -47,6 +47,7 @@ def test_the_loss_is_siglips_over_all_pairs_of_a_batch() -> None:
     assert losses["loss"].item() == pytest.approx(total / 4, rel=FLOAT32)
     assert both.log_scale.exp().item() == pytest.approx(10)
     assert torch.sigmoid(both.bias).item() == pytest.approx(0.1)  # the odds that it starts from are those of a match
+    assert encoder(6, matching=1.0)[0].bias.item() == 0  # all photos of a batch may have the same text
 
 
 @torch.no_grad()

@@ -175,6 +175,8 @@ def test_what_cannot_be_learned_is_skipped_with_the_reason(artifacts: Path, tmp_
     reason = run(tmp_path / "names", class_names=False)
     assert reason == {"skipped": "no words: the training photos have no captions or labels"}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == reason
+    one = copied(artifacts, tmp_path / "one", row=0)
+    assert run(one, class_names=False)["skipped"] == "no words: only one training photo has a caption or a label"
 
     unlabeled = copied(artifacts, tmp_path / "captions", question=DESCRIBE)
     with np.load(unlabeled / "index.npz") as index:
@@ -223,6 +225,8 @@ def test_search_prints_the_nearest_photos(artifacts: Path, trained: dict[str, Pa
             search(text, k, trained["simclr"], artifacts / "prepare")
     with pytest.raises(ValueError, match="the stage words has not run; run: dvc repro words"):
         search("red", 1, tmp_path, artifacts / "prepare")
+    with pytest.raises(ValueError, match="is no prepared data set"):
+        search("red", 1, trained["simclr"], tmp_path / "moved")
     other = copied(artifacts, tmp_path / "other")
     pl.read_parquet(other / "manifest.parquet").head(3).write_parquet(other / "manifest.parquet")
     with pytest.raises(ValueError, match="computed from other photos"):
@@ -233,6 +237,8 @@ def test_search_prints_the_nearest_photos(artifacts: Path, trained: dict[str, Pa
     (other / "config.json").write_text(json.dumps({"data": {"source": str(tmp_path)}}))
     shutil.copy(artifacts / "prepare" / "manifest.parquet", other / "manifest.parquet")
     assert search("red", 1, trained["simclr"], other)[0][0].startswith(f"{tmp_path}/")  # where the photo is
+    (other / "config.json").write_text(json.dumps({"data": {"source": str(tmp_path / "moved")}}))
+    assert search("red", 1, trained["simclr"], other)[0][0] in labels  # the path in the manifest
 
 
 def test_search_is_a_command_with_the_folders_of_dvc_yaml(
