@@ -33,7 +33,9 @@ class Connector(Objective):
         for config in (vlm.config, vlm.config.text_config):
             attention = getattr(config, "_attn_implementation", None) or ""
             if attention not in ("", "sdpa", "eager"):
-                raise ValueError(f"attention {attention!r} ignores the prefix mask; allowed: sdpa, eager")
+                raise ValueError(
+                    f"attention {attention!r} ignores the masks of prompts and packed questions; allowed: sdpa, eager"
+                )
         self.projector = trained_layer(vlm)
         weights = trained_weights(vlm)
         self.llm = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in weights.items()})

@@ -88,9 +88,9 @@ def square_size(backbone: Path) -> int | None:
 
     None for a transformer, which sees squares of one size.
     """
-    tower = read_tower(backbone)
-    if not isinstance(tower, TimmWrapperModel):
+    if json.loads((backbone / "config.json").read_text(encoding="utf-8"))["model_type"] in SEQUENCES:
         return None
+    tower = read_tower(backbone)
     size: int = tower.config.pretrained_cfg["input_size"][-1]
     while features_of(tower, size).shape[2:].numel() < FEWEST_PLACES:
         size *= 2

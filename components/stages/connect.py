@@ -164,8 +164,8 @@ def validation_gap(
 ) -> dict[str, float | None]:
     """Returns val_loss, on some val questions, and val_gap, by how much it rises with another photo's pixels.
 
-    A model that ignores the image has a gap of zero. Both are None if there are fewer than two photos. They are means
-    over answers, each a mean over its tokens, where the loss in training is a mean over tokens.
+    A model that ignores the image has a gap of zero. Both are None if there are fewer than two photos. As in training
+    they are means over all tokens of the answers.
     """
     questions = photos.questions("val")
     questions = questions.sample(min(VALIDATION_QUESTIONS, len(questions)), seed=0, shuffle=True)
@@ -173,16 +173,17 @@ def validation_gap(
         return {"val_loss": None, "val_gap": None}
     other = derangement(questions["row"].to_numpy(), seed=0)
     objective.eval()
-    sums = np.zeros(2)
+    sums, tokens = np.zeros(2), collator.answer_lengths(questions["answer"].to_list())
     for part, other_rows in zip(
         questions.iter_slices(16), np.array_split(other, range(16, len(other), 16)), strict=True
     ):
         batch = collator(part["question"], part["answer"])
+        lengths = torch.from_numpy(collator.answer_lengths(part["answer"].to_list())).to(objective.mean.device)
         for index, rows in enumerate((part["row"].to_numpy(), other_rows)):
             inputs = {**batch, "pixels": squares(rows)}
             inputs = {name: value.to(objective.mean.device) for name, value in inputs.items()}
-            sums[index] += objective.losses(inputs).sum().item()
-    right, shuffled = sums / len(questions)
+            sums[index] += (objective.losses(inputs) * lengths).sum().item()
+    right, shuffled = sums / tokens.sum()
     return {"val_loss": float(right), "val_gap": float(shuffled - right)}
 
 

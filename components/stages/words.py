@@ -35,12 +35,13 @@ from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 
 MOST_RETRIEVED = 5000  # test photos among which captions are searched
+REFERENCE_BATCH = 256  # optim.build scales rates from it; few photos keep the rate, for the steps are as many
 TEXTS_AT_ONCE = 512  # that are encoded when scores are measured; test photos may have tens of thousands
 SHOWN, NEAREST = 6, 8  # captions on the report's page, and the photos found by each
 
 
 class WordsConfig(Strict):
-    """The text encoder is small, for it reads captions of a few thousand photos."""
+    """The text encoder is small, for it reads captions of a few thousand photos. The rate is that of any batch size."""
 
     method: str  # whose backbone; dvc.yaml reads it
     llm: str = "smollm2"  # whose tokenizer and word vectors are used
@@ -94,7 +95,7 @@ def _train(
     text_model, bank = build_encoder(tokenizer, vectors, config.depth), all_features[list(texts)]
     encoder = DualEncoder(bank, text_model, config.dim, matching=load_batch(0)[2].float().mean().item())
     size = min(config.batch_size, len(texts))
-    optimizer = optim.build(encoder, config.optimizer, size)
+    optimizer = optim.build(encoder, config.optimizer, REFERENCE_BATCH)
     files = [photos.folder / name for name in ("manifest.parquet", "questions.parquet")]
     inputs = [digest(file) for file in (*files, folder / "backbone" / "model.safetensors")]
     state = scratch("words", config.model_dump(mode="json"), *inputs, model_digests(config.llm))

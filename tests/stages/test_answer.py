@@ -12,6 +12,7 @@ import torch
 from components.config import read_section
 from components.connector.answer_scores import score_answers, sees
 from components.connector.answering import load_vlm
+from components.connector.collate import Collator
 from components.data.entries import DESCRIBE
 from components.data.photos import Photos
 from components.evaluation.statistics import wilson
@@ -19,6 +20,7 @@ from components.stages.answer import AnswerConfig, answer, select_questions
 from components.stages.connect import ConnectConfig, connect
 from components.training import optim
 from tests.connector import tiny
+from tests.tolerances import LAYERS_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -64,6 +66,30 @@ def result(artifacts: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 def test_the_section_in_params_yaml_is_valid() -> None:
     assert read_section("answer", AnswerConfig).pictures >= 2
+
+
+def test_losses_of_packed_questions_are_those_of_one_row_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.prepared(tmp_path / "prepare")
+    model, processor = tiny.vlm(tmp_path, eyes=tiny.cnn)
+    for saved in (model, processor):
+        saved.save_pretrained(tmp_path / "connect" / "model")
+    settings = AnswerConfig(pictures=6, batch_size=4, max_new_tokens=1)
+    for name in ("packed", "apart"):
+        (tmp_path / name).mkdir()
+    packed = answer(settings, tmp_path / "connect", tmp_path / "prepare", tmp_path / "packed")
+    make = Collator.__init__
+
+    def apart(collator: Collator, *args: Any) -> None:
+        make(collator, *args)
+        assert collator.packs
+        collator.packs = False
+
+    monkeypatch.setattr(Collator, "__init__", apart)
+    expected = answer(settings, tmp_path / "connect", tmp_path / "prepare", tmp_path / "apart")
+    for name in ("loss_right", "loss_shuffled", "loss_blank"):
+        assert packed[name] == pytest.approx(expected[name], rel=LAYERS_FLOAT32)
+    bounds = [[scores["gap"][end] for end in ("low", "value", "high")] for scores in (packed, expected)]
+    assert bounds[0] == pytest.approx(bounds[1], abs=LAYERS_FLOAT32)  # drawn by photo, so that their order counts
 
 
 def test_every_question_about_the_selected_images_is_answered(artifacts: Path, result: Any) -> None:

@@ -65,7 +65,7 @@ def trained(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def config(artifacts: Path, **settings: Any) -> WordsConfig:
     defaults = {"method": "simclr", "llm": str(artifacts / "llm"), "steps": 120, "batch_size": 16, "dim": 16}
-    optimizer = {"kind": "adamw", "lr": 0.16, "clip": 1.0}  # for a batch of 256
+    optimizer = {"kind": "adamw", "lr": 0.01, "clip": 1.0}
     return WordsConfig(**{**defaults, "optimizer": optimizer, **settings})
 
 
