@@ -13,7 +13,7 @@ HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
 # $(call setting,EXPRESSION): what is in params.yaml; empty until .venv is installed
 setting = $(shell $(BIN)/python -c "import yaml; p = yaml.safe_load(open('params.yaml')); print($(1))" 2>/dev/null)
 
-.PHONY: setup run stages answer adapt words connect test matrix check bench-methods bench
+.PHONY: setup run stages answer adapt embed words connect test matrix check bench-methods bench
 .DEFAULT_GOAL := run
 .SECONDARY:
 
@@ -46,12 +46,13 @@ run: setup
 
 # the longest chain is first; nothing if only one method trains, for which the last dvc repro has all cores
 METHODS = $(call setting,*p['methods'])
-stages: $(if $(word 2,$(filter-out published,$(METHODS))),answer $(METHODS:%=evaluate@%) adapt words)
+stages: $(if $(word 2,$(filter-out published,$(METHODS))),answer $(METHODS:%=evaluate@%) adapt embed words)
 answer: connect
 connect: pretrain@$(call setting,p['connect']['method'])
+embed: pretrain@$(call setting,p['embed']['method'])
 words: pretrain@$(call setting,p['words']['method'])
 adapt: pretrain@$(call setting,p['adapt']['method'])
-answer connect words adapt: ; dvc repro --quiet --single-item $@
+answer connect words embed adapt: ; dvc repro --quiet --single-item $@
 evaluate@%: pretrain@% ; dvc repro --quiet --single-item $@
 pretrain@%: ; dvc repro --quiet --single-item $@
 

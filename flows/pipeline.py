@@ -18,7 +18,7 @@ from flows.report import publish
 def targets(methods: list[str]) -> list[str]:
     """Returns the stages in an order in which each finds its inputs. A method is evaluated as soon as it is trained."""
     trained = [f"{word}@{method}" for method in methods for word in ("pretrain", "evaluate")]
-    return ["fingerprint", "prepare", *trained, "adapt", "words", "connect", "answer", "report"]
+    return ["fingerprint", "prepare", *trained, "adapt", "embed", "words", "connect", "answer", "report"]
 
 
 def choose_settings(photos: Path, minutes: str | None) -> None:

@@ -28,6 +28,7 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     params["pretrain"]["moco"] |= {"epochs": 2, "queue": 32}
     params["adapt"] |= {"method": "moco", "epochs": 3}
     llm = str(tiny.llm_folder(tmp_path / "llm"))
+    params["embed"]["method"] = "moco"
     params["words"] |= {"method": "moco", "llm": llm, "steps": 10}
     params["connect"] |= {"method": "moco", "llm": llm, "steps": 10, "batch_size": 4}
     params["answer"] |= {"pictures": 6}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.commands.cli import command_line
+from components.commands import cli
 
 LISTED = 8  # training questions
 INTERRUPTED = 130  # the exit code of a shell for Ctrl-C
@@ -26,9 +26,8 @@ def folders(model: Path | None, data: Path | None) -> tuple[Path, Path | None]:
     Raises ValueError if there is no model, with the command that makes it.
     """
     if model is None:
-        line = command_line("answer", [])
-        known = dict(zip(line[2::2], line[3::2], strict=True))
-        model, data = Path(known["--model"]), data or Path(known["--data"])
+        known = cli.folders("answer")
+        model, data = known["model"], data or known["data"]
     skipped = model / "metrics.json"  # of connect
     if skipped.is_file() and (why := json.loads(skipped.read_text(encoding="utf-8")).get("skipped")):
         raise ValueError(f"{model} holds no model: {why}")

@@ -22,6 +22,7 @@ from components.models.resnet import SMALL_IMAGE
 from components.stages.adapt import AdaptConfig
 from components.stages.answer import AnswerConfig
 from components.stages.connect import ConnectConfig
+from components.stages.embed import EmbedConfig
 from components.stages.evaluate import EvaluateConfig
 from components.stages.prepare import DataConfig, PrepareConfig
 from components.stages.pretrain_config import DataSize, configure, configure_for, resolve
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "adapt": AdaptConfig,
+    "embed": EmbedConfig,
     "words": WordsConfig,
     "connect": ConnectConfig,
     "answer": AnswerConfig,
@@ -75,7 +77,7 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
         *(partial(_known, name, path) for name in others),
         *(partial(read_section, name, schema, path) for name, schema in SECTIONS.items()),
         partial(_source, path),
-        *(partial(_trained, stage, listed, path) for stage in ("adapt", "words", "connect")),
+        *(partial(_trained, stage, listed, path) for stage in ("adapt", "embed", "words", "connect")),
         partial(_squares, listed, pretrain, size, path),
         *(partial(_warn_of_language_model, stage, warnings, (listed, pretrain, size), path) for stage in LANGUAGE),
     ]

@@ -30,6 +30,7 @@ def choose(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) 
         *_pretrain(folder, machine, chosen, size),
         *_evaluate(folder),
         *_adapt(folder, chosen),
+        *_embed(folder, chosen),
         *_words(folder, chosen),
         *_connect(folder, chosen),
         *_answer(folder, chosen),
@@ -172,6 +173,10 @@ def _adapt(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
         ("  epochs", 50, "of a linear classifier: seconds"),
         ("  seed", 0, ""),
     ]
+
+
+def _embed(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
+    return [("embed", None, "vectors of all photos, to search by"), _method(folder, chosen)]
 
 
 def _words(folder: PhotoFolder, chosen: Plan) -> list[Setting]:

@@ -61,6 +61,12 @@ def command_line(command: str, arguments: list[str]) -> list[str]:
     return [*shlex.split(text)[1:], *arguments]
 
 
+def folders(stage: str) -> dict[str, Path]:
+    """Returns the folders that dvc.yaml gives a stage, by argument: backbone, data, out."""
+    line = command_line(stage, [])
+    return {name.removeprefix("--"): Path(value) for name, value in zip(line[2::2], line[3::2], strict=True)}
+
+
 def _method(command: str, arguments: list[str]) -> tuple[str, list[str]]:
     """Returns the value of `--method`, and the other arguments. Raises ValueError if it is missing or not known."""
     for place, argument in enumerate(arguments):

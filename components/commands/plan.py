@@ -60,6 +60,7 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
         "prepare": start + folder.photos * speed.read,
         "published": 2.5 * start + (2 if folder.classes else 1) * photos,  # its features, and untrained ones
         "adapt": start + (photos if folder.classes else 0),
+        "embed": start + photos,
         "words": start,
         "connect": start,
         "answer": start + asked * (3 * speed.forward + (1.5 * tokens + 2 * new_tokens) * speed.token),
@@ -87,6 +88,6 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
     steps = max(30, min(wanted, int((left - sum(trained.values())) / step)))
     if folder.questions:
         seconds["connect"] += steps * step
-    order = ["prepare", "published", *trained, "adapt", "words", "connect", "answer", "report"]
+    order = ["prepare", "published", *trained, "adapt", "embed", "words", "connect", "answer", "report"]
     seconds |= trained
     return Plan(epochs, measured, steps, questions, pictures, new_tokens, {name: seconds[name] for name in order})

@@ -1,80 +1,141 @@
-"""Print the photos that fit a text best, by the vectors of the stage `words`."""
+"""Print the photos that look like a photo, by the vectors of the stage `embed`, or that fit a text, by `words`."""
 
 from __future__ import annotations
 
 import json
+import sys
 from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoTokenizer, VisionTextDualEncoderModel
 
-from components.commands.cli import stages
+from components.commands.cli import folders
+from components.commands.one_photo import open_photo, prepare_settings
 from components.connector.text_encoder import tokenize
-from components.data.photos import Photos
+from components.data.photos import Photos, as_square
 from components.data.sources import source_folder
+from components.evaluation.embeddings import Embeddings
 from components.evaluation.knn import nearest
+from components.models.backbone import load
+from components.reporting.found import Found, page
 from components.source_files import digest
 from components.stages.exit_code import exit_code
 
-FOLDERS = {"words": "words", "data": "prepare"}  # argument -> the stage that writes it
+
+@dataclass(frozen=True)
+class Places:
+    """backbone: written by pretrain; data: by prepare; embed, words: by the stages of these names."""
+
+    backbone: Path
+    data: Path
+    embed: Path
+    words: Path
 
 
-def search(text: str, k: int, words: Path, data: Path) -> list[tuple[str, float]]:
-    """Returns the paths of the `k` photos whose vectors are nearest to that of the text, with the cosines, best first.
+def by_text(text: str, k: int, places: Places) -> Found:
+    """Returns the `k` photos whose vectors are nearest to that of the text.
 
-    words, data: folders that the stages words and prepare wrote. A path is in the folder of photos, where that is one.
-    Raises ValueError if prepare or words has not run, or if words was skipped or ran on other photos.
+    Raises ValueError if words has not run, was skipped, or ran on other photos.
     """
     if not text.strip():
         raise ValueError(f'--text is {text!r}; a few words are needed, such as "two red cars"')
-    if k < 1:
-        raise ValueError(f"--k is {k}; allowed: 1 or more")
-    file = words / "metrics.json"
+    file = places.words / "metrics.json"
     if not file.is_file():
         raise ValueError(f"{file} is missing: the stage words has not run; run: dvc repro words")
-    metrics = json.loads(file.read_text(encoding="utf-8"))
+    metrics, photos = json.loads(file.read_text(encoding="utf-8")), Photos(places.data)
     if "skipped" in metrics:
-        raise ValueError(f"{words} has no vectors to search: {metrics['skipped']}")
-    photos = Photos(data)
-    if metrics["manifest"] != digest(data / "manifest.parquet"):
-        raise ValueError(f"{words} was computed from other photos than {data} holds; run: dvc repro words")
-    tokenizer = AutoTokenizer.from_pretrained(words / "model")
-    model = VisionTextDualEncoderModel.from_pretrained(words / "model").eval().requires_grad_(requires_grad=False)
-    query = model.get_text_features(**tokenize(tokenizer, [text])).pooler_output
-    vectors = load_file(words / "photos.safetensors")["photos"]
+        raise ValueError(f"{places.words} has no vectors to search: {metrics['skipped']}")
+    if metrics["manifest"] != digest(photos.folder / "manifest.parquet"):
+        raise ValueError(f"{places.words} is not of the photos that are prepared; run: dvc repro words")
+    tokenizer = AutoTokenizer.from_pretrained(places.words / "model")
+    model = VisionTextDualEncoderModel.from_pretrained(places.words / "model").eval()
+    with torch.no_grad():
+        query = model.get_text_features(**tokenize(tokenizer, [text])).pooler_output
+    vectors = load_file(places.words / "photos.safetensors")["photos"]
     similarity, rows = nearest(query, vectors, min(k, len(vectors)))
-    paths, source = photos.manifest["path"], _source(data)
+    return Found(text, None, rows[0].tolist(), similarity[0].tolist())
+
+
+def by_photos(files: Sequence[Path], k: int, places: Places) -> list[Found]:
+    """Returns for each photo the `k` photos that look most like it. Files that are no photos are named and left out.
+
+    A photo is opened as prepare does it, so that one of its own photos finds itself with a cosine of 1.
+    Raises ValueError if embed has not run, or ran on another backbone or other photos, or if no file can be used.
+    """
+    embeddings, photos = Embeddings.read(places.embed), Photos(places.data)
+    embeddings.check(places.backbone / "backbone", photos.manifest)
+    settings, backbone = prepare_settings(places.data, 0), load(places.backbone / "backbone").eval()
+    squares: dict[Path, Tensor] = {}
+    for file in files:
+        try:
+            photo = open_photo(file, settings)
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+        else:
+            squares[file] = as_square(photo, backbone.config.image_size, backbone.config.square)
+    if not squares:
+        raise ValueError("no photo to search by; give a file, or a folder of photos")
+    with torch.no_grad():
+        queries = torch.cat([backbone(torch.stack(part)) for part in _parts(list(squares.values()))])
+    similarity, rows = embeddings.nearest(queries, k)
     return [
-        (str(source / paths[row]) if source else paths[row], cosine)
-        for row, cosine in zip(rows[0].tolist(), similarity[0].tolist(), strict=True)
+        Found(str(file), square, near.tolist(), cosines.tolist())
+        for (file, square), near, cosines in zip(squares.items(), rows, similarity, strict=True)
     ]
 
 
-def _source(data: Path) -> Path | None:
-    """Returns the folder of photos that prepare read.
-
-    None if they were generated, if they come from a data set of torchvision, or if the folder is gone.
-    """
+def paths(data: Path, rows: list[int]) -> list[str]:
+    """Returns where photos are: in the folder that prepare read, where it is one and still there."""
     file = data / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     try:
-        return source_folder(config.get("data", {}).get("source", ""))
-    except ValueError:
-        return None
+        folder = source_folder(config.get("data", {}).get("source", ""))
+    except ValueError:  # it is gone
+        folder = None
+    names = Photos(data).manifest["path"]
+    return [str(folder / names[row]) if folder else names[row] for row in rows]
+
+
+def _parts(squares: list[Tensor], size: int = 64) -> list[list[Tensor]]:
+    return [squares[start : start + size] for start in range(0, len(squares), size)]
+
+
+def _files(given: Sequence[Path]) -> list[Path]:
+    """Returns the files, and those in the folders. Raises ValueError for what does not exist."""
+    if missing := [str(path) for path in given if not path.exists()]:
+        raise ValueError(f"there is no file or folder {', '.join(missing)}")
+    return [file for path in given for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
 
 
 def main() -> None:
     parser = ArgumentParser(prog="selfsight search", description=__doc__)
-    parser.add_argument("--text", required=True, help='what the photos show, such as "two red cars"')
+    parser.add_argument("photos", type=Path, nargs="*", help="photos, or folders of photos, to find similar ones to")
+    parser.add_argument("--text", help='what the photos show, such as "two red cars"')
     parser.add_argument("--k", type=int, default=20, help="how many photos (default: 20)")
-    parser.add_argument("--words", type=Path, help="folder written by words (default: that of dvc.yaml)")
-    parser.add_argument("--data", type=Path, help="folder written by prepare (default: that of dvc.yaml)")
+    parser.add_argument("--page", type=Path, help="also write a page with the photos that were found")
     args = parser.parse_args()
     with exit_code("search", parser):
-        given = {name: getattr(args, name) or Path(stages()[stage]["outs"][0]) for name, stage in FOLDERS.items()}
-        for path, cosine in search(args.text, args.k, **given):
-            print(f"{cosine:.3f}  {path}")
+        if bool(args.photos) == (args.text is not None):
+            raise ValueError('give photos, or --text "WORDS", and not both')
+        if args.k < 1:
+            raise ValueError(f"--k is {args.k}; allowed: 1 or more")
+        known = folders("embed")
+        places = Places(known["backbone"], known["data"], known["out"], folders("words")["out"])
+        by = args.photos and by_photos(_files(args.photos), args.k, places)
+        found = by or [by_text(args.text, args.k, places)]
+        for one in found:
+            if len(found) > 1:
+                print(one.query)
+            for path, cosine in zip(paths(places.data, one.rows), one.cosines, strict=True):
+                print(f"{cosine:.3f}  {path}")
+        if args.page:
+            args.page.write_text(page(found, Photos(places.data)), encoding="utf-8")
+            print(f"page: {args.page}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Photos:
         out = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
         pixels = self.pixels(rows)
         for index in range(len(rows)):
-            out[index] = (resized if square == "squash" else cropped)(pixels[index], size)
+            out[index] = _square(pixels[index], size, square)
         return out
 
     def stack(self, rows: np.ndarray, device: torch.device) -> Tensor:
@@ -182,6 +182,15 @@ def write_index(folder: Path, table: pl.DataFrame, *, jpegs: bool = False) -> No
         classes=np.array(classes, dtype=np.str_),
         **sizes,
     )
+
+
+def as_square(photo: Image.Image, size: int, square: Square) -> Tensor:
+    """Returns `squares` of a photo that is not in the folder, but was opened and reduced as prepare does it."""
+    return _square(torch.from_numpy(np.array(photo)).permute(2, 0, 1), size, square)
+
+
+def _square(image: Tensor, size: int, square: Square) -> Tensor:
+    return (resized if square == "squash" else cropped)(image, size)
 
 
 def cropped(image: Tensor, size: int) -> Tensor:

@@ -18,7 +18,7 @@ from components.methods import METHODS
 from components.source_files import digests, weight_digests
 from components.stages.exit_code import exit_code
 
-STAGES = ("prepare", "evaluate", "adapt", "words", "connect", "answer", "report")  # pretrain: for each method
+STAGES = ("prepare", "evaluate", "adapt", "embed", "words", "connect", "answer", "report")  # pretrain: for each method
 
 
 def fingerprints(params: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ def params(tmp_path):
     (tmp_path / "llm").mkdir()
     (tmp_path / "llm" / "config.json").write_text("{}")
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["embed"] |= {"method": "simclr"}
     values["words"] |= {"method": "simclr"}
     values["connect"] |= {"method": "simclr", "llm": str(tmp_path / "llm")}
     return values
@@ -68,7 +69,7 @@ def test_every_problem_is_named_at_once(params, tmp_path):
         assert sum(part in error for error in errors) == 1, part
     untrained = "method is 'simclr', which is not among the methods that are trained: moco, dyno"
     assert [error.partition(": ")[0] for error in errors if untrained in error] == [
-        f"{tmp_path / 'params.yaml'}, section {name}" for name in ("adapt", "words", "connect")
+        f"{tmp_path / 'params.yaml'}, section {name}" for name in ("adapt", "embed", "words", "connect")
     ]
 
 

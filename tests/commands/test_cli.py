@@ -48,7 +48,7 @@ def test_a_mistyped_method_is_refused_with_the_similar_one(command):
     assert "artifacts/pretrain/byol" in command_line(command, ["--method", "byol"])  # need not be listed
 
 
-@pytest.mark.parametrize("stage", ["adapt", "words", "connect"])
+@pytest.mark.parametrize("stage", ["adapt", "embed", "words", "connect"])
 @pytest.mark.parametrize("value", [None, ["simclr"], ""])
 def test_a_stage_whose_method_is_not_a_name_is_refused(stage, value, tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").symlink_to(ROOT / "dvc.yaml")

@@ -71,7 +71,7 @@ def test_any_folder_and_machine(photos, classes, side, machine, tmp_path):
     assert values["pretrain"]["common"]["backbone"] == published(size)
     assert values["data"]["size"] == packed_size(size)
     assert values["methods"][:2] == ["published", "distill"]
-    for stage in ("adapt", "words", "connect"):
+    for stage in ("adapt", "embed", "words", "connect"):
         assert values[stage]["method"] == ("distill" if classes else "published")
     assert values["connect"]["batch_size"] <= max(1, folder.questions)
     assert 2 <= values["answer"]["pictures"] <= max(2, folder.test)
@@ -268,9 +268,9 @@ def test_make_chooses_settings_only_for_photos():
     assert 'python -m components.commands.settings "my photos" --minutes "5"\n' in dry("PHOTOS=my photos", "MINUTES=5")
 
 
-@pytest.mark.parametrize(("methods", "count"), [(["published", "distill"], 0), (["published", "moco", "dino"], 10)])
+@pytest.mark.parametrize(("methods", "count"), [(["published", "distill"], 0), (["published", "moco", "dino"], 11)])
 def test_make_divides_the_cores_only_if_two_methods_train(methods, count, tmp_path):
-    users = {stage: {"method": methods[-1]} for stage in ("adapt", "words", "connect")}
+    users = {stage: {"method": methods[-1]} for stage in ("adapt", "embed", "words", "connect")}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"methods": methods, **users}))
     bin_folder = f"BIN={Path(sys.executable).parent}"
     command = ["make", "--dry-run", "--silent", "-f", str(Path("Makefile").resolve()), "-C", str(tmp_path), bin_folder]

@@ -77,13 +77,14 @@ def test_dvc_reruns_a_changed_method_alone_and_needs_no_section(tmp_path):
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["methods"], params["pretrain"] = ["byol", "simclr"], {"common": {}, "byol": {"hidden": 8}}
-    for stage in ("adapt", "words", "connect"):
+    for stage in ("adapt", "embed", "words", "connect"):
         params[stage]["method"] = "byol"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     stages = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
     for name, stage in stages["stages"].items():
         if name != "fingerprint":
             (out,) = stage["outs"]
+            out = out if isinstance(out, str) else next(iter(out))  # with options
             stage["cmd"] = f"mkdir -p {out} && touch {out}/done"
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(stages))
     dvc(tmp_path, "init", "--no-scm", "-q")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import VisionTextDualEncoderModel
 
 from components.commands import search as module_search
 from components.commands.cli import command_line
-from components.commands.search import search
+from components.commands.search import Places, by_text, paths
 from components.config import read_section
 from components.data.photos import Photos
 from components.data.texts import class_text
@@ -212,33 +213,37 @@ def test_batches_depend_on_the_step_only_and_know_all_texts_of_a_photo(artifacts
         assert own in (1, 2), row
 
 
-def test_search_prints_the_nearest_photos(artifacts: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+def places(artifacts: Path, words: Path) -> Places:
+    return Places(artifacts / "simclr", artifacts / "prepare", artifacts / "embed", words)
+
+
+def test_search_by_text_finds_the_nearest_photos(artifacts: Path, trained: dict[str, Path], tmp_path: Path) -> None:
     photos = Photos(artifacts / "prepare")
-    lines = search("all blue", 12, trained["simclr"], artifacts / "prepare")
-    assert len(lines) == 12
-    labels = dict(photos.manifest.select("path", "label").iter_rows())
-    assert sum(labels[path] == "blue" for path, _ in lines) > 9
-    assert [cosine for _, cosine in lines] == sorted((cosine for _, cosine in lines), reverse=True)
-    assert len(search("all blue", 1000, trained["simclr"], artifacts / "prepare")) == len(photos)
-    for text, k, message in (("  ", 3, "a few words are needed"), ("red", 0, "--k is 0")):
-        with pytest.raises(ValueError, match=message):
-            search(text, k, trained["simclr"], artifacts / "prepare")
+    here = places(artifacts, trained["simclr"])
+    found = by_text("all blue", 12, here)
+    assert len(found.rows) == 12
+    assert sum(photos.label(row) == "blue" for row in found.rows) > 9
+    assert found.cosines == sorted(found.cosines, reverse=True)
+    assert len(by_text("all blue", 1000, here).rows) == len(photos)
+    with pytest.raises(ValueError, match="a few words are needed"):
+        by_text("  ", 3, here)
     with pytest.raises(ValueError, match="the stage words has not run; run: dvc repro words"):
-        search("red", 1, tmp_path, artifacts / "prepare")
+        by_text("red", 1, places(artifacts, tmp_path))
     with pytest.raises(ValueError, match="is no prepared data set"):
-        search("red", 1, trained["simclr"], tmp_path / "moved")
+        by_text("red", 1, replace(here, data=tmp_path / "moved"))
     other = copied(artifacts, tmp_path / "other")
     pl.read_parquet(other / "manifest.parquet").head(3).write_parquet(other / "manifest.parquet")
-    with pytest.raises(ValueError, match="computed from other photos"):
-        search("red", 1, trained["simclr"], other)
+    with pytest.raises(ValueError, match="not of the photos that are prepared"):
+        by_text("red", 1, replace(here, data=other))
     (tmp_path / "metrics.json").write_text(json.dumps({"skipped": "no words: no captions"}))
     with pytest.raises(ValueError, match="no vectors to search: no words: no captions"):
-        search("red", 1, tmp_path, artifacts / "prepare")
+        by_text("red", 1, places(artifacts, tmp_path))
     (other / "config.json").write_text(json.dumps({"data": {"source": str(tmp_path)}}))
     shutil.copy(artifacts / "prepare" / "manifest.parquet", other / "manifest.parquet")
-    assert search("red", 1, trained["simclr"], other)[0][0].startswith(f"{tmp_path}/")  # where the photo is
+    assert paths(other, [1]) == [str(tmp_path / "1.png")]  # where the photo is
     (other / "config.json").write_text(json.dumps({"data": {"source": str(tmp_path / "moved")}}))
-    assert search("red", 1, trained["simclr"], other)[0][0] in labels  # the path in the manifest
+    assert paths(other, [1]) == ["1.png"]
+    assert paths(artifacts / "prepare", [1]) == ["1.png"]  # drawn, so that it is nowhere
 
 
 def test_search_is_a_command_with_the_folders_of_dvc_yaml(
@@ -249,20 +254,34 @@ def test_search_is_a_command_with_the_folders_of_dvc_yaml(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "dvc.yaml").symlink_to(ROOT / "dvc.yaml")
+    (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")
     shutil.copytree(trained["simclr"], tmp_path / "artifacts" / "words")
     (tmp_path / "artifacts" / "prepare").symlink_to(artifacts / "prepare")
     monkeypatch.chdir(tmp_path)
     asked = ["--text", "all red", "--k", "3"]
     assert command_line("search", asked) == ["-m", "components.commands.search", *asked]
-    monkeypatch.setattr(sys, "argv", ["search", *asked])
+    monkeypatch.setattr(sys, "argv", ["search", *asked, "--page", "found.html"])
     module_search.main()
-    lines = search("all red", 3, trained["simclr"], artifacts / "prepare")
-    assert capsys.readouterr().out.splitlines() == [f"{cosine:.3f}  {path}" for path, cosine in lines]
+    found = by_text("all red", 3, places(artifacts, trained["simclr"]))
+    lines = [f"{cosine:.3f}  {row}.png" for row, cosine in zip(found.rows, found.cosines, strict=True)]
+    assert capsys.readouterr().out.splitlines() == lines
+    html = (tmp_path / "found.html").read_text()
+    assert html.count("<figure>") == 3
+    assert "all red" in html
     shutil.rmtree(tmp_path / "artifacts" / "words")
-    with pytest.raises(SystemExit) as stopped:
-        module_search.main()
-    assert stopped.value.code == 2
-    assert "search: artifacts/words/metrics.json is missing" in capsys.readouterr().err
+    for arguments, message in (
+        (asked, "search: artifacts/words/metrics.json is missing"),
+        (["a.png"], "there is no file or folder a.png"),
+        ([".", *asked], "and not both"),
+        ([], 'give photos, or --text "WORDS"'),
+        (["--text", "red", "--k", "0"], "--k is 0"),
+        (["."], "artifacts/embed holds no vectors of photos: embed.json is missing; run: dvc repro embed"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["search", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            module_search.main()
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_backbone_is_not_trained(artifacts: Path, trained: dict[str, Path]) -> None:

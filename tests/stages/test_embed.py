@@ -1,0 +1,142 @@
+"""The stage embed: a vector for each photo, computed once; and the search by photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+
+from components.commands import search
+from components.commands.search import Places, by_photos
+from components.data.photos import Photos
+from components.evaluation import embeddings, knn
+from components.evaluation.embeddings import CENTER, KEY, TABLE, VECTORS, Embeddings
+from components.evaluation.features import features
+from components.models.backbone import load
+from components.stages import embed as module
+from components.stages.embed import EmbedConfig, embed
+from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
+from tests.connector import tiny
+from tests.tolerances import LAYERS_FLOAT32
+
+COUNT = 30
+CONFIG = EmbedConfig(method="simclr")
+
+
+def draw(folder: Path, numbers: range) -> None:
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((40, 32), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+
+
+def prepared(photos: Path, out: Path, **data: int) -> Path:
+    settings = DataConfig(source=str(photos), size=16, **data)
+    prepare(ResolvedConfig(data=settings, prepare=PrepareConfig()), out, out)
+    return out
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    draw(tmp_path / "photos", range(COUNT))
+    prepared(tmp_path / "photos", tmp_path / "prepare")
+    return Places(tiny.backbone(tmp_path / "simclr"), tmp_path / "prepare", tmp_path / "embed", tmp_path / "words")
+
+
+def run(places: Places) -> dict[str, int]:
+    return embed(CONFIG, places.backbone, places.data, places.embed)
+
+
+def test_the_vectors_are_the_features_of_all_photos_in_order(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 7)
+    assert run(places) == {"computed": COUNT, "kept": 0}
+    photos = Photos(places.data)
+    vectors, expected = np.load(places.embed / VECTORS), features(load(places.backbone / "backbone"), photos)
+    torch.testing.assert_close(torch.from_numpy(vectors), expected, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
+    mean = expected[photos.rows("train")].mean(0)
+    torch.testing.assert_close(torch.from_numpy(np.load(places.embed / CENTER)), mean, atol=1e-5, rtol=1e-5)
+    columns = ["path", "sha256", "pixels_sha256", "split", "label"]
+    assert pl.read_parquet(places.embed / TABLE).equals(photos.manifest.select(columns))
+
+
+def test_photos_that_are_new_are_computed_alone(places: Places, tmp_path: Path) -> None:
+    run(places)
+    before = dict(zip(table(places)["path"], np.load(places.embed / VECTORS), strict=True))
+    (tmp_path / "photos" / "3.png").unlink()
+    draw(tmp_path / "photos", range(100, 110))
+    prepared(tmp_path / "photos", places.data)
+    assert run(places) == {"computed": 10, "kept": COUNT - 1}
+    after = np.load(places.embed / VECTORS)
+    new = {f"{number}.png" for number in range(100, 110)}
+    assert {*table(places)["path"]} == ({*before} - {"3.png"}) | new
+    for name, vector in zip(table(places)["path"], after, strict=True):
+        if name not in new:
+            assert np.array_equal(vector, before[name]), name
+    expected = features(load(places.backbone / "backbone"), Photos(places.data))
+    torch.testing.assert_close(torch.from_numpy(after), expected, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
+    assert run(places) == {"computed": 0, "kept": COUNT + 9}
+    assert np.array_equal(np.load(places.embed / VECTORS), after)
+
+
+def test_all_are_computed_again_for_what_changes_them_all(places: Places, tmp_path: Path) -> None:
+    every = {"computed": COUNT, "kept": 0}
+    run(places)
+    tiny.backbone(places.backbone, seed=1)  # another backbone
+    assert run(places) == every
+    prepared(tmp_path / "photos", places.data, jpeg_quality=60)  # other pixels, though the files are the same
+    assert run(places) == every
+    (places.embed / KEY).unlink()  # stopped while it wrote
+    assert run(places) == every
+
+
+def test_a_photo_finds_itself_first(
+    places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(places)
+    monkeypatch.setattr(knn, "BANK", 7)
+    (tmp_path / "photos" / "notes.txt").write_text("no photo")
+    found = by_photos(search._files([tmp_path / "photos"]), 3, places)
+    assert "left out: " in capsys.readouterr().err
+    assert len(found) == COUNT
+    for one in found:
+        assert search.paths(places.data, one.rows)[0] == one.query
+        assert one.cosines[0] == pytest.approx(1, abs=1e-4)
+        assert one.cosines == sorted(one.cosines, reverse=True)
+    html = search.page(found[:2], Photos(places.data))
+    assert html.count("<figure>") == 6
+    assert html.count('class="query"') == 2
+    with pytest.raises(ValueError, match="no photo to search by"):
+        by_photos([tmp_path / "photos" / "notes.txt"], 3, places)
+
+
+def test_the_nearest_are_those_of_all_centered_vectors_at_once(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(places)
+    read = Embeddings.read(places.embed)
+    queries = torch.from_numpy(np.array(read.vectors[::4])) + 0.1
+    whole = torch.from_numpy(np.array(read.vectors)) - read.center
+    expected = knn.nearest(queries - read.center, whole, 5)
+    monkeypatch.setattr(embeddings.knn, "BANK", 4)
+    cosines, rows = read.nearest(queries, 5)
+    torch.testing.assert_close(cosines, expected[0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(rows, expected[1])
+
+
+def test_vectors_of_another_backbone_or_of_other_photos_are_refused(places: Places, tmp_path: Path) -> None:
+    run(places)
+    photo = [tmp_path / "photos" / "0.png"]
+    draw(tmp_path / "photos", range(100, 101))
+    prepared(tmp_path / "photos", places.data)
+    with pytest.raises(ValueError, match="not of the photos that are prepared; run: dvc repro embed"):
+        by_photos(photo, 3, places)
+    run(places)
+    tiny.backbone(places.backbone, seed=1)
+    with pytest.raises(ValueError, match=r"not of the backbone in .*; run: dvc repro embed"):
+        by_photos(photo, 3, places)
+
+
+def table(places: Places) -> pl.DataFrame:
+    return pl.read_parquet(places.embed / TABLE)
