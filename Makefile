@@ -44,15 +44,18 @@ run: setup
 	dvc repro
 	@echo && cat artifacts/report/summary.md && echo && echo "report: $(CURDIR)/artifacts/report/index.html"
 
-# the longest chain is first; nothing if only one method trains, for which the last dvc repro has all cores
+# The language model's chain is the longest, so its backbone is trained first of all: make goes through the list once
+# before it comes back to a target that had to wait. Nothing if only one method trains; the last dvc repro has all cores.
 METHODS = $(call setting,*p['methods'])
+EYES := pretrain@$(call setting,p['connect']['method'])
 stages: $(if $(word 2,$(filter-out published,$(METHODS))),answer $(METHODS:%=evaluate@%) adapt embed words)
 answer: connect
-connect: pretrain@$(call setting,p['connect']['method'])
+connect: $(EYES)
 embed: pretrain@$(call setting,p['embed']['method'])
 words: pretrain@$(call setting,p['words']['method'])
 adapt: pretrain@$(call setting,p['adapt']['method'])
 answer connect words embed adapt: ; dvc repro --quiet --single-item $@
+$(filter-out $(EYES),$(METHODS:%=pretrain@%)): | $(EYES)
 evaluate@%: pretrain@% ; dvc repro --quiet --single-item $@
 pretrain@%: ; dvc repro --quiet --single-item $@
 

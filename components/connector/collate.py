@@ -20,7 +20,7 @@ from components.connector.towers import image_size
 from components.data.photos import Photos
 
 Squares = Callable[[np.ndarray], Tensor]  # row numbers -> uint8 [B, 3, S, S]
-BUCKET = 8  # tokens; lengths within one bucket count as equal
+BUCKET = 8  # tokens for each example of a group; lengths within one bucket count as equal
 BLACK = Image.new("RGB", (8, 8))
 WINDOW = 16  # batches; examples are sorted by length within a window
 
@@ -95,12 +95,14 @@ def epoch_batches(lengths: np.ndarray, groups: np.ndarray, batch_size: int, seed
     """Returns the example numbers of one epoch, int64 [batches, batch_size], shuffled, similar lengths in one batch.
 
     Padding costs as much as any other token, and a caption is about as long as six answers. lengths, groups: int64
-    [N]; examples of one group stand together, as those of a photo whose questions are packed.
+    [N]; examples of one group stand together, as those of a photo whose questions are packed. Groups of several are
+    about equally long anyway, and sorting them would bring the same wordings together.
     """
     r = np.random.default_rng((seed, epoch))
     _, group = np.unique(groups, return_inverse=True)
-    length = np.bincount(group, lengths)[group] // BUCKET
-    order = r.permutation(group.max() + 1)[group]
+    count = group.max() + 1
+    length = np.bincount(group, lengths)[group] // (BUCKET * len(lengths) / count)
+    order = r.permutation(count)[group]
     shuffled = np.argsort(order, kind="stable")[: len(lengths) // batch_size * batch_size]
     windows = np.array_split(shuffled, range(batch_size * WINDOW, len(shuffled), batch_size * WINDOW))
     sorted_windows = [window[np.argsort(length[window], kind="stable")] for window in windows]

@@ -82,7 +82,9 @@ def test_dvc_reruns_a_changed_method_alone_and_needs_no_section(tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     stages = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
     for name, stage in stages["stages"].items():
-        if name != "fingerprint":
+        if name == "fingerprint":
+            stage["cmd"] = stage["cmd"][-1]  # without the check of the settings
+        else:
             (out,) = stage["outs"]
             out = out if isinstance(out, str) else next(iter(out))  # with options
             stage["cmd"] = f"mkdir -p {out} && touch {out}/done"
