@@ -19,6 +19,11 @@ from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig,
 torch.set_num_threads(int(os.environ.get("SELFSIGHT_TEST_THREADS", "1")))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the slow tests first, so that at the end no process waits for one of them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
