@@ -62,7 +62,5 @@ class Embeddings:
         for start in range(0, len(self.vectors), knn.BANK):
             part = torch.from_numpy(np.array(self.vectors[start : start + knn.BANK])) - self.center
             new, places = knn.nearest(queries, part, min(k, len(part)))
-            cosines, rows = torch.cat([cosines, new], 1), torch.cat([rows, places + start], 1)
-            cosines, best = cosines.topk(min(k, cosines.shape[1]))
-            rows = rows.gather(1, best)
+            cosines, rows = knn.best((cosines, rows), (new, places + start), k)
         return cosines, rows

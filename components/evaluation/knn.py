@@ -27,10 +27,15 @@ def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     for start in range(0, len(bank), BANK):
         products = queries @ bank[start : start + BANK].T
         new, columns = products.topk(min(k, products.shape[1]))
-        similarity, rows = torch.cat([similarity, new], 1), torch.cat([rows, columns + start], 1)
-        similarity, kept = similarity.topk(min(k, similarity.shape[1]))
-        rows = rows.gather(1, kept)
+        similarity, rows = best((similarity, rows), (new, columns + start), k)
     return similarity, rows
+
+
+def best(found: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """Returns the k best of two lists of similarities and rows of each query, both [Q, any], best first."""
+    similarity, rows = torch.cat([found[0], more[0]], 1), torch.cat([found[1], more[1]], 1)
+    similarity, kept = similarity.topk(min(k, similarity.shape[1]))
+    return similarity, rows.gather(1, kept)
 
 
 def classify(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float = 0.07) -> Tensor:

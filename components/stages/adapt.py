@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from components.evaluation.statistics import proportion_with_ci
 from components.machine import keep_memory
 from components.models.backbone import load
 from components.source_files import digest
-from components.stages.exit_code import exit_code
+from components.stages.exit_code import backbone_parser, exit_code
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import optim
 from components.training.loop import accelerator, fit
@@ -97,10 +96,7 @@ def confusion(true: Tensor, predicted: Tensor, classes: int) -> list[list[int]]:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
-    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = backbone_parser(__doc__)
     args = parser.parse_args()
     keep_memory()
     with exit_code("adapt", parser):

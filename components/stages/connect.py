@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from components.connector.warm_start import warm_start
 from components.data.photos import Photos
 from components.machine import keep_memory, make_readable
 from components.source_files import digest
-from components.stages.exit_code import exit_code
+from components.stages.exit_code import backbone_parser, exit_code
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
@@ -173,17 +172,18 @@ def validation_gap(
         return {"val_loss": None, "val_gap": None}
     other = derangement(questions["row"].to_numpy(), seed=0)
     objective.eval()
-    sums, tokens = np.zeros(2), collator.answer_lengths(questions["answer"].to_list())
+    sums, total = np.zeros(2), 0
     for part, other_rows in zip(
         questions.iter_slices(16), np.array_split(other, range(16, len(other), 16)), strict=True
     ):
         batch = collator(part["question"], part["answer"])
-        lengths = torch.from_numpy(collator.answer_lengths(part["answer"].to_list())).to(objective.mean.device)
+        tokens = collator.answer_lengths(part["answer"].to_list())
+        total += int(tokens.sum())
         for index, rows in enumerate((part["row"].to_numpy(), other_rows)):
             inputs = {**batch, "pixels": squares(rows)}
             inputs = {name: value.to(objective.mean.device) for name, value in inputs.items()}
-            sums[index] += (objective.losses(inputs) * lengths).sum().item()
-    right, shuffled = sums / tokens.sum()
+            sums[index] += (objective.losses(inputs).cpu() * torch.from_numpy(tokens)).sum().item()
+    right, shuffled = sums / total
     return {"val_loss": float(right), "val_gap": float(shuffled - right)}
 
 
@@ -194,10 +194,7 @@ def _write(config: ConnectConfig, out: Path, metrics: dict[str, Any]) -> dict[st
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
-    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = backbone_parser(__doc__)
     args = parser.parse_args()
     keep_memory()
     with exit_code("connect", parser):

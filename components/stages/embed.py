@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from components.machine import keep_memory
 from components.models.backbone import load
 from components.precision import uses_bf16
 from components.source_files import digest
-from components.stages.exit_code import exit_code
+from components.stages.exit_code import backbone_parser, exit_code
 
 CHUNK = 8192  # photos at a time, so that memory does not grow with their number
 
@@ -91,10 +90,7 @@ def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
-    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = backbone_parser(__doc__)
     args = parser.parse_args()
     keep_memory()
     with exit_code("embed", parser):

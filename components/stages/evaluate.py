@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from components.machine import keep_memory
 from components.models.backbone import Backbone, PublishedBackbone, build, load
 from components.precision import uses_bf16
 from components.source_files import digest
-from components.stages.exit_code import exit_code
+from components.stages.exit_code import backbone_parser, exit_code
 from components.stages.scratch import scratch
 
 
@@ -106,10 +105,7 @@ def neighbors(vectors: Tensor, bank: np.ndarray, queries: np.ndarray, count: int
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
-    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = backbone_parser(__doc__)
     args = parser.parse_args()
     keep_memory()
     with exit_code("evaluate", parser):

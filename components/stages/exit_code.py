@@ -1,14 +1,24 @@
-"""Ends a stage that cannot go on with a message in place of a traceback, and with a code that says why."""
+"""The command line of a stage: its folders, and a message and a code where it cannot go on, but no traceback."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from components.stages.scratch import LockError
 
 FAILED, REFUSED = 1, 2  # flows read it: 2 means that settings are refused, as where argparse ends a process
+
+
+def backbone_parser(description: str | None) -> ArgumentParser:
+    """Returns a parser of the folders that a stage after pretrain reads and writes: backbone, data and out."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--backbone", type=Path, required=True, help="folder written by pretrain")
+    parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser
 
 
 @contextmanager
