@@ -1,4 +1,4 @@
-# setup · run · test · matrix · check · bench-methods · bench. Everything lives in .venv; nothing else on the machine is touched.
+# setup · run · app · test · matrix · check · bench-methods · bench. Everything lives in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -13,7 +13,7 @@ HALF := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
 # $(call setting,EXPRESSION): what is in params.yaml; empty until .venv is installed
 setting = $(shell $(BIN)/python -c "import yaml; p = yaml.safe_load(open('params.yaml')); print($(1))" 2>/dev/null)
 
-.PHONY: setup run stages answer adapt embed words connect test matrix check bench-methods bench
+.PHONY: setup run stages answer adapt embed words connect test pytest app matrix check bench-methods bench
 .DEFAULT_GOAL := run
 .SECONDARY:
 
@@ -76,8 +76,16 @@ bench-methods: setup
 bench: setup .peers
 	python -m benchmarks.peers
 
-test: check
+# the type checker has one thread: beside it the tests use the other cores
+test: setup
+	@$(MAKE) --silent --jobs 2 check pytest
+
+pytest: setup
 	python -m pytest --numprocesses auto --dist worksteal
+
+# a page on this machine only, to try the trained models with a photo
+app: setup
+	@python -m components.commands.app
 
 # what computes, with other instruction sets, threads and precisions; hours where bf16 is emulated
 matrix: setup

@@ -27,19 +27,24 @@ def prepare_settings(data: Path | None, size: int) -> ResolvedConfig:
 
 
 def open_photo(file: Path, settings: ResolvedConfig) -> Image.Image:
-    """Returns the photo as prepare packs it: upright, RGB, the shorter side reduced to data.size.
-
-    Raises ValueError, in one sentence, if it cannot be used.
-    """
-    rules, quality = settings.prepare.rules(), settings.data.jpeg_quality
+    """Returns the photo as `read_photo` does. Raises ValueError, in one sentence, if it cannot be used."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
+    return read_photo(content, str(file), settings)
+
+
+def read_photo(content: bytes, name: str, settings: ResolvedConfig) -> Image.Image:
+    """Returns the photo as prepare packs it: upright, RGB, the shorter side reduced to data.size.
+
+    content: the bytes of its file. Raises ValueError, in one sentence that begins with `name`, if it cannot be used.
+    """
+    rules, quality = settings.prepare.rules(), settings.data.jpeg_quality
     with images.pillow_limit(rules.max_pixels):
         photo = images.reject_errors(lambda: images.read(content, settings.data.size, rules))
     if isinstance(photo, Rejected):
-        raise ValueError(f"{file}: {photo}")
+        raise ValueError(f"{name}: {photo}")
     if quality is None:
         return Image.fromarray(photo.pixels)
     return Image.open(io.BytesIO(jpeg(photo.pixels, quality))).convert("RGB")  # lossy, as it was for training

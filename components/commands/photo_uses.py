@@ -1,0 +1,115 @@
+"""What the trained models of a project say about one photo. Each model is read from disk when it is first needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from components.adapters.saved import SavedClassifier, check_key, load_classifier
+from components.commands import ask
+from components.commands.one_photo import prepare_settings, read_photo
+from components.commands.search import Places, by_text, paths
+from components.connector.answering import generate_answers, load_vlm
+from components.data.photos import Photos, as_square
+from components.evaluation.attention import attention_maps
+from components.evaluation.embeddings import Embeddings
+from components.models.backbone import Backbone, load
+from components.reporting.figures import data_uri
+from components.stages.prepare import ResolvedConfig
+
+
+@dataclass(frozen=True)
+class Similar:
+    """A photo of the project. image: a data URI; path: of its file; label: None if it has none."""
+
+    image: str
+    path: str
+    label: str | None
+    cosine: float
+
+
+class PhotoUses:
+    """Raises ValueError, with the command that helps, where the stage that makes a model has not run."""
+
+    def __init__(self, places: Places, adapter: Path, model: Path) -> None:
+        """adapter, model: the folders that adapt and connect write."""
+        self.places, self._adapter, self._model = places, adapter, model
+        self.photos = Photos(places.data)
+
+    @cached_property
+    def _settings(self) -> ResolvedConfig:
+        return prepare_settings(self.places.data, 0)
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        return load(self.places.backbone / "backbone").eval()
+
+    @cached_property
+    def _embeddings(self) -> Embeddings:
+        embeddings = Embeddings.read(self.places.embed)
+        embeddings.check(self.places.backbone / "backbone", self.photos.manifest)
+        return embeddings
+
+    @cached_property
+    def _classifier(self) -> SavedClassifier:
+        check_key(self._adapter, None)
+        return load_classifier(self._adapter / "model")
+
+    @cached_property
+    def _vlm(self) -> tuple[Any, Any]:
+        folder, _ = ask.folders(self._model, self.places.data)
+        return load_vlm(folder)
+
+    def open(self, content: bytes, name: str) -> Image.Image:
+        """Returns the photo as prepare packs it. Raises ValueError, in one sentence, if it cannot be used."""
+        return read_photo(content, name, self._settings)
+
+    def _square(self, photo: Image.Image) -> Tensor:
+        return as_square(photo, self._backbone.config.image_size, self._backbone.config.square)
+
+    @torch.no_grad()
+    def similar(self, photo: Image.Image, k: int) -> list[Similar]:
+        """Returns the `k` photos of the project that look most like it, best first."""
+        embeddings = self._embeddings
+        cosines, rows = embeddings.nearest(self._backbone(self._square(photo)[None]), k)
+        return self._shown(rows[0].tolist(), cosines[0].tolist())
+
+    def by_text(self, text: str, k: int) -> list[Similar]:
+        """Returns the `k` photos of the project that fit the text best."""
+        found = by_text(text, k, self.places)
+        return self._shown(found.rows, found.cosines)
+
+    def _shown(self, rows: list[int], cosines: list[float]) -> list[Similar]:
+        files = paths(self.places.data, rows)
+        return [
+            Similar(data_uri(self.photos[row]), file, self.photos.label(row), cosine)
+            for row, file, cosine in zip(rows, files, cosines, strict=True)
+        ]
+
+    def classes(self, photo: Image.Image, k: int) -> list[tuple[str, float]]:
+        """Returns the `k` most probable classes with their probabilities, best first."""
+        classifier = self._classifier
+        probabilities = classifier.probabilities(as_square(photo, classifier.size, classifier.square)[None])[0]
+        best = probabilities.topk(min(k, len(classifier.classes)))
+        return [(classifier.classes[place], float(value)) for value, place in zip(*best, strict=True)]
+
+    def attention(self, photo: Image.Image) -> tuple[str, str]:
+        """Returns the photo, dark where the backbone looks least, as a data URI, and what its brightness is."""
+        square = self._square(photo)
+        maps, shown = attention_maps(self._backbone, square[None])
+        light = interpolate(maps[None], square.shape[-2:], mode="bilinear", align_corners=False)[0]
+        return data_uri((square * (0.15 + 0.85 * light)).to(torch.uint8)), shown
+
+    def answer(self, photo: Image.Image, question: str) -> str:
+        """Returns the language model's answer to a question about the photo. Raises ValueError for an empty one."""
+        if not question.strip():
+            raise ValueError("the question is empty; try: What is in the picture?")
+        model, processor = self._vlm
+        return generate_answers(model, processor, [photo], [question], model.generation_config.max_new_tokens)[0]

@@ -1,0 +1,70 @@
+"""Maps of attention: the ViT's by hand, and of every family a map of the right shape that depends on the photo."""
+
+import numpy as np
+import pytest
+import torch
+
+from components.evaluation.attention import CLASS_TOKEN, SIMILARITY, attention_maps
+from components.models.backbone import PublishedBackbone, ResNetBackbone, build
+from tests.families import MAKERS, checkpoint
+from tests.tolerances import LAYERS_FLOAT32
+
+CLASS_FAMILIES = {"vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"}
+
+
+def photos(size):
+    return torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_class_tokens_attention_is_that_of_its_formula(tiny):
+    backbone = build(tiny).eval()
+    pixels = photos(16)
+    with torch.no_grad():
+        x = backbone.trunk.layers[0](backbone.embed(pixels), None)
+        last = backbone.trunk.layers[-1]
+        normed = last.layernorm_before(x)
+        query, key = (layer(normed).view(3, 5, 2, 8) for layer in (last.attention.q_proj, last.attention.k_proj))
+        expected = torch.zeros(3, 4)
+        for photo in range(3):
+            for head in range(2):
+                weights = (key[photo, :, head] @ query[photo, 0, head] / 8**0.5).softmax(0)
+                expected[photo] += weights[1:] / 2
+    expected -= expected.amin(1, keepdim=True)
+    expected /= expected.amax(1, keepdim=True)
+    maps, shown = attention_maps(backbone, pixels)
+    assert shown == CLASS_TOKEN
+    assert (maps.flatten(1) - expected).abs().max() < LAYERS_FLOAT32
+    before = backbone(pixels)
+    attention_maps(backbone, pixels)
+    assert torch.equal(backbone(pixels), before)  # it leaves the backbone as it was
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_every_family_has_a_map(family, tmp_path):
+    values = {"kind": "published", "from": str(checkpoint(family, tmp_path)), "image_size": 56}
+    patch = 14 if family.startswith("dinov2") else 4
+    if family != "timm_wrapper":
+        values["patch_size"] = patch
+    backbone = build(PublishedBackbone(**values)).eval()
+    pixels = photos(56)
+    maps, shown = attention_maps(backbone, pixels)
+    side = 2 if family == "timm_wrapper" else 56 // patch
+    assert maps.shape == (3, side, side)
+    assert shown == (CLASS_TOKEN if family in CLASS_FAMILIES else SIMILARITY)
+    assert torch.equal(maps.amin((1, 2)), torch.zeros(3))
+    assert torch.equal(maps.amax((1, 2)), torch.ones(3))
+    assert (maps[0] - maps[1]).abs().max() > 0.01
+
+
+def test_a_similarity_is_a_cosine_with_the_mean_of_all_places():
+    torch.manual_seed(0)
+    backbone = build(ResNetBackbone(kind="resnet18", image_size=64)).eval()
+    maps, shown = attention_maps(backbone, photos(64))
+    assert shown == SIMILARITY
+    with torch.no_grad():
+        tokens = backbone.tokens(photos(64)).double().numpy()
+    for photo, own in zip(maps, tokens, strict=True):
+        mean = own.mean(0)
+        cosines = np.array([place @ mean / np.linalg.norm(place) / np.linalg.norm(mean) for place in own])
+        expected = (cosines - cosines.min()) / (cosines.max() - cosines.min())
+        assert np.abs(photo.flatten().numpy() - expected).max() < LAYERS_FLOAT32
