@@ -23,7 +23,6 @@ from components.training import optim
 from components.training.loop import fit
 from components.training.lora import LoRA, merge
 from components.training.monitor import Run
-from components.training.objective import Objective
 from components.training.start import Start, rates
 
 
@@ -141,7 +140,7 @@ def _places(task: Task, bank: Tensor) -> Make:
 
 
 @torch.no_grad()
-def _logits(head: Objective, outputs: Tensor) -> Tensor:
+def _logits(head: Head, outputs: Tensor) -> Tensor:
     device = next(head.parameters()).device
     return head.logits(outputs.to(device)).cpu()
 

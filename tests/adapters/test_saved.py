@@ -94,7 +94,5 @@ def test_the_documented_code_reads_the_onnx_file(docs: dict[str, Any], tmp_path:
 
 
 def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"holds no classifier: config.json is missing; this makes one: dvc repro adapt"
-    ):
+    with pytest.raises(ValueError, match=r"holds no classifier: config.json is missing; .*: dvc repro adapt"):
         load_classifier(tmp_path)
