@@ -17,19 +17,15 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 
 from benchmarks.methods import ROOT, claim, machine, percent, stage
 from components.data.photos import Photos
-from components.evaluation import knn, linear
-from components.evaluation.features import center, features, standardize
+from components.evaluation.features import features
+from components.evaluation.few_labels import SHOTS, few_labels
 from components.methods import TRAINED
 from components.models.backbone import load
 
-SHOTS = (1, 5, 10)  # labels of each class
-DRAWS = 5  # of which photos have a label
 STUDENTS: dict[str, dict[str, Any]] = {
     "vit": {"kind": "vit", "patch_size": 16, "width": 192, "depth": 6, "heads": 3, "pool": "mean", "square": "crop"},
     "resnet18": {"kind": "resnet18", "square": "crop"},
@@ -57,42 +53,24 @@ def measure(method: str, name: str, params: dict[str, Any], data: Path, out: Pat
         "seed": seed,
         "minutes": round(minutes, 1),
         **{key: metrics[key] for key in ("backbone", "against_start", "selection") if key in metrics},
-        "few": few_labels(place / "pretrain" / "backbone", Photos(data)),
+        "few": few(place / "pretrain" / "backbone", Photos(data)),
         **({"kept": json.loads(start.read_text(encoding="utf-8"))} if start.is_file() else {}),
     }
     result.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
     return row
 
 
-def few_labels(backbone: Path, photos: Photos) -> dict[str, list[float]]:
-    """Returns for each number of labels a class the accuracies on test, by nearest photo and by linear probe.
-
-    Means over DRAWS choices of the labeled photos.
-    """
-    vectors = features(load(backbone), photos, "few labels")
-    train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
-    labels, expected = photos.labels(train), photos.labels(test)
-    scores: dict[str, list[float]] = {}
-    for shots in SHOTS:
-        accuracies = []
-        for draw in range(DRAWS):
-            order = torch.from_numpy(np.random.default_rng(draw).permutation(len(train)))
-            few = torch.cat([order[labels[order] == label][:shots] for label in range(len(photos.classes))])
-            bank, queries = center(vectors[train][few], vectors[test])
-            nearest = knn.classify(queries, bank, labels[few], 1)
-            known, unknown = standardize(vectors[train][few], vectors[test]) if shots > 1 else (bank, queries)
-            weight, bias = linear.fit(known, labels[few], len(photos.classes), linear.MIDDLE)
-            probed = (unknown @ weight.T + bias).argmax(1)
-            accuracies.append([float((x == expected).float().mean()) for x in (nearest, probed)])
-        scores[str(shots)] = np.mean(accuracies, 0).tolist()
-    return scores
+def few(backbone: Path, photos: Photos) -> dict[str, list[float]]:
+    """Returns for each number of labels a class the mean accuracies on test, by nearest photo and by linear probe."""
+    scores = few_labels(features(load(backbone), photos, "few labels"), photos)
+    return {shots: [by["knn"]["mean"], by["linear"]["mean"]] for shots, by in scores.items()}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table, one row a run."""
-    few = " | ".join(f"{shots} label{'s' * (shots > 1)}" for shots in SHOTS)
+    names = " | ".join(f"{count} label{'s' * (count > 1)}" for count in SHOTS)
     lines = [
-        f"| | px | seed | kNN top-1 | linear top-1 | kNN above its start, points | {few} | minutes |",
+        f"| | px | seed | kNN top-1 | linear top-1 | kNN above its start, points | {names} | minutes |",
         "|---" * 10 + "|",
     ]
     for row in rows:
@@ -102,7 +80,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 **{key: 100 * against["knn"][key] for key in ("value", "low", "high")}
             )
         scores = [percent(row["backbone"][kind]) for kind in ("knn", "linear")]
-        shots = [f"{100 * nearest:.1f} / {100 * probed:.1f}" for nearest, probed in row["few"].values()]
+        known = [row["few"].get(str(count)) for count in SHOTS]
+        shots = [f"{100 * both[0]:.1f} / {100 * both[1]:.1f}" if both else "–" for both in known]
         cells = [row["name"], str(row["size"]), str(row["seed"]), *scores, above, *shots, str(row["minutes"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,9 +1,11 @@
-"""A linear classifier on the frozen features of whole images, saved so that it runs without this project.
+"""A classifier of whole images, saved so that it runs without this project.
 
-A ViT becomes transformers' ViTForImageClassification, a ResNet for images of more than 64 pixels its
-ResNetForImageClassification (the same network as torchvision's, its parameters named differently). No class of
+With a linear layer a ViT becomes transformers' ViTForImageClassification, a ResNet for images of more than 64 pixels
+its ResNetForImageClassification (the same network as torchvision's, its parameters named differently). No class of
 transformers has the 3 × 3 stem of a ResNet for small images: that one is saved as torchvision's ResNet with its `fc`.
-The features' standardization is folded into the head's weights.
+
+Other heads have no class of transformers, and neither has a DINOv3 with a linear one. They are a folder with the
+backbone, as a stock class, head.safetensors, and a config.json that says what the head computes from what.
 """
 
 from __future__ import annotations
@@ -13,11 +15,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -25,48 +25,16 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
+from components.adapters.heads import Attention
 from components.machine import make_readable
 from components.models.backbone import Backbone, Published, ResNet, Timm, ViT
 from components.models.resnet import SMALL_IMAGE
-from components.training.objective import Objective
 
 # as torchvision's, which has the stride of a bottleneck in its 3 x 3 convolution
 RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]},
     "resnet50": {"layer_type": "bottleneck", "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3]},
 }
-
-
-class LinearHead(Objective):
-    """Features [B, D] -> logits [B, C]; an Objective on batches of (features, labels [B])."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, bank: Tensor, classes: int) -> None:
-        """bank: training features [N, D]; features are standardized by their mean and standard deviation."""
-        super().__init__()
-        self.register_buffer("mean", bank.mean(0))
-        self.register_buffer("std", bank.std(0).clamp_min(1e-6))
-        self.linear = nn.Linear(bank.shape[1], classes)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def logits(self, features: Tensor) -> Tensor:
-        return self.linear((features - self.mean) / self.std)
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        features, labels = batch
-        logits = self.logits(features)
-        return {"loss": cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
-
-    @torch.no_grad()
-    def folded(self) -> nn.Linear:
-        """Returns one linear layer on raw features that gives the same logits."""
-        layer = nn.Linear(*self.linear.weight.shape[::-1])
-        layer.weight.copy_(self.linear.weight / self.std)
-        layer.bias.copy_(self.linear.bias - layer.weight @ self.mean)
-        return layer
 
 
 def problem(backbone: Backbone) -> str | None:
@@ -76,8 +44,11 @@ def problem(backbone: Backbone) -> str | None:
     return None
 
 
-def save(folder: Path, backbone: Backbone, head: nn.Linear, classes: tuple[str, ...]) -> None:
-    """Write backbone and head (on raw features of `backbone.as_stock()`) as one classifier with named classes."""
+def save(folder: Path, backbone: Backbone, head: nn.Module, classes: tuple[str, ...]) -> None:
+    """Write backbone and head (on raw outputs of `backbone.as_stock()`) as one classifier with named classes."""
+    if not isinstance(head, nn.Linear) or problem(backbone):
+        _save_in_parts(folder, backbone, head, classes)
+        return
     backbone.save(folder)  # for the preprocessor; the weights are replaced next
     labels = {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
     if isinstance(backbone, ResNet) and backbone.config.image_size <= SMALL_IMAGE:
@@ -119,6 +90,36 @@ def _stock_model(backbone: Backbone, labels: dict[str, Any]) -> tuple[Any, Any]:
     (tower,) = (child for child in model.children() if child is not model.classifier)
     tower.load_state_dict(weights)
     return model, model.classifier
+
+
+FORMULAS = {
+    Attention: "attention: x = norm(tokens); softmax(query · key(x) / sqrt(D / heads)) · value(x); pooled_norm; linear",
+    nn.Sequential: "mlp: 0 (linear), GELU, 2 (linear), of the feature",
+    nn.Linear: "linear, of the feature",
+}
+
+
+def _save_in_parts(folder: Path, backbone: Backbone, head: nn.Module, classes: tuple[str, ...]) -> None:
+    backbone.save(folder / "backbone")
+    save_file(
+        {name: value.detach().contiguous() for name, value in head.state_dict().items()}, folder / "head.safetensors"
+    )
+    config = {
+        "head": FORMULAS[type(head)],
+        **({"heads": head.heads} if isinstance(head, Attention) else {}),
+        "feature": "pooler" if isinstance(backbone, Timm) else backbone.pool,
+        "prefix": _prefix(backbone),
+        "classes": classes,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    make_readable(folder)
+
+
+def _prefix(backbone: Backbone) -> int:
+    """Returns how many tokens come before those of the patches."""
+    if isinstance(backbone, Published):
+        return backbone.family.prefix(backbone.trunk.config)
+    return int(getattr(backbone.trunk.timm_model, "num_prefix_tokens", 0)) if isinstance(backbone, Timm) else 1
 
 
 def _save_for_torchvision(folder: Path, backbone: ResNet, head: nn.Linear, classes: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from components.data.photos import Photos
 from components.data.sources import source_folder
 from components.methods import METHODS, Method
 from components.models.backbone import PublishedBackbone, ResNetBackbone, build
+from components.models.pretrained import PACKAGED as PACKAGED_CNN
 from components.models.resnet import SMALL_IMAGE
 from components.stages.adapt import AdaptConfig
 from components.stages.answer import AnswerConfig
@@ -79,6 +80,7 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
         partial(_source, path),
         *(partial(_trained, stage, listed, path) for stage in ("adapt", "embed", "words", "connect")),
         partial(_squares, listed, pretrain, size, path),
+        partial(_low_rank, listed, pretrain, size, path),
         *(partial(_warn_of_language_model, stage, warnings, (listed, pretrain, size), path) for stage in LANGUAGE),
     ]
     for one in checks:
@@ -177,6 +179,20 @@ def _squares(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: 
         raise ValueError(
             f"{path}, section connect: image_size is for CNNs only, and the backbone of {config.method} is a "
             "transformer; leave it out"
+        )
+
+
+def _low_rank(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> None:
+    """Raises ValueError if adapt.kind is lora and the backbone surely has no attention."""
+    config = read_section("adapt", AdaptConfig, path)
+    if config.kind != "lora" or config.method not in listed:
+        return
+    backbone = configure(config.method, pretrain, size).backbone
+    published = isinstance(backbone, PublishedBackbone) and backbone.source == PACKAGED_CNN
+    if isinstance(backbone, ResNetBackbone) or published:
+        raise ValueError(
+            f"{path}, section adapt: kind lora updates an attention, and the backbone of {config.method} is a CNN, "
+            "which has none; try kind: full"
         )
 
 

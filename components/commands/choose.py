@@ -170,7 +170,7 @@ def _adapt(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
     return [
         ("adapt", None, "" if folder.classes else "skipped: these photos have no labels"),
         _method(folder, chosen),
-        ("  epochs", 50, "of a linear classifier: seconds"),
+        ("  kind", "linear", "seconds; mlp, attention, lora and full take longer, see benchmarks/adapters.md"),
         ("  seed", 0, ""),
     ]
 

@@ -16,7 +16,7 @@ from components.config import PARAMS, known_names, methods, section
 
 PIPELINE = Path("dvc.yaml")
 COMPONENTS = Path(__file__).parents[1]
-COMMANDS = ["settings", "check", "ask", "search", "app"]  # that are no stages
+COMMANDS = ["settings", "check", "ask", "search", "classify", "app"]  # that are no stages
 USAGE = """usage: selfsight COMMAND [--method NAME] [arguments of the command]
 
 {commands}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -48,3 +49,10 @@ def read_photo(content: bytes, name: str, settings: ResolvedConfig) -> Image.Ima
     if quality is None:
         return Image.fromarray(photo.pixels)
     return Image.open(io.BytesIO(jpeg(photo.pixels, quality))).convert("RGB")  # lossy, as it was for training
+
+
+def photo_files(given: Sequence[Path]) -> list[Path]:
+    """Returns the files, and those in the folders. Raises ValueError for what does not exist."""
+    if missing := [str(path) for path in given if not path.exists()]:
+        raise ValueError(f"there is no file or folder {', '.join(missing)}")
+    return [file for path in given for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]

@@ -15,7 +15,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from components.commands.photo_folder import spaced
-from components.connector.trained import LoRA, add_lora
 from components.data.photos import Photos
 from components.evaluation.features import features
 from components.measurement import measuring
@@ -24,6 +23,7 @@ from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig,
 from components.stages.pretrain import setup
 from components.stages.pretrain_config import DataSize, configure
 from components.training.loop import accelerator
+from components.training.lora import LoRA, add_lora
 
 GIB = 2**30
 PHOTOS = 32  # of the sample that are read and trained on

@@ -62,7 +62,7 @@ class ViT(Backbone):
         if hidden is not None:
             assert mask_token is not None
             x = torch.where(hidden[:, :, None], mask_token.to(x.dtype), x)
-        x = torch.cat([embeddings.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([embeddings.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         return x + self._positions(height, width)
 
     def _positions(self, height: int, width: int) -> Tensor:

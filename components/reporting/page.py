@@ -13,6 +13,14 @@ from components.reporting.answers import KINDS, kinds, nats, sight
 from components.reporting.figures import confusion, curves, data_uri
 from components.reporting.results import Results, percent
 
+CLASSIFIERS = {
+    "linear": "A linear classifier on the frozen backbone",
+    "mlp": "A classifier with one hidden layer on the frozen backbone",
+    "attention": "Attention over the patches of the frozen backbone",
+    "lora": "The backbone with low-rank updates (LoRA) and a linear layer",
+    "full": "The backbone, fine-tuned with a linear layer,",
+}
+
 
 def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], queries: int) -> str:
     """Returns the page as HTML.
@@ -32,6 +40,7 @@ def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], qu
         confusion=confusion(results.adapter["confusion"], results.adapter["classes"])
         if "confusion" in results.adapter
         else "",
+        classifier=CLASSIFIERS[results.adapter.get("kind", "linear")],
         retrieval=retrieval(photos, neighbors, queries),
         examples=[
             {"text": one["text"], "photos": [_card(photos, row) for row in one["rows"]]}

@@ -173,7 +173,8 @@ def summary(results: Results) -> str:
         lines.append(f"| {row['name']} | {percent(row['knn'])} | {percent(row['linear'])} | {rank} |")
     lines.append("")
     adapter, answering = results.adapter, results.answering
-    lines.append(f"adapter: {adapter.get('skipped') or percent(adapter.get('accuracy'))}")
+    kind = f"{adapter['kind']}, " if "kind" in adapter else ""
+    lines.append(f"adapter: {adapter.get('skipped') or kind + percent(adapter.get('accuracy'))}")
     lines.append(f"words: {_words_summary(results.words)}")
     if "skipped" in answering:
         lines.append(f"answers: {answering['skipped']}")

@@ -3,51 +3,78 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from components.adapters.classifier import LinearHead, save
-from components.adapters.classifier import problem as classifier_problem
-from components.config import Seed, Strict, read_section, write_config
+from components.adapters import kinds
+from components.adapters.classifier import save
+from components.adapters.fine_tuning import lora_problem
+from components.adapters.kinds import Balance, Kind, Recipe
+from components.adapters.metrics import measure
+from components.adapters.onnx_file import NAME, onnx_problem, write_onnx
+from components.adapters.pixel_classifier import PixelClassifier
+from components.adapters.saved import write_key
+from components.adapters.task import Task, Trained
+from components.adapters.training import train_attention, train_linear, train_mlp, tune
+from components.config import Fraction, FractionRange, Seed, Strict, read_section, write_config
+from components.data.augment import View
 from components.data.photos import Photos
-from components.evaluation.features import features
 from components.evaluation.scoring import cannot_score
-from components.evaluation.statistics import proportion_with_ci
 from components.machine import keep_memory
 from components.models.backbone import load
 from components.source_files import digest
 from components.stages.exit_code import backbone_parser, exit_code
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import optim
-from components.training.loop import accelerator, fit
-from components.training.monitor import Run
+from components.training.loop import accelerator
+from components.training.lora import LoRA
 
 
 class AdaptConfig(Strict):
+    """epochs, batch_size and optimizer are the kind's own where they are None (components/adapters/kinds.py).
+
+    mlp, attention, lora and full have the settings of the kind of that name. crop and flip: of lora and full, the range
+    of a random crop's area as a fraction of the photo's, and the probability of mirroring it.
+    """
+
     method: str  # whose backbone; read by dvc.yaml
-    epochs: int = Field(50, ge=1)
-    batch_size: int = Field(256, ge=1)
-    optimizer: optim.Optimizer = optim.AdamW(lr=1e-2, weight_decay=1e-2)
+    kind: Kind = "linear"
+    balance: Balance = "none"  # weights: all classes together weigh the same in the loss
+    epochs: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    optimizer: optim.Optimizer | None = None
+    mlp: kinds.MLP = kinds.MLP()
+    attention: kinds.Attentive = kinds.Attentive()
+    lora: LoRA = LoRA(rank=8, alpha=16.0)
+    full: kinds.Full = kinds.Full()
+    crop: FractionRange = (0.3, 1.0)
+    flip: Fraction = 0.5
+    onnx: bool = True  # write the classifier as an ONNX file too
     seed: Seed = 0
+
+    def resolved(self) -> AdaptConfig:
+        """Returns these settings with those of the kind in place of None."""
+        return self.model_copy(update=kinds.filled(self.kind, dict(self)))
+
+    def recipe(self) -> Recipe:
+        return Recipe(**kinds.filled(self.kind, dict(self)))
 
 
 def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Trains a linear head on the frozen backbone; writes model/, metrics.json, log.jsonl and config.json to `out`.
+    """Trains a classifier on the backbone; writes model/, adapter.json, metrics.json, log.jsonl, config.json to `out`.
 
-    Returns the metrics.
+    Returns the metrics. Raises ValueError if the backbone cannot be trained in this way.
     """
-    photos = Photos(data)
+    photos, config = Photos(data), config.resolved()
     out.mkdir(parents=True, exist_ok=True)
-    write_config(config, out / "config.json")
-    if reason := cannot_score(photos) or classifier_problem(load(folder / "backbone")):
+    if reason := cannot_score(photos):
         metrics: dict[str, Any] = {"skipped": f"no classifier: {reason}"}
     else:
         metrics = _train(config, folder, photos, out)
+    write_config(config, out / "config.json")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
 
@@ -55,44 +82,74 @@ def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str,
 def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict[str, Any]:
     acc = accelerator()
     backbone = load(folder / "backbone").as_stock()  # the saved classifier computes this feature
-    all_features = features(backbone, photos)
-    train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
-    labels, test_labels = photos.labels(train), photos.labels(test)
-    train_features, size = all_features[train], min(config.batch_size, len(train))
-    per_epoch = len(train) // size
-
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng((config.seed, epoch)).permutation(len(train))
-        places = order[place * size : (place + 1) * size]
-        return train_features[places], labels[places]
-
-    torch.manual_seed(config.seed)
-    head = LinearHead(train_features, len(photos.classes))
-    optimizer = optim.build(head, config.optimizer, size)
-    backbone_file = folder / "backbone" / "model.safetensors"
-    inputs = (config.model_dump(mode="json"), digest(photos.folder / "manifest.parquet"), digest(backbone_file))
-    state = scratch("adapt", *inputs)
-    length: dict[str, Any] = {"steps": config.epochs * per_epoch, "per_epoch": per_epoch, "batch_size": size}
-    run = Run("adapt", **length, log=state / "log.jsonl", state=state, seed=config.seed, micro_batches=1)
+    if config.kind == "lora" and (reason := lora_problem(backbone)):
+        raise ValueError(reason)
+    files = (photos.folder / "manifest.parquet", folder / "backbone" / "model.safetensors")
+    state = scratch("adapt", config.model_dump(mode="json"), *map(digest, files))
+    labels = photos.labels(photos.rows("train", labeled=True))
+    weights = kinds.class_weights(labels, len(photos.classes)) if config.balance == "weights" else None
+    task = Task(photos, backbone, weights, config.seed, state, acc)
     with exclusive(state, acc):
-        fit(head, batch, optimizer, config.optimizer, run, acc)
-        head.cpu().eval()
-        predicted = head.logits(all_features[test]).argmax(1)
-        save(out / "model", backbone.cpu(), head.folded(), photos.classes)
-        (out / "log.jsonl").write_bytes(run.log.read_bytes())
+        linear, trained = train(config, task)
+        temperature, metrics = measure(task, trained, linear)
+        shutil.rmtree(out / "model", ignore_errors=True)  # of another kind, which has other files
+        save(out / "model", trained.backbone.cpu(), trained.head.deployed(temperature), photos.classes)
+        metrics["onnx"] = _write_onnx(config, trained.model(temperature), photos.classes, out / "model")
+        write_key(out, folder / "backbone")
+        (out / "log.jsonl").write_bytes(trained.log.read_bytes())
         clear(state)
-    return {
-        "accuracy": proportion_with_ci(int((predicted == test_labels).sum()), len(test)),
-        "majority": proportion_with_ci(int((test_labels == labels.mode().values).sum()), len(test)),
-        "classes": list(photos.classes),
-        "confusion": confusion(test_labels, predicted, len(photos.classes)),
-    }
+    return {"kind": config.kind, "balance": config.balance, **metrics}
 
 
-def confusion(true: Tensor, predicted: Tensor, classes: int) -> list[list[int]]:
-    """Returns counts, a row for each true class and a column for each predicted one."""
-    return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes).tolist()
+def _write_onnx(config: AdaptConfig, model: PixelClassifier, classes: tuple[str, ...], folder: Path) -> str:
+    """Writes the classifier as an ONNX file. Returns its name, or why there is none."""
+    if not config.onnx:
+        return "left out: the setting onnx is false"
+    if reason := onnx_problem(model):
+        return f"left out: {reason}"
+    write_onnx(model, classes, folder / NAME)
+    return NAME
+
+
+def train(config: AdaptConfig, task: Task) -> tuple[Trained, Trained]:
+    """Returns the linear classifier on the frozen backbone, which every kind is compared with, and that of the kind."""
+    if config.kind == "linear":
+        linear = train_linear(task, config.recipe())
+        return linear, linear
+    linear, recipe = train_linear(task, kinds.RECIPES["linear"]), config.recipe()
+    if config.kind == "mlp":
+        return linear, train_mlp(task, recipe, config.mlp)
+    if config.kind == "attention":
+        return linear, train_attention(task, recipe, config.attention)
+    view = View(task.backbone.config.image_size, crop=config.crop, flip=config.flip)
+    return linear, tune(task, linear.head, recipe, config.lora if config.kind == "lora" else config.full, view)
+
+
+def describe(metrics: dict[str, Any]) -> list[str]:
+    """Returns the metrics as lines for a terminal."""
+    if "skipped" in metrics:
+        return [metrics["skipped"]]
+    lines = [f"kind {metrics['kind']}, balance {metrics['balance']}: {metrics['trained_parameters']:,} numbers trained"]
+    if "kept_epoch" in metrics:
+        kept = metrics["epochs"][0] if metrics["kept_epoch"] == 0 else None
+        start = ", which is the linear classifier that it started from" if kept else ""
+        lines.append(f"kept: epoch {metrics['kept_epoch']} of {metrics['epochs'][-1]['epoch']}, by val{start}")
+    for name in ("majority", "linear", "accuracy"):
+        if name in metrics:
+            lines.append("{:9} {value:.3f} ({low:.3f} to {high:.3f}) of {of}".format(name, **metrics[name]))
+    lines.append(f"balanced  {metrics['balanced_accuracy']:.3f}, the mean over classes")
+    if "above_linear" in metrics:
+        above = "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**metrics["above_linear"])
+        lines.append(f"above linear on the same test photos: {above}")
+    of = metrics["calibration"]
+    lines.append(
+        f"calibration error {of['ece_before']:.3f}, {of['ece_after']:.3f} after division by the temperature "
+        f"{of['temperature']:.2f}, fitted on {of['fitted_on']}"
+    )
+    lines.append(f"ONNX: {metrics['onnx']}")
+    few = metrics["few_labels"].items()
+    scores = ", ".join("{}: {mean:.3f} ({lowest:.3f} to {highest:.3f})".format(n, **by["linear"]) for n, by in few)
+    return [*lines, f"frozen backbone, linear, by labels a class: {scores}"]
 
 
 def main() -> None:
@@ -101,11 +158,7 @@ def main() -> None:
     keep_memory()
     with exit_code("adapt", parser):
         metrics = adapt(read_section("adapt", AdaptConfig), args.backbone, args.data, args.out)
-    if "skipped" in metrics:
-        print(f"adapt: {metrics['skipped']}")
-        return
-    for name in ("majority", "accuracy"):
-        print("adapt: {:9} {value:.3f} ({low:.3f} to {high:.3f}) of {of}".format(name, **metrics[name]))
+    print(*(f"adapt: {line}" for line in describe(metrics)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from components.connector.llm import load_llm, model_digests
 from components.connector.objective import Connector
 from components.connector.scoring import derangement
 from components.connector.towers import square_size, tower_problem
-from components.connector.trained import RATES, LoRA, Trained, merge, unfreeze
+from components.connector.trained import RATES, Trained, unfreeze
 from components.connector.vlm import assemble
 from components.connector.warm_start import warm_start
 from components.data.photos import Photos
@@ -29,6 +29,7 @@ from components.stages.exit_code import backbone_parser, exit_code
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import distributed, optim
 from components.training.loop import accelerator, fit
+from components.training.lora import LoRA, merge
 from components.training.monitor import Run
 
 REFERENCE_BATCH = 256  # optim.build scales rates from it; passed as the batch size, it leaves lr as configured

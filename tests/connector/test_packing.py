@@ -13,7 +13,8 @@ from torch import Tensor
 from components.connector.collate import Collator, epoch_batches
 from components.connector.objective import Connector
 from components.connector.packing import IGNORE, SHARED
-from components.connector.trained import LoRA, unfreeze
+from components.connector.trained import unfreeze
+from components.training.lora import LoRA
 from tests.connector import tiny
 from tests.connector.test_fast_vlm import pixels
 from tests.tolerances import LAYERS_FLOAT32

@@ -11,7 +11,8 @@ import torch
 from components.connector.collate import Collator
 from components.connector.objective import Connector
 from components.connector.towers import image_size
-from components.connector.trained import LoRA, merge, trained_weights, unfreeze
+from components.connector.trained import trained_weights, unfreeze
+from components.training.lora import LoRA, merge
 from tests.connector import tiny
 from tests.tolerances import FLOAT32
 

@@ -14,13 +14,15 @@ import yaml
 from PIL import Image
 from transformers import pipeline
 
+from components.adapters.heads import LinearHead
+from components.adapters.metrics import confusion
 from components.data.photos import Photos
 from components.evaluation.features import features
 from components.methods import METHODS
 from components.models.backbone import load
 from components.reporting.results import percent
 from components.stages import pretrain as stage
-from components.stages.adapt import AdaptConfig, adapt, confusion
+from components.stages.adapt import AdaptConfig, adapt
 from components.stages.evaluate import EvaluateConfig, evaluate
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from components.stages.pretrain import epoch_rows, pretrain
@@ -148,13 +150,11 @@ def test_a_head_learns_on_what_the_saved_model_computes(prepared, tmp_path):
 
 
 def test_a_folded_head_gives_the_same_logits(prepared, tmp_path):
-    from components.adapters.classifier import LinearHead
-
     torch.manual_seed(0)
     bank = torch.randn(50, 6) * 4 + 2
     head = LinearHead(bank, 3)
     torch.nn.init.normal_(head.linear.weight)
-    assert torch.allclose(head.logits(bank), head.folded()(bank), atol=LAYERS_FLOAT32)
+    assert torch.allclose(head.logits(bank), head.deployed()(bank), atol=LAYERS_FLOAT32)
 
 
 def test_an_adapted_resnet_is_torchvisions(prepared, tmp_path):

@@ -1,0 +1,89 @@
+"""Name what photos show, by the classifier of the stage `adapt`, with the probability of each class."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from components.adapters.saved import check_key, load_classifier
+from components.commands import cli
+from components.commands.one_photo import open_photo, photo_files, prepare_settings
+from components.data.photos import as_square
+from components.stages.exit_code import exit_code
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Places:
+    """adapter: written by adapt; backbone: by pretrain, or None: that of another project; data: by prepare, or None."""
+
+    adapter: Path
+    backbone: Path | None
+    data: Path | None
+
+
+def places(adapter: Path | None) -> Places:
+    """Returns the folders of dvc.yaml, or of an adapter that is given, whose backbone and photos need not be here."""
+    known = cli.folders("adapt")
+    if adapter is None or adapter.resolve() == known["out"].resolve():
+        return Places(known["out"], known["backbone"], known["data"])
+    return Places(adapter, None, None)
+
+
+def check_adapter(where: Places) -> None:
+    """Raises ValueError if the folder holds no classifier, if a file of it was replaced, or if the backbone was."""
+    metrics = where.adapter / "metrics.json"
+    if metrics.is_file() and (why := json.loads(metrics.read_text(encoding="utf-8")).get("skipped")):
+        raise ValueError(f"{where.adapter} holds no classifier: {why}")
+    check_key(where.adapter, where.backbone / "backbone" if where.backbone else None)
+
+
+def classify(files: Sequence[Path], k: int, where: Places) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """Yields each photo with its `k` most probable classes and their probabilities, best first.
+
+    A photo is opened as prepare does it. Files that are no photos are named and left out.
+    Raises ValueError if the classifier cannot be used, or if no file can.
+    """
+    check_adapter(where)
+    classifier = load_classifier(where.adapter / "model")
+    settings, used = prepare_settings(where.data, classifier.size), 0
+    for start in range(0, len(files), BATCH):
+        squares = {}
+        for file in files[start : start + BATCH]:
+            try:
+                photo = open_photo(file, settings)
+            except ValueError as error:
+                print(f"left out: {error}", file=sys.stderr)
+            else:
+                squares[file] = as_square(photo, classifier.size, classifier.square)
+        if squares:
+            likely = classifier.probabilities(torch.stack(list(squares.values()))).topk(min(k, len(classifier.classes)))
+            for file, values, names in zip(squares, likely.values.tolist(), likely.indices.tolist(), strict=True):
+                yield file, [(classifier.classes[name], value) for name, value in zip(names, values, strict=True)]
+        used += len(squares)
+    if not used:
+        raise ValueError("no photo to classify; give a file, or a folder of photos")
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="selfsight classify", description=__doc__)
+    parser.add_argument("photos", type=Path, nargs="+", help="photos, or folders of photos")
+    parser.add_argument("--k", type=int, default=3, help="how many classes of each photo (default: 3)")
+    parser.add_argument("--adapter", type=Path, help="folder written by adapt (default: as in dvc.yaml)")
+    args = parser.parse_args()
+    with exit_code("classify", parser):
+        if args.k < 1:
+            raise ValueError(f"--k is {args.k}; allowed: 1 or more")
+        for file, classes in classify(photo_files(args.photos), args.k, places(args.adapter)):
+            print(file, *(f"  {value:6.1%}  {name}" for name, value in classes), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
