@@ -74,6 +74,7 @@ def make_app(uses: PhotoUses) -> FastAPI:
     async def photo(use: str, request: Request, name: str = "the photo", question: str = "") -> Any:
         _check_text("the question", question)
         kinds: dict[str, Callable[[Any], Any]] = {
+            "open": lambda photo: {"size": photo.size},  # as the models see it
             "similar": lambda photo: {"photos": [asdict(one) for one in uses.similar(photo, K)]},
             "classes": lambda photo: {"classes": uses.classes(photo, BEST)},
             "attention": lambda photo: dict(zip(("image", "shown"), uses.attention(photo), strict=True)),

@@ -7,15 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from components.adapters.classifier import save
+from components.adapters.saved import load_classifier, write_key
 from components.commands import app as module
 from components.commands.app import HOST, make_app
 from components.commands.photo_uses import PhotoUses
 from components.commands.search import Places, by_photos
 from components.connector.answering import generate_answers, load_vlm
 from components.data.photos import Photos
+from components.models.backbone import load
 from components.stages.embed import EmbedConfig, embed
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from tests.connector import tiny
@@ -35,6 +39,10 @@ def places(tmp_path_factory):
     prepare(settings, root / "prepare", root)
     places = Places(tiny.backbone(root / "simclr"), root / "prepare", root / "embed", root / "words")
     embed(EmbedConfig(method="simclr"), places.backbone, places.data, places.embed)
+    torch.manual_seed(0)
+    backbone = load(places.backbone / "backbone").as_stock()
+    save(root / "adapt" / "model", backbone, torch.nn.Linear(32, 3), ("red", "green", "blue"))
+    write_key(root / "adapt", places.backbone / "backbone")
     vlm, processor = tiny.vlm(root / "connect")
     vlm.generation_config.max_new_tokens = 6
     for part in (vlm, processor):
@@ -79,6 +87,15 @@ def test_the_answer_is_the_models_and_depends_on_the_question(client, places, ph
     )
 
 
+def test_the_classes_are_the_classifiers(client, places, photo):
+    told = dict(client.post("/classes", content=photo).json()["classes"])
+    classifier = load_classifier(places.data.parent / "adapt" / "model")
+    row = Photos(places.data).manifest["path"].to_list().index("3.png")
+    expected = classifier.probabilities(Photos(places.data).squares(np.array([row]), 16, "squash"))[0]
+    assert list(told.values()) == sorted(told.values(), reverse=True)
+    assert told == pytest.approx(dict(zip(("red", "green", "blue"), expected.tolist(), strict=True)), abs=1e-5)
+
+
 def test_attention_is_the_photo_made_darker(client, photo):
     told = client.post("/attention", content=photo).json()
     assert "attention of the class token" in told["shown"]
@@ -89,9 +106,8 @@ def test_attention_is_the_photo_made_darker(client, photo):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/classes", "has no classifier"),
         ("/text?words=red", "the stage words has not run; run: dvc repro words"),
-        ("/nothing", "no use 'nothing'; allowed: similar, classes, attention, answer"),
+        ("/nothing", "no use 'nothing'; allowed: open, similar, classes, attention, answer"),
         (f"/answer?question={'x' * 501}", "the question has 501 characters; allowed: 500"),
     ],
 )
