@@ -52,6 +52,13 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     assert not [path for path in (tmp_path / "artifacts").rglob("*") if path.suffix in {".pkl", ".pt", ".bin", ".pth"}
                 and path.name != "pixels.bin"]  # fmt: skip
 
+    shown = json.loads(run(tmp_path, "dvc", "metrics", "show", "--json").stdout)
+    numbers = shown["workspace"]["data"]["artifacts/report/metrics.json"]["data"]
+    assert numbers["answers"] == metrics["exact_match"]["value"]
+    plots = run(tmp_path, "dvc", "plots", "show", "--json")
+    assert list(json.loads(plots.stdout)["data"]) == ["artifacts/report/losses/moco.csv"]
+    assert "failed" not in plots.stderr
+
     again = run(tmp_path, "dvc", "repro")
     assert "Running stage" not in again.stdout
     params["pretrain"]["moco"]["temperature"] = 0.3

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from components.config import Strict, methods, read_section, write_config
 from components.data.photos import Photos
+from components.reporting import for_dvc
 from components.reporting.page import render
 from components.reporting.results import read_results, summary
 from components.stages.exit_code import exit_code
@@ -20,7 +21,7 @@ class ReportConfig(Strict):
 
 
 def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -> str:
-    """Write index.html, summary.md and config.json to `out`. Returns the summary.
+    """Write index.html, summary.md, metrics.json, losses/ and config.json to `out`. Returns the summary.
 
     Stages and methods that have not run are named on the page, with the command that runs them.
     """
@@ -31,6 +32,7 @@ def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(results), encoding="utf-8")
+    for_dvc.write(results, out)
     write_config(config, out / "config.json")
     return summary(results)
 

@@ -189,6 +189,16 @@ def test_the_page_is_drawn_after_one_method(prepared, tmp_path):
     for text in ("not trained yet: dvc repro evaluate@moco", "not run yet: dvc repro adapt", "dvc repro answer"):
         assert text in html
         assert text in done.stdout
+    numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert numbers == {
+        "knn": {"simclr": metrics["backbone"]["knn"]["value"]},
+        "linear": {"simclr": metrics["backbone"]["linear"]["value"]},
+        "effective_rank": {"simclr": metrics["health"]["effective_rank"]},
+    }
+    header, *rows = (tmp_path / "report" / "losses" / "simclr.csv").read_text().splitlines()
+    log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert header == "step,loss"
+    assert rows == [f"{line['step']},{line['loss']}" for line in log]
 
 
 def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
