@@ -61,7 +61,7 @@ class Standardized(Head):
     @torch.no_grad()
     def folded(self, linear: nn.Linear) -> nn.Linear:
         """Returns a linear layer on raw features that gives what `linear` gives on standardized ones."""
-        layer = nn.Linear(*linear.weight.shape[::-1], device=linear.weight.device)
+        layer = nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device)
         layer.weight.copy_(linear.weight / self.std)
         layer.bias.copy_(linear.bias - layer.weight @ self.mean)
         return layer
@@ -151,7 +151,7 @@ class AttentionHead(Head):
 @torch.no_grad()
 def divided(linear: nn.Linear, temperature: float) -> nn.Linear:
     """Returns a linear layer whose outputs are those of `linear`, divided by the temperature."""
-    layer = nn.Linear(*linear.weight.shape[::-1], device=linear.weight.device)
+    layer = nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device)
     layer.weight.copy_(linear.weight / temperature)
     layer.bias.copy_(linear.bias / temperature)
     return layer

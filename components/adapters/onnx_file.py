@@ -42,7 +42,7 @@ def write_onnx(model: PixelClassifier, classes: tuple[str, ...], file: Path) -> 
     copy = deepcopy(model).eval()
     for layer in copy.modules():
         if isinstance(layer, Conv2d):
-            layer.__class__ = nn.Conv2d  # torch's own, which is one operator of ONNX
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # torch's own: one operator of ONNX
     size = model.config.image_size
     pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # of one photo, the batch would be fixed to 1
     with warnings.catch_warnings():

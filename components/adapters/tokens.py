@@ -28,7 +28,7 @@ def cached_tokens(backbone: Backbone, photos: Photos, rows: np.ndarray, folder: 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         backbone.to(device).eval()
         batches = photos.batches(rows, backbone.config.image_size, backbone.config.square, BATCH)
-        out: np.ndarray | None = None
+        out: np.memmap | None = None
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16()):
             for place, batch in enumerate(progress(batches, "tokens", unit="batch")):
                 tokens = backbone.tokens(batch.to(device)).half().cpu().numpy()
@@ -39,5 +39,5 @@ def cached_tokens(backbone: Backbone, photos: Photos, rows: np.ndarray, folder: 
         assert out is not None
         out.flush()
         part.rename(file)
-    tokens = np.load(file, mmap_mode="r")
-    return tokens
+    kept: np.ndarray = np.load(file, mmap_mode="c")  # torch needs writable memory, and nothing here writes
+    return kept

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 BINS = 15  # the paper's
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures; where every photo of val is named right, the best one would be 0
+LOWEST, HIGHEST = 0.1, 10.0  # temperatures; where every photo of val is named right, the best one would be 0
 HALVINGS = 60  # of the interval, which is then narrower than float64 can tell apart
 
 

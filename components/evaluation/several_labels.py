@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+
+from components.data.photos import Photos
+
+
+def label_matrix(photos: Photos, rows: np.ndarray) -> Tensor:
+    """Returns which classes the photos show: bool [len(rows), C]. A photo without a label shows none."""
+    labels = photos.labels(rows)
+    return labels[:, None] == torch.arange(len(photos.classes))
 
 
 def labels_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

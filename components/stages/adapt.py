@@ -12,6 +12,7 @@ from pydantic import Field
 from components.adapters import kinds
 from components.adapters.classifier import save
 from components.adapters.fine_tuning import lora_problem
+from components.adapters.heads import LinearHead
 from components.adapters.kinds import Balance, Kind, Recipe
 from components.adapters.metrics import measure
 from components.adapters.onnx_file import NAME, onnx_problem, write_onnx
@@ -121,6 +122,7 @@ def train(config: AdaptConfig, task: Task) -> tuple[Trained, Trained]:
         return linear, train_mlp(task, recipe, config.mlp)
     if config.kind == "attention":
         return linear, train_attention(task, recipe, config.attention)
+    assert isinstance(linear.head, LinearHead)
     view = View(task.backbone.config.image_size, crop=config.crop, flip=config.flip)
     return linear, tune(task, linear.head, recipe, config.lora if config.kind == "lora" else config.full, view)
 

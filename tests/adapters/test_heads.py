@@ -74,6 +74,7 @@ def test_class_weights_make_all_classes_weigh_the_same() -> None:
         assert float(weights[labels][labels == label].sum()) == pytest.approx(10 / 3)
 
 
+@torch.no_grad()
 def test_the_weighted_loss_is_that_of_a_loop_and_does_not_depend_on_micro_batches() -> None:
     torch.manual_seed(0)
     bank, labels = torch.randn(12, 4), torch.tensor([0] * 8 + [1] * 3 + [2])

@@ -55,12 +55,22 @@ def draw_photos(folder: Path) -> None:
 def train_statistics(backbone: Backbone) -> None:
     """Gives batch norm statistics of its own, so that a layer in the wrong place shows."""
     backbone.train()
+    for layer in backbone.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.momentum = 1.0  # else those of the start outweigh the images', and outputs hardly differ
     with torch.no_grad():
         for step in range(3):
             size = backbone.config.image_size
             pixels = torch.randint(0, 256, (4, 3, size, size), generator=torch.Generator().manual_seed(step))
             backbone(pixels.to(torch.uint8))
     backbone.eval()
+
+
+def colored_squares(count: int, size: int) -> Tensor:
+    """Returns squares of one color each, with noise, which alone looks alike to a CNN: uint8 [count, 3, size, size]."""
+    generator = torch.Generator().manual_seed(1)
+    colors = 200 * torch.rand(count, 3, 1, 1, generator=generator)
+    return (colors + 55 * torch.rand(count, 3, size, size, generator=generator)).to(torch.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,9 @@ def test_the_saved_classifier_is_the_one_that_was_measured(
     test = photos.rows("test", labeled=True)
     probabilities = saved.probabilities(photos.squares(test, saved.size, saved.square))
     right = int((probabilities.argmax(1) == photos.labels(test)).sum())
-    assert right / len(test) == metrics["accuracy"]["value"] > metrics["majority"]["value"]
+    assert right / len(test) == metrics["accuracy"]["value"]
+    if kind not in ("mlp", "attention"):  # which have not learned much in three epochs
+        assert metrics["accuracy"]["value"] > metrics["majority"]["value"]
     losses = -probabilities.gather(1, photos.labels(test)[:, None]).log()
     assert float(losses.mean()) == pytest.approx(metrics["calibration"]["cross_entropy_after"], abs=LAYERS_FLOAT32)
     assert metrics["kind"] == json.loads((folder / "config.json").read_text())["kind"] == kind
@@ -122,9 +124,16 @@ def test_only_the_weights_that_a_kind_names_change(adapted: dict[str, Path], pre
         changed[kind] = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert not changed["linear"] | changed["mlp"] | changed["attention"]
     if json.loads((adapted["lora"] / "metrics.json").read_text())["kept_epoch"]:
-        assert changed["lora"] == {name for name in before if name.endswith(("q_proj.weight", "v_proj.weight"))}
+        assert changed["lora"] == {name for name in before if name.endswith(("query.weight", "value.weight"))}
     if json.loads((adapted["full"] / "metrics.json").read_text())["kept_epoch"]:
-        assert changed["full"] >= {name for name in before if name.endswith("proj.weight")}
+        assert changed["full"] >= {name for name in before if name.endswith(("query.weight", "dense.weight"))}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attention"])
+def test_heads_that_start_at_random_learn(kind: str, pretrained: Path, prepared: Path, tmp_path: Path) -> None:
+    fast = {"kind": "adamw", "lr": 0.05}
+    metrics = adapt(config(kind, epochs=20, optimizer=fast), pretrained, prepared, tmp_path / "out")
+    assert metrics["accuracy"]["value"] > metrics["majority"]["high"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from components.evaluation.several_labels import average_precision, labels_loss, mean_average_precision
+from components.data.photos import Photos
+from components.evaluation.several_labels import average_precision, label_matrix, labels_loss, mean_average_precision
 from tests.tolerances import FLOAT32, FLOAT64
 
 
@@ -46,6 +48,15 @@ def test_average_precision_of_known_orders() -> None:
     labels = torch.tensor([[1], [0], [1], [0]]).bool()
     for scores, value in (([4, 3, 2, 1], (1 + 2 / 3) / 2), ([4, 2, 3, 1], 1.0), ([1, 4, 2, 3], (1 / 3 + 2 / 4) / 2)):
         assert float(average_precision(torch.tensor(scores)[:, None].float(), labels)) == pytest.approx(value)
+
+
+def test_each_photo_shows_the_class_of_its_label(photos: Photos) -> None:
+    rows = np.arange(len(photos))
+    matrix = label_matrix(photos, rows)
+    assert matrix.shape == (len(photos), 2)
+    assert [[photos.classes[place] for place in row.nonzero()[:, 0]] for row in matrix] == [
+        [photos.label(row)] for row in rows
+    ]
 
 
 def test_without_any_label_there_is_nothing_to_measure() -> None:

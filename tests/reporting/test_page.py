@@ -189,6 +189,24 @@ def test_the_page_says_why_something_was_not_measured(results, photos):
     assert "| moco | – | – | 31 of 64 |" in lines
 
 
+def test_the_page_says_which_classifier_it_is_and_how_far_above_a_linear_one(results, photos):
+    adapter = {
+        **results.adapter,
+        "kind": "lora",
+        "linear": proportion_with_ci(40, 50),
+        "above_linear": {"value": 0.08, "low": -0.01, "high": 0.17, "of": 50},
+        "calibration": {"temperature": 1.5, "ece_before": 0.123, "ece_after": 0.045},
+        "few_labels": {"5": {"linear": {"mean": 0.61, "lowest": 0.5, "highest": 0.7, "draws": 5}}},
+    }
+    html = page(results, photos, adapter=adapter)
+    assert "The backbone with low-rank updates (LoRA) and a linear layer predicts <b>88.0 % (76.2 to 94.4)</b>" in html
+    assert "on the same photos the difference is +8.0 points (-1.0 to +17.0)" in html
+    assert "off by 4.5 points" in html
+    assert "61.0 % (50.0 to 70.0) with 5 a class; means and ranges over 5 draws" in html
+    assert "A linear classifier on the frozen backbone predicts" in page(results, photos)
+    assert "adapter: lora, 88.0 % (76.2 to 94.4)" in summary(Results(**{**vars(results), "adapter": adapter}))
+
+
 def test_the_summary_has_the_numbers_of_the_page(results):
     text = summary(results)
     assert "| moco | 80.0 % (67.0 to 88.8) | 90.0 % (78.6 to 95.7) | 31 of 64 |" in text

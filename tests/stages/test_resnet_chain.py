@@ -25,7 +25,7 @@ def test_a_resnet_gets_a_report(prepared: Path, tmp_path: Path, monkeypatch: pyt
     trained = root / "pretrain" / "simclr"
     pretrain(configure("simclr", {"common": common, "simclr": {"hidden": 8, "dim": 4}}), prepared, trained)
     evaluate(EvaluateConfig(neighbors=5), trained, prepared, root / "evaluate" / "simclr")
-    adapt(AdaptConfig(method="simclr", epochs=2), trained, prepared, root / "adapt")
+    adapt(AdaptConfig(method="simclr", epochs=2, onnx=False), trained, prepared, root / "adapt")
     connect(ConnectConfig(method="simclr", steps=2, batch_size=2), trained, prepared, root / "connect")
     answer(AnswerConfig(pictures=2), root / "connect", prepared, root / "answer")
     summary = report(ReportConfig(), ["simclr"], root, root / "report")

@@ -114,7 +114,7 @@ def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
     assert sorted(map(int, near)) == photos.rows("test").tolist()
     assert all(len(rows) == 5 and set(rows) <= set(photos.rows("train").tolist()) for rows in near.values())
 
-    adapted = adapt(AdaptConfig(method="simclr", epochs=30), tmp_path / "pre", prepared, tmp_path / "adapt")
+    adapted = adapt(AdaptConfig(method="simclr", epochs=30, onnx=False), tmp_path / "pre", prepared, tmp_path / "adapt")
     total = len(photos.rows("test", labeled=True))
     assert sum(map(sum, adapted["confusion"])) == adapted["accuracy"]["of"] == total
     right = sum(adapted["confusion"][i][i] for i in range(2))
@@ -138,7 +138,9 @@ def test_a_head_learns_on_what_the_saved_model_computes(prepared, tmp_path):
     values = json.loads(config.read_text())
     assert values["patches"] == 8
     config.write_text(json.dumps({**values, "pool": "mean"}))
-    adapted = adapt(AdaptConfig(method="contextprediction", epochs=10), tmp_path / "pre", prepared, tmp_path / "adapt")
+    adapted = adapt(
+        AdaptConfig(method="contextprediction", epochs=10, onnx=False), tmp_path / "pre", prepared, tmp_path / "adapt"
+    )
     adapted_config = json.loads((tmp_path / "adapt" / "model" / "config.json").read_text())
     assert (adapted_config["pool"], adapted_config["patches"]) == ("class", 0)
     photos, stock = Photos(prepared), pipeline("image-classification", model=str(tmp_path / "adapt" / "model"))
@@ -166,7 +168,7 @@ def test_an_adapted_resnet_is_torchvisions(prepared, tmp_path):
         prepared,
         tmp_path / "pre",
     )
-    adapt(AdaptConfig(method="simclr", epochs=2), tmp_path / "pre", prepared, tmp_path / "adapt")
+    adapt(AdaptConfig(method="simclr", epochs=2, onnx=False), tmp_path / "pre", prepared, tmp_path / "adapt")
     weights = load_file(tmp_path / "adapt" / "model" / "model.safetensors")
     assert weights["fc.weight"].shape == (2, 512)
     assert json.loads((tmp_path / "adapt" / "model" / "config.json").read_text())["classes"] == ["green", "red"]
