@@ -29,7 +29,7 @@ def add_lora(model: Any, lora: LoRA, seed: int, targets: str | Sequence[str] = "
     """
     torch.manual_seed(seed)
     names = targets if isinstance(targets, str) else list(targets)
-    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)  # type: ignore[arg-type]
+    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
     return LoraModel(model, settings, "default")
 
 
