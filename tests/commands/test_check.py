@@ -215,6 +215,17 @@ def test_squares_of_another_size_are_for_cnns_only(params, tmp_path):
     assert "section connect: image_size is for CNNs only, and the backbone of simclr is a transformer" in error
 
 
+def test_low_rank_updates_need_an_attention(params, tmp_path):
+    params["adapt"] |= {"kind": "lora", "method": "simclr"}
+    assert findings(params, tmp_path).errors == []
+    params["adapt"]["method"] = "published"
+    (error,) = findings(params, tmp_path).errors
+    assert error.endswith(
+        "section adapt: kind lora updates an attention, and the backbone of published is a CNN, which has none; "
+        "try kind: full"
+    )
+
+
 def test_a_language_model_that_must_be_downloaded_is_a_warning_unless_offline(params, tmp_path, monkeypatch):
     params["connect"]["llm"] = "somebody/small"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
