@@ -2,12 +2,14 @@
 
 python -m benchmarks.search FOLDER [--rows 1000000] [--width 384] [--sides flat,exact,index]
 
-Writes clustered random vectors to FOLDER as the stage `embed` does, once; each side then runs in a process of its own.
+Writes clustered random vectors to FOLDER as the stage `embed` does, once; each side then runs in a process of its own,
+on one thread. Seconds are those of the CPU, which other work on the machine disturbs least.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 
 CLUSTERS, SPREAD, OFFSET = 1000, 1.5, 0.5  # vectors: OFFSET + a cluster's center of deviation 1 + noise of SPREAD
-COUNTS, K, REPEATS = (1, 10, 100), 10, 7
+COUNTS, K, REPEATS = (1, 10, 100), 10, 5
 Search = Callable[[np.ndarray], Any]  # queries [Q, D], raw vectors of embed -> rows [Q, K]
 
 
@@ -65,9 +67,9 @@ def index(folder: Path) -> tuple[Search, float]:
     from components.evaluation.index import Index, build, describe
 
     read = Embeddings.read(folder)
-    before = time.perf_counter()
+    before = time.process_time()
     print(describe(build(read)), file=sys.stderr)
-    seconds = time.perf_counter() - before
+    seconds = time.process_time() - before
     found = Index.read(read)
     assert found, "faiss is needed"
     return lambda queries: found.nearest(torch.from_numpy(queries), K)[1].numpy(), seconds
@@ -94,10 +96,10 @@ def _by_faiss(folder: Path, other: Any) -> tuple[Search, float]:
         centered = x - center
         return np.asarray(centered / np.linalg.norm(centered, axis=1, keepdims=True))
 
-    before = time.perf_counter()
+    before = time.process_time()
     for start in range(0, len(vectors), 65_536):
         other.add(unit(vectors[start : start + 65_536]))
-    return lambda queries: other.search(unit(queries), K)[1], time.perf_counter() - before
+    return lambda queries: other.search(unit(queries), K)[1], time.process_time() - before
 
 
 def measure(args: Namespace) -> dict[str, Any]:
@@ -109,9 +111,9 @@ def measure(args: Namespace) -> dict[str, Any]:
         times = []
         for repeat in range(REPEATS):
             some = np.roll(queries, repeat * count, axis=0)[:count]
-            before = time.perf_counter()
+            before = time.process_time()
             search(some)
-            times.append(time.perf_counter() - before)
+            times.append(time.process_time() - before)
         seconds[count] = min(times)
     return {"build": build, "seconds": seconds}
 
@@ -149,7 +151,8 @@ def main() -> None:
 def run(args: Namespace, side: str) -> dict[str, Any]:
     """Returns what one side prints, from a process of its own."""
     line = [str(args.folder), "--rows", str(args.rows), "--width", str(args.width), "--side", side]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.search", *line], stdout=subprocess.PIPE, check=True)
+    command, alone = [sys.executable, "-m", "benchmarks.search", *line], {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=alone, stdout=subprocess.PIPE, check=True)
     return dict(json.loads(done.stdout))
 
 

@@ -85,7 +85,7 @@ def test_the_index_finds_most_of_the_nearest_and_says_how_many(embeddings: Embed
     cosines, rows = built.nearest(queries, 10)
     expected = naive(embeddings, queries)
     found = (rows[:, :, None] == expected.topk(10).indices[:, None]).any(1).float().mean()
-    assert found > 0.9  # other queries than those by which the number of lists was chosen
+    assert found > 0.8  # other queries than those by which the number of lists was chosen
     torch.testing.assert_close(cosines.double(), expected.gather(1, rows), atol=FLOAT32, rtol=0)
     built.faiss_index.nprobe = numbers["lists"]  # with all lists it is exact
     cosines, rows = built.nearest(queries, 10)
