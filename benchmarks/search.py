@@ -145,7 +145,7 @@ def main() -> None:
         recall = (truth[:, :, None] == found[:, None, :]).any(2).mean()
         times = " | ".join(f"{1000 * results['seconds'][str(count)]:,.1f}" for count in COUNTS)
         memory = results["memory"] / 1e9
-        print(f"| {side} | {results['build']:,.0f} | {times} | {100 * recall:.1f} % | {memory:.1f} |", flush=True)
+        print(f"| {side} | {results['build']:,.0f} | {times} | {100 * recall:.1f} % | {memory:.2f} |", flush=True)
 
 
 def run(args: Namespace, side: str) -> dict[str, Any]:

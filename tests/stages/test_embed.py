@@ -17,6 +17,7 @@ from components.evaluation import embeddings, index, knn
 from components.evaluation.embeddings import CENTER, KEY, TABLE, VECTORS
 from components.evaluation.features import features
 from components.models.backbone import load
+from components.reporting import found as found_page
 from components.stages import embed as module
 from components.stages.embed import ISSUES, EmbedConfig, embed
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
@@ -110,6 +111,10 @@ def test_a_photo_finds_itself_first(
     html = search.page(found[:2], Photos(places.data))
     assert html.count("<figure>") == 6
     assert html.count('class="query"') == 2
+    assert "queries are shown" not in html
+    assert html.count('<a href="#query-') == 2
+    monkeypatch.setattr(found_page, "MOST", 1)
+    assert "The first 1 of 2 queries are shown." in search.page(found[:2], Photos(places.data))
     with pytest.raises(ValueError, match="no photo to search by"):
         by_photos([tmp_path / "photos" / "notes.txt"], 3, places)
 
