@@ -102,6 +102,17 @@ def test_a_profile_divides_the_time_among_the_parts_of_a_step(prepared, tmp_path
 
 
 @pytest.mark.slow
+def test_search_is_measured_beside_faiss(tmp_path):
+    done = run("search", str(tmp_path / "vectors"), "--rows", "4000", "--width", "16", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == ["flat", "exact", "index"]
+    assert [row[5] for row in rows[1:3]] == ["100.0 %", "100.0 %"]  # faiss and we find the same
+    assert 80 < float(rows[3][5].removesuffix("%")) <= 100
+    assert all(0 < float(row[6]) < 8 for row in rows[1:])
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("line", ["simclr default 40 4", "moco resnet18 32 4", "dino vit 32 2"])
 def test_all_sides_do_the_same_work(line, tmp_path, monkeypatch):

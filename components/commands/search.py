@@ -20,6 +20,7 @@ from components.connector.text_encoder import tokenize
 from components.data.photos import Photos, as_square
 from components.data.sources import source_folder
 from components.evaluation.embeddings import Embeddings
+from components.evaluation.index import Index, about, describe
 from components.evaluation.knn import nearest
 from components.models.backbone import load
 from components.reporting.found import Found, page
@@ -61,8 +62,10 @@ def by_text(text: str, k: int, places: Places) -> Found:
     return Found(text, None, rows[0].tolist(), similarity[0].tolist())
 
 
-def by_photos(files: Sequence[Path], k: int, places: Places) -> list[Found]:
+def by_photos(files: Sequence[Path], k: int, places: Places, *, exact: bool = False) -> list[Found]:
     """Returns for each photo the `k` photos that look most like it. Files that are no photos are named and left out.
+
+    Uses the index that embed wrote, if there is one, and says so; with `exact` all vectors are compared.
 
     A photo is opened as prepare does it, so that one of its own photos finds itself with a cosine of 1.
     Raises ValueError if embed has not run, or ran on another backbone or other photos, or if no file can be used.
@@ -82,7 +85,10 @@ def by_photos(files: Sequence[Path], k: int, places: Places) -> list[Found]:
         raise ValueError("no photo to search by; give a file, or a folder of photos")
     with torch.no_grad():
         queries = torch.cat([backbone(torch.stack(part)) for part in _parts(list(squares.values()))])
-    similarity, rows = embeddings.nearest(queries, k)
+    index = None if exact else Index.read(embeddings)
+    if index:
+        print(f"search: {describe(about(places.embed))}; --exact compares with all", file=sys.stderr)
+    similarity, rows = (index or embeddings).nearest(queries, k)
     return [
         Found(str(file), square, near.tolist(), cosines.tolist())
         for (file, square), near, cosines in zip(squares.items(), rows, similarity, strict=True)
@@ -117,6 +123,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="*", help="photos, or folders of photos, to find similar ones to")
     parser.add_argument("--text", help='what the photos show, such as "two red cars"')
     parser.add_argument("--k", type=int, default=20, help="how many photos (default: 20)")
+    parser.add_argument("--exact", action="store_true", help="compare with all photos, where embed wrote an index")
     parser.add_argument("--page", type=Path, help="also write a page with the photos that were found")
     args = parser.parse_args()
     with exit_code("search", parser):
@@ -126,7 +133,7 @@ def main() -> None:
             raise ValueError(f"--k is {args.k}; allowed: 1 or more")
         known = folders("embed")
         places = Places(known["backbone"], known["data"], known["out"], folders("words")["out"])
-        by = args.photos and by_photos(_files(args.photos), args.k, places)
+        by = args.photos and by_photos(_files(args.photos), args.k, places, exact=args.exact)
         found = by or [by_text(args.text, args.k, places)]
         for one in found:
             if len(found) > 1:

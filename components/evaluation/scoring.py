@@ -11,6 +11,7 @@ from torch import Tensor
 from components.data.photos import Photos
 from components.evaluation import knn, linear
 from components.evaluation.features import center, features, pixel_features, standardize
+from components.evaluation.similar import similar_photos
 from components.evaluation.statistics import paired_difference, proportion_with_ci
 from components.models.backbone import Backbone
 
@@ -50,7 +51,10 @@ def baselines(photos: Photos, backbone: Backbone, k: int, seed: int) -> dict[str
 
 
 def score(vectors: Tensor, photos: Photos, k: int) -> dict[str, Any]:
-    """Returns kNN and linear top-1 accuracy on test with 95 % intervals. vectors: features of all photos [N, D]."""
+    """Returns kNN and linear top-1 accuracy on test with 95 % intervals, and how well test photos find each other.
+
+    vectors: features of all photos [N, D]. retrieval: see similar.py.
+    """
     rows = [photos.rows(split, labeled=True) for split in ("train", "val", "test")]
     labels, parts = [photos.labels(r) for r in rows], [vectors[r] for r in rows]
     k = min(k, len(labels[0]))
@@ -60,6 +64,7 @@ def score(vectors: Tensor, photos: Photos, k: int) -> dict[str, Any]:
     return {
         "knn": {**_accuracy(knn.classify(queries, bank, labels[0], k), labels[2]), "k": k},
         "linear": {**_accuracy(by_probe, labels[2]), "penalty": penalty},
+        "retrieval": similar_photos(vectors, photos),
     }
 
 

@@ -17,10 +17,12 @@ import matplotlib.pyplot as plt
 COLORS = ("#2f6f6d", "#c8553d", "#5b5f97", "#b08900", "#7d8471", "#9b5094")
 
 
-def data_uri(image: Tensor, quality: int = 88) -> str:
-    """Returns a photo, uint8 [3, H, W], as a JPEG in a data URI."""
-    file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality, subsampling=0)
+def data_uri(image: Tensor, quality: int = 88, most: int | None = None) -> str:
+    """Returns a photo, uint8 [3, H, W], as a JPEG in a data URI. most: pixels of its longer side, if it has more."""
+    file, picture = io.BytesIO(), Image.fromarray(image.permute(1, 2, 0).numpy())
+    if most:
+        picture.thumbnail((most, most))
+    picture.save(file, "JPEG", quality=quality, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 

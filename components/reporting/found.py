@@ -11,6 +11,9 @@ from torch import Tensor
 from components.data.photos import Photos
 from components.reporting.figures import data_uri
 
+MOST = 200  # queries on a page, which has all photos in it
+PIXELS = 240  # of a photo's longer side on the page
+
 
 @dataclass(frozen=True)
 class Found:
@@ -23,19 +26,25 @@ class Found:
 
 
 def page(found: list[Found], photos: Photos) -> str:
-    """Returns the page as HTML: each query with the photos that it found, in the size in which they are packed."""
+    """Returns the page as HTML: each query with the photos that it found, at most MOST queries."""
     names = photos.manifest["path"]
     searches = [
         {
             "query": one.query,
-            "image": None if one.square is None else data_uri(one.square),
+            "image": None if one.square is None else data_uri(one.square, most=PIXELS),
             "near": [
-                {"image": data_uri(photos[row]), "path": names[row], "label": photos.label(row), "cosine": cosine}
+                {
+                    "image": data_uri(photos[row], most=PIXELS),
+                    "path": names[row],
+                    "label": photos.label(row),
+                    "cosine": cosine,
+                }
                 for row, cosine in zip(one.rows, one.cosines, strict=True)
             ],
         }
-        for one in found
+        for one in found[:MOST]
     ]
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-    return environment.get_template("found.html").render(searches=searches)
+    template = environment.get_template("found.html")
+    return template.render(searches=searches, queries=len(found), photos=len(photos))

@@ -11,6 +11,7 @@ from components.data.entries import DESCRIBE
 from components.data.photos import Photos
 from components.reporting.answers import KINDS, kinds, nats, sight
 from components.reporting.figures import confusion, curves, data_uri
+from components.reporting.issues import issue_sections
 from components.reporting.results import Results, percent
 
 CLASSIFIERS = {
@@ -51,6 +52,7 @@ def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], qu
         kinds=kinds(results.answering),
         most_kinds=KINDS,
         describe=DESCRIBE,
+        issues=issue_sections(photos, results.issues),
         samples=[data_uri(photos[row]) for row in evenly_spaced(len(photos), 24)],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,19 @@ class Results:
     words: dict[str, Any]  # also `method`, whose backbone was used
     answering: dict[str, Any]
     answers: list[dict[str, Any]]
+    embedded: dict[str, Any]  # config of embed, or the reason under "skipped"
+    issues: list[dict[str, str]]  # lines of embed's issues.csv
 
     @property
     def scored(self) -> bool:
         """True if there are labels to measure accuracy by."""
         return any("backbone" in metrics for metrics in self.methods.values())
+
+    @property
+    def retrieves(self) -> float | None:
+        """Returns the MAP@R by class of a random order, None if it was not measured."""
+        measured = (_map_at_r(metrics.get("backbone", {})) for metrics in self.methods.values())
+        return next((found["chance"] for found in measured if found), None)
 
     def best_method(self) -> str | None:
         """Returns the method with the best kNN accuracy on the photos for selection, never on test.
@@ -95,7 +104,8 @@ class Results:
     def table(self) -> list[dict[str, Any]]:
         """Returns a row for each baseline, each evaluated method and each pending one.
 
-        name, words, knn, linear (proportions with intervals, or None); of methods also health and blocks.
+        name, words, knn, linear (proportions with intervals, or None), map_at_r (by class); of methods also health and
+        blocks.
         """
         rows: list[dict[str, Any]] = []
         if self.scored:
@@ -103,7 +113,8 @@ class Results:
                 for suffix, scores in self.baseline(name):
                     top1 = scores.get("top1")
                     knn, linear = top1 or scores["knn"], top1 or scores["linear"]
-                    rows.append({"name": name + suffix, "words": words, "knn": knn, "linear": linear})
+                    row = {"name": name + suffix, "words": words, "knn": knn, "linear": linear}
+                    rows.append({**row, "map_at_r": _map_at_r(scores)})
         for name, metrics in self.methods.items():
             scores = metrics.get("backbone", {})
             rows.append(
@@ -112,11 +123,18 @@ class Results:
                     "words": self._words(name),
                     "knn": scores.get("knn"),
                     "linear": scores.get("linear"),
+                    "map_at_r": _map_at_r(scores),
                     "health": metrics["health"],
                     "blocks": metrics.get("blocks", []),
                 }
             )
         return rows + [{"name": name, "words": why, "knn": None, "linear": None} for name, why in self.pending.items()]
+
+
+def _map_at_r(scores: dict[str, Any]) -> dict[str, float] | None:
+    """Returns the MAP@R by class of a backbone or baseline, None if it was not measured."""
+    found: dict[str, Any] = scores.get("retrieval", {}).get("by_class", {})
+    return found.get("map_at_r")
 
 
 def _described(origin: dict[str, Any]) -> str:
@@ -154,6 +172,8 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         words=_words(artifacts / "words"),
         answering=_json(artifacts / "answer" / "metrics.json") or {"skipped": "not run yet: dvc repro answer"},
         answers=_lines(artifacts / "answer" / "answers.jsonl"),
+        embedded=_json(artifacts / "embed" / "config.json") or {"skipped": "not run yet: dvc repro embed"},
+        issues=_table(artifacts / "embed" / "issues.csv"),
     )
 
 
@@ -239,3 +259,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of the file, [] if there is none: a skipped stage writes none."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a CSV file by column, [] if there is none."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -17,6 +17,7 @@ from components.evaluation import knn
 from components.evaluation.features import block_features, center, features
 from components.evaluation.health import effective_rank, feature_std
 from components.evaluation.scoring import baselines, cannot_score, compare, score, score_blocks, selection_score
+from components.evaluation.similar import similar_photos
 from components.machine import keep_memory
 from components.models.backbone import Backbone, PublishedBackbone, build, load
 from components.precision import uses_bf16
@@ -35,7 +36,8 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     """Measure folder/backbone and write metrics.json, neighbors.json and config.json to `out`. Returns the metrics.
 
     metrics: health of the features (needs no labels); with labels also the accuracy on test of the baselines
-    (majority, pixels, random), of the backbone and after each of its blocks, and under "selection" the accuracy by
+    (majority, pixels, random), of the backbone and after each of its blocks, how well test photos find others of their
+    class or caption ("retrieval", also without labels, if there are captions), and under "selection" the accuracy by
     which methods are compared, which is not measured on test.
     """
     photos = Photos(data)
@@ -52,6 +54,8 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     metrics: dict[str, Any] = {"health": health}
     if reason := cannot_score(photos):
         metrics["not_measured"] = {"knn, linear and their baselines": reason}
+        if found := similar_photos(vectors, photos):
+            metrics["retrieval"] = found
     else:
         metrics |= cached_baselines(photos, backbone, folder / "backbone", config)
         metrics["backbone"] = score(vectors, photos, config.neighbors)
@@ -111,7 +115,9 @@ def main() -> None:
     with exit_code("evaluate", parser):
         metrics = evaluate(read_section("evaluate", EvaluateConfig), args.backbone, args.data, args.out)
     for name in ("majority", "pixels", "random", "start", "backbone"):
-        for kind, accuracy in metrics.get(name, {}).items():
+        scores = dict(metrics.get(name, {}))
+        found = scores.pop("retrieval", {})
+        for kind, accuracy in (scores | {f"mAP@R {of}": values["map_at_r"] for of, values in found.items()}).items():
             print("evaluate: {:9} {:7} {value:.3f} ({low:.3f} to {high:.3f})".format(name, kind, **accuracy))
     for kind in ("knn", "linear") if "blocks" in metrics else ():
         values = ", ".join(f"{block[kind]['value']:.3f}" for block in metrics["blocks"])

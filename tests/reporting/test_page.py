@@ -74,6 +74,8 @@ def results():
             {"row": 3, "question": "What?", "expected": "a wall", "answer": "a door", "correct": False},
             {"row": 3, "question": "Color?", "expected": "red", "answer": "red", "correct": True},
         ],
+        embedded={"method": "moco"},
+        issues=[],
     )  # fmt: skip
 
 
@@ -125,6 +127,44 @@ def test_words_are_beside_the_labels_and_beside_chance(results, photos):
     assert "Not measured: retrieval: no captions" in html
     assert "Recall at k" not in html
     assert "words: not measured: no captions" in summary(Results(**{**vars(results), "words": only}))
+
+
+def test_photos_to_look_at_are_shown_with_what_is_doubtful(results, photos):
+    assert "no near-duplicates, doubtful labels or odd photos" in page(results, photos)
+    names, splits = photos.manifest["path"], photos.manifest["split"]
+    train, test = splits.to_list().index("train"), splits.to_list().index("test")
+    line = {"path": names[test], "split": "test", "label": "red", "score": "0.9871"}
+    issues = [
+        {**line, "kind": "duplicate", "other": names[train]},
+        {**line, "kind": "duplicate", "other": "not prepared any more.png"},
+        *[{**line, "kind": "doubtful label", "other": "<green>"}] * 11,
+    ]
+    html = page(results, photos, issues=issues)
+    part = html[html.index("Photos to look at") : html.index("<h2>Classifier")]
+    assert "By the backbone of <b>moco</b>" in part
+    for text in (
+        "1 photo looks nearly the same as another one, 1 of them as one in another split",
+        "cosine 0.987",
+        "11 photos look more like photos of another class",
+        "red → &lt;green&gt;?",
+        "… and 3 more.",
+    ):
+        assert text in part
+    assert part.count("<img") == 2 + 8
+    assert part.count(data_uri(photos[train])) == 1
+    html = page(results, photos, embedded={"skipped": "not run yet: dvc repro embed"})
+    assert "not run yet: dvc repro embed" in html
+
+
+def test_how_photos_find_their_class_is_a_column_beside_chance(results, photos):
+    assert "MAP@R" not in page(results, photos)
+    methods = copy.deepcopy(results.methods)
+    found = {"by_class": {"gallery": 50, "map_at_r": {**proportion_with_ci(20, 50), "chance": 0.117}}}
+    for metrics in methods.values():
+        metrics["backbone"] = {**metrics["backbone"], "retrieval": found}
+    html = page(results, photos, methods=methods, pending={"dino": "not trained yet"})
+    assert html.count('<td class="num">40.0 %</td>') == 2
+    assert "by chance 11.7 %" in html
 
 
 def test_accuracy_after_each_block_is_shown_with_its_method(results, photos):

@@ -13,12 +13,13 @@ from PIL import Image
 from components.commands import search
 from components.commands.search import Places, by_photos
 from components.data.photos import Photos
-from components.evaluation import embeddings, knn
-from components.evaluation.embeddings import CENTER, KEY, TABLE, VECTORS, Embeddings
+from components.evaluation import embeddings, index, knn
+from components.evaluation.embeddings import CENTER, KEY, TABLE, VECTORS
 from components.evaluation.features import features
 from components.models.backbone import load
+from components.reporting import found as found_page
 from components.stages import embed as module
-from components.stages.embed import EmbedConfig, embed
+from components.stages.embed import ISSUES, EmbedConfig, embed
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from tests.connector import tiny
 from tests.tolerances import LAYERS_FLOAT32
@@ -48,11 +49,12 @@ def places(tmp_path: Path) -> Places:
 
 
 def run(places: Places) -> dict[str, int]:
-    return embed(CONFIG, places.backbone, places.data, places.embed)
+    counts = embed(CONFIG, places.backbone, places.data, places.embed)
+    return {name: counts[name] for name in ("computed", "kept")}
 
 
 def test_the_vectors_are_the_features_of_all_photos_in_order(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(embeddings, "CHUNK", 7)
     assert run(places) == {"computed": COUNT, "kept": 0}
     photos = Photos(places.data)
     vectors, expected = np.load(places.embed / VECTORS), features(load(places.backbone / "backbone"), photos)
@@ -109,20 +111,46 @@ def test_a_photo_finds_itself_first(
     html = search.page(found[:2], Photos(places.data))
     assert html.count("<figure>") == 6
     assert html.count('class="query"') == 2
+    assert "queries are shown" not in html
+    assert html.count('<a href="#query-') == 2
+    monkeypatch.setattr(found_page, "MOST", 1)
+    assert "The first 1 of 2 queries are shown." in search.page(found[:2], Photos(places.data))
     with pytest.raises(ValueError, match="no photo to search by"):
         by_photos([tmp_path / "photos" / "notes.txt"], 3, places)
 
 
-def test_the_nearest_are_those_of_all_centered_vectors_at_once(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(places)
-    read = Embeddings.read(places.embed)
-    queries = torch.from_numpy(np.array(read.vectors[::4])) + 0.1
-    whole = torch.from_numpy(np.array(read.vectors)) - read.center
-    expected = knn.nearest(queries - read.center, whole, 5)
-    monkeypatch.setattr(embeddings.knn, "BANK", 4)
-    cosines, rows = read.nearest(queries, 5)
-    torch.testing.assert_close(cosines, expected[0], atol=1e-5, rtol=1e-5)
-    assert torch.equal(rows, expected[1])
+def test_many_photos_are_searched_by_an_index(
+    places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG.model_copy(update={"index_from": COUNT})
+
+    def lines() -> list[str]:
+        return embed(config, places.backbone, places.data, places.embed)["lines"]
+
+    monkeypatch.setattr(module, "MOST_WITHOUT_INDEX", COUNT)
+    monkeypatch.setattr(index, "installed", lambda: False)
+    without, unlooked = lines()
+    assert without.endswith("is not installed: pip install faiss-cpu")
+    assert "not looked for without an index" in unlooked
+    assert (places.embed / ISSUES).read_text() == "path,split,label,kind,score,other\n"
+    monkeypatch.undo()
+    with_index, _ = lines()
+    assert with_index.startswith("an index of ")
+    written = (places.embed / index.INDEX).stat().st_mtime_ns
+    lines()
+    assert (places.embed / index.INDEX).stat().st_mtime_ns == written  # nothing has changed
+    photo = [tmp_path / "photos" / "0.png"]
+    (found,) = by_photos(photo, 3, places)
+    assert with_index in capsys.readouterr().err
+    assert search.paths(places.data, found.rows)[0] == str(photo[0])
+    assert by_photos(photo, 3, places, exact=True)[0].cosines[0] == pytest.approx(found.cosines[0], abs=1e-5)
+    assert capsys.readouterr().err == ""
+    draw(tmp_path / "photos", range(100, 101))
+    prepared(tmp_path / "photos", places.data)
+    lines()
+    assert (places.embed / index.INDEX).stat().st_mtime_ns > written
+    run(places)  # fewer photos than the default
+    assert not list(places.embed.glob("index*"))
 
 
 def test_vectors_of_another_backbone_or_of_other_photos_are_refused(places: Places, tmp_path: Path) -> None:

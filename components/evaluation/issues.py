@@ -1,0 +1,121 @@
+"""Photos that deserve a look, by the neighbors of their vectors: near-duplicates, doubtful labels, and odd photos."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.evaluation import knn
+from components.evaluation.embeddings import Embeddings, chunks
+from components.progress import progress
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NEIGHBORS = 20
+FENCE = 3.0  # interquartile ranges above the third quartile: "far out" (Tukey, Exploratory Data Analysis, 1977)
+KINDS = DUPLICATE, DOUBTFUL, ODD = "duplicate", "doubtful label", "odd"
+COLUMNS = ("path", "split", "label", "kind", "score", "other")
+
+
+class Search(Protocol):
+    """What finds the photos nearest to some queries, [Q, D]: cosines [Q, k] and rows [Q, k], best first."""
+
+    def __call__(self, queries: Tensor, k: int, among: Tensor | None = None, /) -> tuple[Tensor, Tensor]: ...
+
+
+def find_issues(embeddings: Embeddings, search: Search, duplicate: float) -> pl.DataFrame:
+    """Returns a row for each issue, with COLUMNS; the strongest of each kind first.
+
+    duplicate: a photo of a group that is linked by cosines of at least `duplicate`; other: the first photo of the
+    group, which has no row itself; score: their cosine.
+    doubtful label: the other labeled photos vote for another class (weighted kNN); other: that class; score: 1 minus
+    the share of the photo's own class in the vote.
+    odd: its nearest photos are far away; score: their mean distance, 1 - cosine.
+    """
+    import polars as pl
+
+    table = embeddings.table
+    everything = np.arange(len(table))
+    if len(table) < 2:
+        return pl.DataFrame(schema={name: pl.Float64 if name == "score" else pl.String for name in COLUMNS})
+    cosines, rows = neighbors(embeddings, search, everything)
+    found = [_duplicates(embeddings, cosines, rows, duplicate, table["path"])]
+    labeled = np.flatnonzero(table["label"].is_not_null().to_numpy())
+    names, codes = np.unique(table["label"].to_numpy()[labeled].astype(str), return_inverse=True)
+    if len(names) > 1:
+        labels = torch.full((len(table),), -1)
+        labels[labeled] = torch.from_numpy(codes)
+        near = (cosines, rows) if len(labeled) == len(table) else neighbors(embeddings, search, labeled)
+        found.append(_doubtful(labeled, near, labels, names))
+    found.append(_odd(cosines))
+    parts = [table[part["row"].to_numpy()].select("path", "split", "label").hstack(part.drop("row")) for part in found]
+    return pl.concat(parts).select(COLUMNS)
+
+
+def neighbors(embeddings: Embeddings, search: Search, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Returns the nearest of the photos in `rows` to each of them, without itself: cosines and rows [len(rows), k]."""
+    among = torch.zeros(len(embeddings.vectors), dtype=torch.bool)
+    among[rows] = True
+    k = min(NEIGHBORS, len(rows) - 1)
+    parts = []
+    for some in progress(list(chunks(rows, knn.TILE)), "neighbors", unit="batch"):
+        near = search(torch.from_numpy(embeddings.vectors[some]), k + 1, None if among.all() else among)
+        parts.append(knn.others(torch.from_numpy(some), *near))
+    return torch.cat([cosines for cosines, _ in parts]), torch.cat([near for _, near in parts])
+
+
+def groups(first: np.ndarray, second: np.ndarray) -> dict[int, int]:
+    """Returns for each photo that is linked to others, directly or not, the smallest row among all of them."""
+    parent: dict[int, int] = {}
+
+    def root(row: int) -> int:
+        while parent.setdefault(row, row) != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for one, other in zip(first.tolist(), second.tolist(), strict=True):
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    return {row: root(row) for row in parent}
+
+
+def _duplicates(embeddings: Embeddings, cosines: Tensor, rows: Tensor, least: float, paths: pl.Series) -> pl.DataFrame:
+    photo, place = (cosines >= least).nonzero(as_tuple=True)
+    linked = groups(photo.numpy(), rows[photo, place].numpy())
+    pairs = [(row, first) for row, first in sorted(linked.items()) if row != first]
+    copies, originals = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    scores = [
+        (embeddings.directions(copies[part]) * embeddings.directions(originals[part])).sum(1)
+        for part in chunks(np.arange(len(copies)))
+    ]
+    return _table(DUPLICATE, copies, torch.cat([torch.empty(0), *scores]), paths[originals].to_list())
+
+
+def _doubtful(labeled: np.ndarray, near: tuple[Tensor, Tensor], labels: Tensor, names: np.ndarray) -> pl.DataFrame:
+    own, suggested = [], []
+    for part in chunks(np.arange(len(labeled))):
+        shares = knn.shares(near[0][part], labels[near[1][part]], len(names))
+        own.append(shares.gather(1, labels[labeled[part]][:, None])[:, 0])
+        suggested.append(shares.argmax(1))
+    share, best = torch.cat(own), torch.cat(suggested)
+    doubtful = (best != labels[labeled]).nonzero()[:, 0]
+    return _table(DOUBTFUL, labeled[doubtful], 1 - share[doubtful], names[best[doubtful]].tolist())
+
+
+def _odd(cosines: Tensor) -> pl.DataFrame:
+    distances = 1 - cosines.mean(1).double()
+    low, high = (float(distances.quantile(q)) for q in (0.25, 0.75))
+    rows = (distances > high + FENCE * (high - low)).nonzero()[:, 0]
+    return _table(ODD, rows.numpy(), distances[rows], [""] * len(rows))
+
+
+def _table(kind: str, rows: np.ndarray, scores: Tensor, other: list[str]) -> pl.DataFrame:
+    import polars as pl
+
+    columns = {"row": rows, "kind": [kind] * len(rows), "score": scores.double().numpy(), "other": other}
+    schema = {"row": pl.Int64, "kind": pl.String, "score": pl.Float64, "other": pl.String}
+    return pl.DataFrame(columns, schema).sort("score", descending=True, maintain_order=True)
