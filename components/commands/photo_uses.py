@@ -20,6 +20,7 @@ from components.connector.answering import generate_answers, load_vlm
 from components.data.photos import Photos, as_square
 from components.evaluation.attention import attention_maps
 from components.evaluation.embeddings import Embeddings
+from components.evaluation.index import Index
 from components.models.backbone import Backbone, load
 from components.reporting.figures import data_uri
 from components.stages.prepare import ResolvedConfig
@@ -52,10 +53,10 @@ class PhotoUses:
         return load(self.places.backbone / "backbone").eval()
 
     @cached_property
-    def _embeddings(self) -> Embeddings:
+    def _vectors(self) -> Index | Embeddings:
         embeddings = Embeddings.read(self.places.embed)
         embeddings.check(self.places.backbone / "backbone", self.photos.manifest)
-        return embeddings
+        return Index.read(embeddings) or embeddings
 
     @cached_property
     def _classifier(self) -> SavedClassifier:
@@ -77,8 +78,8 @@ class PhotoUses:
     @torch.no_grad()
     def similar(self, photo: Image.Image, k: int) -> list[Similar]:
         """Returns the `k` photos of the project that look most like it, best first."""
-        embeddings = self._embeddings
-        cosines, rows = embeddings.nearest(self._backbone(self._square(photo)[None]), k)
+        vectors = self._vectors  # before the backbone is read: where they are missing, that is the reason
+        cosines, rows = vectors.nearest(self._backbone(self._square(photo)[None]), k)
         return self._shown(rows[0].tolist(), cosines[0].tolist())
 
     def by_text(self, text: str, k: int) -> list[Similar]:
