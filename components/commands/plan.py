@@ -59,7 +59,7 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
     seconds = {
         "prepare": start + folder.photos * speed.read,
         "published": 2.5 * start + (2 if folder.classes else 1) * photos,  # its features, and untrained ones
-        "adapt": start + (photos if folder.classes else 0),
+        "adapt": start + (photos + start if folder.classes else 0),  # the second: an ONNX file, 19 s of one core
         "embed": start + photos,
         "words": start,
         "connect": start,

@@ -206,7 +206,7 @@ def test_the_page_is_drawn_after_one_method(prepared, tmp_path):
 def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
     for index in range(60):
         draw(tmp_path / "album" / f"{index}.png", index)
-    data = tmp_path / "data"
+    data, captions = tmp_path / "data", tmp_path / "album" / "captions.csv"
     prepare(
         ResolvedConfig(data=DataConfig(source=str(tmp_path / "album"), size=32), prepare=PrepareConfig()), data, data
     )
@@ -215,6 +215,13 @@ def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
     assert set(metrics) == {"health", "not_measured"}
     assert "no labels" in next(iter(metrics["not_measured"].values()))
     assert "no labels" in adapt(AdaptConfig(method="simclr"), tmp_path / "pre", data, tmp_path / "adapt")["skipped"]
+    captions.write_text("path,caption\n" + "".join(f"{index}.png,one of {index % 3}\n" for index in range(60)))
+    prepare(
+        ResolvedConfig(data=DataConfig(source=str(tmp_path / "album"), size=32), prepare=PrepareConfig()), data, data
+    )
+    metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
+    assert set(metrics) == {"health", "not_measured", "retrieval"}  # captions say which photos belong together
+    assert 0 <= metrics["retrieval"]["by_caption"]["map_at_r"]["value"] <= 1
 
 
 def test_confusion_counts_rows_true_and_columns_said():
