@@ -60,7 +60,7 @@ def _vectors(backbone: Path, photos: Photos, out: Path) -> tuple[int, bool]:
     key = _key(backbone / "backbone", photos.folder)
     known = _known(out, key, table)
     fresh = np.flatnonzero(known < 0)
-    if not len(fresh) and pl.read_parquet(out / TABLE).equals(table):
+    if not len(fresh) and (out / NORMS).is_file() and pl.read_parquet(out / TABLE).equals(table):
         return 0, True
     part = out / f"{VECTORS}.part"
     old = np.load(out / VECTORS, mmap_mode="r") if len(fresh) < len(known) else None
@@ -126,7 +126,7 @@ def _key(backbone: Path, data: Path) -> dict[str, Any]:
 def _known(out: Path, key: dict[str, Any], table: pl.DataFrame) -> np.ndarray:
     """Returns for each photo the row of its vector in `out`, -1 if it is not there: int64 [N]."""
     file = out / KEY
-    if not (file.is_file() and (out / NORMS).is_file()) or json.loads(file.read_text(encoding="utf-8")) != key:
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != key:
         return np.full(len(table), -1, dtype=np.int64)
     before = pl.read_parquet(out / TABLE).select("pixels_sha256").with_row_index("known")
     rows = table.join(before, on="pixels_sha256", how="left", maintain_order="left")["known"]

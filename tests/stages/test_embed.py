@@ -14,7 +14,7 @@ from components.commands import search
 from components.commands.search import Places, by_photos
 from components.data.photos import Photos
 from components.evaluation import embeddings, index, knn
-from components.evaluation.embeddings import CENTER, KEY, TABLE, VECTORS
+from components.evaluation.embeddings import CENTER, KEY, NORMS, TABLE, VECTORS
 from components.evaluation.features import features
 from components.models.backbone import load
 from components.reporting import found as found_page
@@ -82,6 +82,10 @@ def test_photos_that_are_new_are_computed_alone(places: Places, tmp_path: Path) 
     torch.testing.assert_close(torch.from_numpy(after), expected, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
     assert run(places) == {"computed": 0, "kept": COUNT + 9}
     assert np.array_equal(np.load(places.embed / VECTORS), after)
+    (places.embed / NORMS).unlink()  # as an earlier version left the folder
+    assert run(places) == {"computed": 0, "kept": COUNT + 9}
+    lengths = np.linalg.norm(after - np.load(places.embed / CENTER), axis=1)
+    np.testing.assert_allclose(np.load(places.embed / NORMS), lengths, rtol=1e-5)
 
 
 def test_all_are_computed_again_for_what_changes_them_all(places: Places, tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def test_a_new_line_in_methods_concerns_nobody(changed_by):
     assert not changed_by("methods/__init__.py")
 
 
-def test_views_concern_pretraining_and_not_the_data(changed_by):
-    assert changed_by("data/augment.py") == PRETRAIN
+def test_views_concern_pretraining_and_classifiers_and_not_the_data(changed_by):
+    assert changed_by("data/augment.py") == {*PRETRAIN, "adapt"}
 
 
 def test_a_template_concerns_the_stage_that_fills_it(changed_by):
