@@ -18,6 +18,7 @@ from benchmarks.methods import claim, overlaid
 from benchmarks.sides import own, peer
 from benchmarks.sides.work import Work
 from components.methods import TRAINED
+from components.models.backbone import ViTBackbone, build
 from components.stages.pretrain_config import DataSize, configure
 from tests.tolerances import PATIENCE
 
@@ -78,6 +79,20 @@ def test_a_long_run_on_a_gpu_machine_continues_when_it_is_called_again(folder, t
     score = re.search(r"simclr: done, kNN (.*)% of 24; 150 epochs", second.stdout)
     assert score
     assert float(score[1]) > 60  # red or green
+
+
+def test_a_classifier_is_measured_once(prepared, tmp_path):
+    build(ViTBackbone.model_validate(TINY)).save(tmp_path / "mine" / "backbone")
+    folders = ("--backbone", str(tmp_path / "mine"), "--data", str(prepared), "--out", str(tmp_path / "out"))
+    args = (*folders, "--kinds", "mlp", "--settings", "{epochs: 1}")
+    first = run("adapters", *args, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    result = json.loads((tmp_path / "out" / "mine" / "mlp" / "result.json").read_text())
+    assert f"| mlp | {100 * result['accuracy']['value']:.1f} %" in first.stdout
+    again = run("adapters", *args, cwd=tmp_path)
+    assert again.stdout.splitlines()[-3:] == first.stdout.splitlines()[-3:]
+    assert "adapt:" in first.stdout
+    assert "adapt:" not in again.stdout
 
 
 def test_throughput_is_measured_on_every_workload(tmp_path):
