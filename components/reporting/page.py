@@ -13,6 +13,16 @@ from components.reporting.answers import KINDS, kinds, nats, sight
 from components.reporting.figures import confusion, curves, data_uri
 from components.reporting.results import Results, percent
 
+ISSUES = {  # what a photo is, by the kind in issues.csv, and what the number beside it means
+    "near_duplicate": ("nearly the same as another photo", "correlation"),
+    "blurred": ("blurred", "sharpness"),
+    "dark": ("dark", "brightest 5 % from"),
+    "bright": ("overexposed", "darkest 5 % up to"),
+    "blank": ("almost blank", "bits of entropy"),
+    "aspect": ("of an odd shape", "longer side over the shorter"),
+    "tiny": ("tiny", "shorter side over data.size"),
+}
+
 
 def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], queries: int) -> str:
     """Returns the page as HTML.
@@ -42,6 +52,7 @@ def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], qu
         kinds=kinds(results.answering),
         most_kinds=KINDS,
         describe=DESCRIBE,
+        issues=issues(photos, results.issues),
         samples=[data_uri(photos[row]) for row in evenly_spaced(len(photos), 24)],
     )
 
@@ -65,6 +76,28 @@ def conversations(photos: Photos, answers: list[dict[str, Any]], most: int = 12)
     rows = list(by_row)
     shown = [rows[place] for place in evenly_spaced(len(rows), most)]
     return [{"image": data_uri(photos[row]), "answers": by_row[row]} for row in shown]
+
+
+def issues(photos: Photos, rows: list[dict[str, str]], most: int = 6) -> list[dict[str, Any]]:
+    """Returns the kinds of issues, each with its sentence, the number of photos and at most `most` of them as images.
+
+    Of near-duplicates both photos are shown, and each pair once. rows: of issues.csv.
+    """
+    row_of = {path: row for row, path in enumerate(photos.manifest["path"])} if rows else {}
+    kinds: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        kinds.setdefault(row["kind"], []).append(row)
+    blocks = []
+    for kind, of_kind in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        groups: dict[tuple[str, ...], dict[str, str]] = {}
+        for row in of_kind:
+            groups.setdefault(tuple(sorted(filter(None, (row["path"], row["other"])))), row)
+        shown = list(groups)[:: max(1, len(groups) // most)][:most]
+        cards = [[{"image": data_uri(photos[row_of[path]]), "path": path} for path in paths] for paths in shown]
+        words, scores = ISSUES[kind], [groups[paths]["score"] for paths in shown]
+        photos_shown = list(zip(cards, scores, strict=True))
+        blocks.append({"words": words, "count": len(of_kind), "photos": photos_shown})
+    return blocks
 
 
 def _card(photos: Photos, row: int, query: int | None = None) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Results:
     words: dict[str, Any]  # also `method`, whose backbone was used
     answering: dict[str, Any]
     answers: list[dict[str, Any]]
+    issues: list[dict[str, str]] = field(default_factory=list)  # rows of issues.csv
 
     @property
     def scored(self) -> bool:
@@ -154,6 +156,7 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         words=_words(artifacts / "words"),
         answering=_json(artifacts / "answer" / "metrics.json") or {"skipped": "not run yet: dvc repro answer"},
         answers=_lines(artifacts / "answer" / "answers.jsonl"),
+        issues=_rows(artifacts / "prepare" / "issues.csv"),
     )
 
 
@@ -238,3 +241,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of the file, [] if there is none: a skipped stage writes none."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a CSV file with a header, [] if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
