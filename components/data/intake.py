@@ -130,7 +130,7 @@ class Intake:
         self.columns["offset"] = [0, *ends][: len(kept)]
         self.photos, self.measures = [self.photos[row] for row in kept], [self.measures[row] for row in kept]
         self.signatures = [self.signatures[row] for row in kept] if self.signatures else []
-        self.questions = [(new[row], *texts) for row, *texts in self.questions if row in new]
+        self.questions = [(new[row], question, answer) for row, question, answer in self.questions if row in new]
         inside = (pair for pair in pairs if pair.first in new and pair.second in new)
         return [Pair(new[pair.first], new[pair.second], pair.correlation) for pair in inside]
 

@@ -1,10 +1,10 @@
 """Finds photos that are nearly the same: resized, compressed again, a little brighter, or cropped at their edges.
 
-A hash of 64 bits names candidates without comparing all pairs. Two candidates are near-duplicates if their small gray
-pictures correlate once one is aligned with the other. Sources: Zauner, Implementation and benchmarking of perceptual
-image hash functions (2010), section 3.2.1, for hashes of the discrete cosine transform (pHash); Norouzi, Punjani and
-Fleet, Fast search in Hamming space with multi-index hashing (CVPR 2012), for the lookup; Lucas and Kanade, An iterative
-image registration technique (IJCAI 1981), one step, for the alignment.
+A hash of 64 bits names candidates without comparing all pairs. Two candidates are near-duplicates if they have the same
+colors, and if their small gray pictures correlate once one is aligned with the other. Sources: Zauner, Implementation
+and benchmarking of perceptual image hash functions (2010), section 3.2.1, for hashes of the discrete cosine transform
+(pHash); Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index hashing (CVPR 2012), for the lookup;
+Lucas and Kanade, An iterative image registration technique (IJCAI 1981), one step, for the alignment.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ BANDS, BAND_BITS, FLIPS = (
     2,
 )  # MAX_DISTANCE < BANDS · (FLIPS + 1): one band of a pair differs in FLIPS bits at most
 MIN_CONTRAST = 2.0  # gray levels of standard deviation; below it a picture is noise, and resembles nothing
+CELLS, MAX_COLOR = 4, 2.5  # parts on a side whose colors are compared; mean difference of Cb and Cr, of 255
 MIN_UNALIGNED = 0.85  # correlation below which no alignment is tried
 MIN_CORRELATION = 0.96
 STIFFNESS = 0.1  # of the alignment, in variances of the picture per squared pixel of THUMBNAIL
-CHUNK = 2_000_000  # hashes compared at once, and pairs that are kept until some are dropped
-BLOCK = 10_000  # pairs of pictures compared at once
+CHUNK = 200_000  # hashes compared at once, and pairs that are kept until some are dropped
+BLOCK = 500  # pairs of pictures compared at once
 LINKS = 32  # near-duplicates that are kept of one photo
 
 _DCT = np.cos(np.pi / SIDE * np.outer(np.arange(SIDE), np.arange(SIDE) + 0.5)).astype(np.float32)  # type II
 # the lowest 64 frequencies (u, v) but for the constant one, which is the brightness; pHash takes a square of 8 × 8
-_LOWEST = np.array(sorted(np.ndindex(SIDE, SIDE), key=lambda uv: (sum(uv), max(uv), uv))[1:65]).T
+_LOWEST: np.ndarray = np.array(sorted(np.ndindex(SIDE, SIDE), key=lambda uv: (sum(uv), max(uv), uv))[1:65]).T
 
 
 class Signature(NamedTuple):
-    """hash: 64 bits. thumbnail: THUMBNAIL² gray values, row by row, of the photo squeezed into a square."""
+    """Of a photo squeezed into a square. hash: 64 bits. gray: THUMBNAIL² values. colors: of CELLS² parts, Cb and Cr."""
 
     hash: int
-    thumbnail: bytes
+    gray: bytes
+    colors: bytes
 
 
 class Pair(NamedTuple):
@@ -52,16 +54,18 @@ class Pair(NamedTuple):
     correlation: float
 
 
-def sign(gray: Image.Image) -> Signature:
-    """Returns the signature of a photo of mode L. The bits of the hash are the signs of its 64 lowest frequencies."""
+def sign(photo: Image.Image, gray: Image.Image) -> Signature:
+    """Returns the signature of a photo, RGB and as `gray`. The hash has the signs of the 64 lowest frequencies."""
     square = gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     spectrum = _DCT @ np.asarray(square, np.float32) @ _DCT.T
     bits = np.packbits(spectrum[*_LOWEST] > 0)
-    return Signature(int.from_bytes(bits.tobytes(), "big"), square.reduce(SIDE // THUMBNAIL).tobytes())
+    cells = np.asarray(photo.resize((CELLS, CELLS), Image.Resampling.BOX).convert("YCbCr"))
+    small = square.reduce(SIDE // THUMBNAIL)
+    return Signature(int.from_bytes(bits.tobytes(), "big"), small.tobytes(), cells[..., 1:].tobytes())
 
 
 def find_pairs(signatures: Sequence[Signature]) -> list[Pair]:
-    """Returns all pairs whose hashes differ in at most MAX_DISTANCE bits and whose pictures correlate enough, sorted.
+    """Returns all pairs whose hashes differ in at most MAX_DISTANCE bits and that show nearly the same, sorted.
 
     None is missed, but for photos with more than LINKS near-duplicates, of which the nearest are returned. A photo is
     compared with those that share a band but for two bits: a 120th of the others, if hashes are evenly spread. Time
@@ -70,13 +74,16 @@ def find_pairs(signatures: Sequence[Signature]) -> list[Pair]:
     if len(signatures) < 2:
         return []
     hashes = np.array([signature.hash for signature in signatures], np.uint64)
-    pictures = np.frombuffer(b"".join(signature.thumbnail for signature in signatures), np.uint8)
-    pictures = pictures.reshape(len(hashes), THUMBNAIL**2)
+    pictures, colors = (
+        np.frombuffer(b"".join(values), np.uint8).reshape(len(hashes), -1)
+        for values in ((signature.gray for signature in signatures), (signature.colors for signature in signatures))
+    )
     found: list[tuple[np.ndarray, ...]] = []
     for first, second in candidates(hashes):
         for start in range(0, len(first), BLOCK):
             one, other = first[start : start + BLOCK], second[start : start + BLOCK]
-            alike = correlate(pictures[one], pictures[other]) >= MIN_UNALIGNED
+            distance = np.abs(colors[one].astype(np.int16) - colors[other]).mean(1)
+            alike = (distance <= MAX_COLOR) & (correlate(pictures[one], pictures[other]) >= MIN_UNALIGNED)
             one, other = one[alike], other[alike]
             correlation = align(pictures[one], pictures[other])
             near = correlation >= MIN_CORRELATION

@@ -100,12 +100,13 @@ def read_photos(entries: list[Entry], config: ResolvedConfig, out: Path) -> Inta
         except OSError as error:  # no permission, deleted since it was listed, a failing disk
             raise Rejected("unreadable", f"{type(error).__name__}: {error.strerror or error}") from error
         image = images.read(content, size, rules)
-        gray = Image.fromarray(image.pixels).convert("L")
+        photo = Image.fromarray(image.pixels)
+        gray = photo.convert("L")
         return ReadPhoto(
             image,
             jpeg(image.pixels, quality) if quality else image.pixels.tobytes(),
             measure(gray, image.width, image.height, size),
-            sign(gray) if config.prepare.near_duplicates else None,
+            sign(photo, gray) if config.prepare.near_duplicates else None,
         )
 
     in_order = sorted(entries, key=lambda entry: SPLIT_ORDER[entry.split])

@@ -199,7 +199,7 @@ def test_pillows_own_limit_is_restored():
 def test_heic_is_read_upright_and_its_reader_is_loaded_with_the_first_such_file(corners):
     exif = Image.Exif()
     exif[0x0112] = 6  # an iPhone held upright
-    image = decode(heic(corners, exif=exif, quality=95))
+    image = decode(heic(corners, exif=exif.tobytes(), quality=95))
     expected = np.rot90(np.asarray(corners), -1)
     assert (image.format, image.height, image.width) == ("HEIF", 96, 64)
     assert np.abs(image.pixels.astype(int) - expected).mean() < LOSSY

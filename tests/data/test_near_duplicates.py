@@ -17,7 +17,7 @@ def scene(index: int) -> Image.Image:
 
 
 def signature(image: Image.Image) -> Signature:
-    return sign(image.convert("L"))
+    return sign(image.convert("RGB"), image.convert("L"))
 
 
 def recompressed(image: Image.Image) -> Image.Image:
@@ -93,6 +93,14 @@ def test_of_many_photos_that_look_alike_the_nearest_are_kept(monkeypatch):
     pairs = find_pairs(alike)
     assert 19 <= len(pairs) <= 2 * 3 * 20 < 20 * 19 / 2
     assert connected((pair.first, pair.second) for pair in pairs) == [list(range(20))]
+
+
+def test_the_same_picture_in_another_color_is_another():
+    image = scene(0)
+    red, green, blue = image.split()
+    turned = Image.merge("RGB", (red.point(lambda value: value * 0.8), green, blue.point(lambda value: value * 1.2)))
+    (pair,) = find_pairs([signature(image), signature(turned), signature(recompressed(image))])
+    assert (pair.first, pair.second) == (0, 2)
 
 
 def test_flat_pictures_resemble_nothing():
