@@ -87,4 +87,4 @@ def _sharpness(values: np.ndarray) -> float:
 
 def _variance(values: np.ndarray) -> float:
     centered = values.ravel() - values.mean()
-    return float(centered @ centered) / centered.size  # a fifth of the time of numpy's own
+    return float(centered @ centered) / centered.size
