@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from components.data.images import FORMATS, DecodedImage, Rejected, Rules, pillow_limit, read, reject_errors
 from components.progress import progress
@@ -48,6 +49,9 @@ VARIANTS: tuple[
     ("AVIF", "RGB", {"exif": True}),
     ("AVIF", "RGBA", {}),
     ("AVIF", "RGB", {"save_all": True}),
+    ("HEIF", "RGB", {"exif": True}),
+    ("HEIF", "RGBA", {}),
+    ("HEIF", "RGB", {"save_all": True}),
     ("GIF", "P", {"save_all": True, "transparency": 3}),
     ("GIF", "L", {}),
     ("TIFF", "RGB", {"exif": True}),
@@ -80,6 +84,7 @@ def samples() -> tuple[tuple[str, bytes], ...]:
     coarse = Image.fromarray(random.integers(0, 256, (6, 8, 4), dtype=np.uint8), "RGBA")
     image = coarse.resize((48, 36), Image.Resampling.BICUBIC)
     Image.init()
+    register_heif_opener()
     others = [(name, "RGB", {}) for name in sorted(Image.SAVE) if name not in {variant[0] for variant in VARIANTS}]
     files = []
     for name, mode, settings in (*VARIANTS, *others):

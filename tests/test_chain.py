@@ -26,7 +26,7 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     params["pretrain"]["common"] |= {"batch_size": 16, "epochs": 1}
     params["pretrain"]["common"]["backbone"] |= {"image_size": 16, "width": 16, "depth": 1, "heads": 2}
     params["pretrain"]["moco"] |= {"epochs": 2, "queue": 32}
-    params["adapt"] |= {"method": "moco", "epochs": 3}
+    params["adapt"] |= {"method": "moco", "epochs": 3, "onnx": False}
     llm = str(tiny.llm_folder(tmp_path / "llm"))
     params["embed"]["method"] = "moco"
     params["words"] |= {"method": "moco", "llm": llm, "steps": 10}
@@ -57,7 +57,8 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
                 and path.name != "pixels.bin"]  # fmt: skip
 
     shown = json.loads(run(tmp_path, "dvc", "metrics", "show", "--json").stdout)
-    numbers = shown["workspace"]["data"]["artifacts/report/metrics.json"]["data"]
+    (workspace,) = shown.values()
+    numbers = workspace["data"]["artifacts/report/metrics.json"]["data"]
     assert numbers["answers"] == metrics["exact_match"]["value"]
     plots = run(tmp_path, "dvc", "plots", "show", "--json")
     assert list(json.loads(plots.stdout)["data"]) == ["artifacts/report/losses/moco.csv"]

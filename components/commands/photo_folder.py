@@ -11,7 +11,7 @@ from PIL import Image
 
 from components.data.entries import Entry
 from components.data.folders import photo_file, read_folder
-from components.data.images import FORMATS, pillow_limit
+from components.data.images import formats, pillow_limit
 from components.stages.prepare import DataConfig, PrepareConfig
 
 FEWEST = 20  # photos
@@ -76,7 +76,9 @@ def _sizes(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[tuple[
     with pillow_limit(PrepareConfig().max_pixels):
         for file in sample:
             try:
-                with Image.open(file, formats=FORMATS) as image:
+                with file.open("rb") as content:
+                    beginning = content.read(256)
+                with Image.open(file, formats=formats(beginning)) as image:
                     sizes[file] = image.size
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 failures[file] = str(error).partition("\n")[0]

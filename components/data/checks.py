@@ -63,6 +63,8 @@ class Manifest(pa.DataFrameModel):
     packed_width: pl.Int32 = pa.Field(ge=1)
     packed_height: pl.Int32 = pa.Field(ge=1)
     packed_bytes: pl.Int64 = pa.Field(ge=1)
+    labels: pl.List = pa.Field(dtype_kwargs={"inner": pl.String})  # all of them; `label` is null if they are several
+    group: str = pa.Field(nullable=True)
 
     class Config:
         strict = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from PIL import Image
@@ -14,7 +14,8 @@ DESCRIBE, NAME = "Describe the picture.", "What is in the picture?"
 class Entry:
     """One photo before it is read. `fetch` returns a file's bytes, or an image that needs no decoding.
 
-    path: the name it has in the manifest, valid Unicode. split: None if it has to be drawn.
+    path: the name it has in the manifest, valid Unicode. split: None if it has to be drawn. label: None if the photo
+    has none or several. labels: all of them, sorted. group: photos of one group are in one split.
     """
 
     path: str
@@ -23,11 +24,13 @@ class Entry:
     label: str | None = None
     caption: str | None = None
     questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
+    labels: tuple[str, ...] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row of a captions file that cannot be used. line: in the file, from 1."""
+    """A row of a file with captions or labels that cannot be used. line: in the file, from 1."""
 
     file: str
     line: int
@@ -36,12 +39,20 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Source:
-    """notes: how the source was read. caption_rows: rows of the captions files, with those in `bad_rows`."""
+    """notes: how the source was read. caption_rows, label_rows: rows of these files, with those that are bad."""
 
     entries: list[Entry]
     notes: list[str] = field(default_factory=list)
     caption_rows: int = 0
-    bad_rows: list[BadRow] = field(default_factory=list)
+    bad_rows: list[BadRow] = field(default_factory=list)  # of captions
+    label_rows: int = 0
+    bad_label_rows: list[BadRow] = field(default_factory=list)
+
+
+def labeled(entry: Entry, labels: Iterable[str]) -> Entry:
+    """Returns `entry` with the labels: `label` is the one that it has, None if there are none or several."""
+    names = tuple(sorted(set(labels)))
+    return replace(entry, labels=names, label=names[0] if len(names) == 1 else None)
 
 
 def plain_name(label: str) -> str:

@@ -1,4 +1,4 @@
-"""Lists the images of a folder, with the split and the class that its subfolders name and the captions beside them."""
+"""Lists the images of a folder, with the split and the class that its subfolders name, and the tables beside them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from components.data import captions
-from components.data.entries import Entry, Source, with_questions
+from components.data import captions, labels
+from components.data.entries import Entry, Source, labeled, with_questions
 from components.data.images import Rejected
 from components.progress import progress
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
-    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi"),
+    *(".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi"),
 )
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -26,6 +26,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 EVALUATION = ("eval", "evaluation")  # the test split, or the val split beside a folder that is called test
+TABLES = (*captions.FILES, labels.FILE)  # at the top of the folder; they belong to what lies beside them
 AFFIX = re.compile(r"[ _-]*(set|data|images|photos|split|(19|20)\d\d)$")  # train_set, val2017
 
 
@@ -55,13 +56,13 @@ def read_folder(root: Path) -> Source:
     if listing.other_suffixes:
         others = _counted(listing.other_suffixes)
         notes.append(f"not read, as they are not images: {others}; the first: {listing.first_other}")
-    has_captions = any((root / name).is_file() for name in captions.FILES)
-    while not has_captions and (folder := _only_folder(listing.images)):
+    has_table = any((root / name).is_file() for name in TABLES)
+    while not has_table and (folder := _only_folder(listing.images)):
         notes.append(f"all images are in {printable(folder)}, so that is what was read")
         root, prefix = root / folder, len(folder) + 1
         listing.images = [path[prefix:] for path in listing.images]
         listing.not_files = {path[prefix:] for path in listing.not_files}
-        has_captions = any((root / name).is_file() for name in captions.FILES)
+        has_table = any((root / name).is_file() for name in TABLES)
     splits = split_folders({path.partition("/")[0] for path in listing.images}, root)
     if any(name != split for name, split in splits.items()):
         pairs = ", ".join(f"{printable(name)} → {split}" for name, split in sorted(splits.items()))
@@ -78,22 +79,38 @@ def photo_file(entry: Entry) -> Path:
 
 def _source(root: Path, listing: Listing, splits: dict[str, str], notes: list[str]) -> Source:
     keys = [caption_key(path) for path in listing.images]
-    table = captions.read(root, set(keys), caption_key)
+    texts = captions.read(root, set(keys), caption_key)
+    table = labels.read(root, set(keys), caption_key, SPLIT_NAMES)
     entries = []
     for path, key in zip(listing.images, keys, strict=True):
         folders = path.split("/")[:-1]
         split = splits[folders.pop(0)] if splits else None
-        label = printable(folders[0]) if folders else None
+        row = table.photos.get(key, labels.PhotoLabels())
+        names = row.labels if table.has_classes else map(printable, folders[:1])
         fetch = partial(_not_a_file if path in listing.not_files else _read_file, root, path)
-        entries.append(with_questions(Entry(printable(path), fetch, split, label), table.rows.get(key, ())))
-    labels = {entry.label for entry in entries} - {None}
-    if len(labels) == 1:
-        notes = [*notes, f"one subfolder alone ({labels.pop()}) is not a class: the images count as unlabeled"]
-        entries = [
-            with_questions(replace(entry, label=None), table.rows.get(key, ()))
-            for entry, key in zip(entries, keys, strict=True)
-        ]
-    return Source(entries, [*notes, *table.notes], table.count, table.rejected)
+        entries.append(labeled(Entry(printable(path), fetch, row.split or split, group=row.group), names))
+    classes = {name for entry in entries for name in entry.labels}
+    if len(classes) == 1 and not table.has_classes:
+        notes = [*notes, f"one subfolder alone ({classes.pop()}) is not a class: the images count as unlabeled"]
+        entries = [labeled(entry, ()) for entry in entries]
+    entries = [with_questions(entry, texts.rows.get(key, ())) for entry, key in zip(entries, keys, strict=True)]
+    notes = [*notes, *texts.notes, *_label_notes(table, entries)]
+    return Source(entries, notes, texts.count, texts.rejected, table.count, table.rejected)
+
+
+def _label_notes(table: labels.Labels, entries: list[Entry]) -> list[str]:
+    """Returns what labels.csv changed, if there is one."""
+    notes = []
+    if table.has_classes:
+        unlabeled = sum(not entry.labels for entry in entries)
+        several = sum(len(entry.labels) > 1 for entry in entries)
+        notes.append(f"{labels.FILE} names the classes, so that folders do not; {unlabeled} photos have no label there")
+        if several:
+            notes.append(
+                f"{labels.FILE}: {several} photos have several labels, which are in the column labels of the manifest; "
+                "stages that need one label leave these photos out"
+            )
+    return notes
 
 
 def list_images(root: Path) -> Listing:
@@ -105,7 +122,7 @@ def list_images(root: Path) -> Listing:
             listing.images.append(path)
             if not is_file:
                 listing.not_files.add(path)
-        elif path not in captions.FILES:
+        elif path not in TABLES:
             listing.first_other = listing.first_other or printable(path)
             listing.other_suffixes[suffix] += 1
     return listing

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 # Not all that Pillow can open: PostScript runs a program, and others (TGA) have no signature to know them by.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "QOI")
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}  # ISO/IEC 23008-12, annex B
 ORIENTATION = 0x0112  # EXIF
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -106,8 +107,10 @@ def reject_errors(read: Callable[[], T]) -> T | Rejected:
         file, name, line = frames[-1]
         step = next(name for file, name, _ in reversed(frames) if OURS in file.parents)
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        in_reader = any(file.name.endswith("ImagePlugin.py") for file, _, _ in frames)
-        if step in FILE_STEPS and PILLOW in file.parents and (in_reader or isinstance(error, FILE_ERRORS)):
+        in_heif = any(file.parent.name == "pillow_heif" for file, _, _ in frames)
+        in_reader = in_heif or any(file.name.endswith("ImagePlugin.py") for file, _, _ in frames)
+        in_pillow = in_heif or PILLOW in file.parents
+        if step in FILE_STEPS and in_pillow and (in_reader or isinstance(error, FILE_ERRORS)):
             return Rejected("broken", f"cannot be decoded: {message}")
         return Rejected("unexpected", f"{message} (in {file.name}, line {line}, {name})")
 
@@ -167,13 +170,34 @@ def _open(content: bytes) -> Image.Image:
     if not content:
         raise Rejected("empty", "zero bytes")
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(io.BytesIO(content), formats=formats(content))
     except Image.DecompressionBombError as error:
         raise Rejected("bomb", f"{str(error).partition(',')[0]}, prepare.max_pixels") from error
     except UnidentifiedImageError:
-        if content[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
-            raise Rejected("format", "HEIC, which Pillow cannot read; convert it to JPEG") from None
-        raise Rejected("no image", f"none of {', '.join(FORMATS)}; it begins with {content[:12]!r}") from None
+        if is_heic(content):
+            raise Rejected("broken", "HEIC that cannot be decoded: its boxes are damaged, or cut off") from None
+        raise Rejected("no image", f"none of {', '.join(FORMATS)}, HEIC; it begins with {content[:12]!r}") from None
+
+
+def is_heic(content: bytes) -> bool:
+    """Returns True if the first box of a file, of which `content` is the beginning, names a brand of HEIC."""
+    if content[4:8] != b"ftyp":
+        return False
+    length = min(int.from_bytes(content[:4], "big"), 256)
+    return bool(HEIC_BRANDS & {content[start : start + 4] for start in (8, *range(16, length - 3, 4))})
+
+
+def formats(content: bytes) -> tuple[str, ...]:
+    """Returns the formats that Pillow may open a file as, of which `content` is the beginning.
+
+    The reader of HEIC is loaded and registered with the first such file.
+    """
+    if not is_heic(content):
+        return FORMATS
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()  # does nothing the second time
+    return ("HEIF",)
 
 
 def _check(image: Image.Image, rules: Rules) -> None:

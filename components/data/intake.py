@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,23 @@ import polars as pl
 from components.data.checks import Manifest
 from components.data.entries import Entry
 from components.data.images import DecodedImage, Rejected
+from components.data.near_duplicates import Pair, Signature, find_pairs
+from components.data.quality import Measures
+from components.data.splits import Draw, Photo, connected, own_split, settle
 
 SCHEMA = {name: column.dtype.type for name, column in Manifest.to_schema().columns.items()}  # polars' types
 FILE_COLUMNS = ("path", "split", "label", "kind", "why")
 QUESTION_TYPES = {"row": pl.Int64, "question": pl.String, "answer": pl.String}
+
+
+@dataclass(frozen=True)
+class ReadPhoto:
+    """One photo that was read. packed: its bytes in the packed file. signature: None if none is needed."""
+
+    image: DecodedImage
+    packed: bytes
+    measures: Measures
+    signature: Signature | None
 
 
 class Intake:
@@ -25,38 +39,68 @@ class Intake:
     """
 
     def __init__(self, file: Path, seed: int, shares: Mapping[str, float]) -> None:
-        self.seed, self.shares = seed, shares
+        self.draw = Draw(seed, shares)
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA}
         self.all_files: dict[str, list[str | None]] = {name: [] for name in FILE_COLUMNS}
         self.questions: list[tuple[int, str, str]] = []  # row of the manifest, question, answer
         self.peaks: dict[str, int] = {}  # path of a file with 16 bits a channel -> its largest value
         self.row_of: dict[str, int] = {}  # digest of the pixels -> row of the manifest
-        self.source_splits: list[str | None] = []  # by row: the split that the source named
+        self.photos: list[Photo] = []  # by row, as are the next three
+        self.measures: list[Measures] = []
+        self.signatures: list[Signature] = []
+        self.places: list[int] = []  # in the list of all files
+        self.pairs: list[Pair] = []  # of rows that show nearly the same
+        self.moved = self.left_out = 0  # photos, by `settle`
         self.packed_bytes = 0
         self.file = file.open("wb")
 
-    def add(self, entry: Entry, image: DecodedImage | Rejected, packed: bytes) -> None:
-        """Takes one photo, or the reason why it cannot be used. packed: its bytes in the packed file."""
-        split = entry.split
-        if isinstance(image, DecodedImage):
-            split = self._split(entry, image)
-            image = self.find_duplicate(entry, image, split) or image
-        kind, why = (image.kind, _valid_unicode(str(image))) if isinstance(image, Rejected) else (None, None)
+    def add(self, entry: Entry, read: ReadPhoto | Rejected) -> None:
+        """Takes one photo, or the reason why it cannot be used."""
+        split, rejected = entry.split, read if isinstance(read, Rejected) else None
+        if isinstance(read, ReadPhoto):
+            photo = Photo(entry.split, read.image.pixels_sha256, entry.group)
+            split = own_split(photo, self.draw)
+            rejected = self.find_duplicate(entry, read.image, split)
+            if not rejected:
+                self._pack(entry, photo, read, split)
+        kind, why = (rejected.kind, _valid_unicode(str(rejected))) if rejected else (None, None)
         for name, value in zip(FILE_COLUMNS, (entry.path, split, entry.label, kind, why), strict=True):
             self.all_files[name].append(value)
-        if isinstance(image, DecodedImage) and split:
-            self._pack(entry, image, split, packed)
 
     def find_duplicate(self, entry: Entry, image: DecodedImage, split: str) -> Rejected | None:
         """Returns a rejection that names the earlier photo with the same pixels, None if there is none."""
         row = self.row_of.get(image.pixels_sha256)
         if row is None:
             return None
-        path, its_split, label = (self.columns[name][row] for name in ("path", "split", "label"))
-        other = "" if label == entry.label else f", and there it is labeled {label!r}"
-        if its_split != split or (entry.split == "train" and self.source_splits[row] != "train"):
+        path, its_split, labels = (self.columns[name][row] for name in ("path", "split", "labels"))
+        label = "|".join(labels) or None
+        other = "" if labels == list(entry.labels) else f", and there it is labeled {label!r}"
+        if its_split != split or (entry.split == "train" and self.photos[row].source_split != "train"):
             return Rejected("leak", f"the same picture as {path}, which stays in {its_split}{other}")
         return Rejected("duplicate", f"the same picture as {path}{other}")
+
+    def settle(self) -> None:
+        """Finds near-duplicates, and assigns the splits so that what belongs together is in one of them.
+
+        The file of packed photos must be closed. See splits.settle for what is moved and what is left out.
+        """
+        pairs = find_pairs(self.signatures)
+        splits, left_out = settle(self.photos, [(pair.first, pair.second) for pair in pairs], self.draw)
+        for row, (before, after) in enumerate(zip(self.columns["split"], splits, strict=True)):
+            if row not in left_out and before != after:
+                self.moved += 1
+                self.all_files["split"][self.places[row]] = self.columns["split"][row] = after
+        for row, conflict in left_out.items():
+            path, split = (self.columns[name][conflict.row] for name in ("path", "split"))
+            same = f"of one group ({self.photos[row].group}) with" if conflict.grouped else "nearly the same picture as"
+            self.all_files["kind"][self.places[row]] = "leak"
+            self.all_files["why"][self.places[row]] = f"{same} {path}, which stays in {split}"
+        self.left_out = len(left_out)
+        self.pairs = self._remove(set(left_out), pairs) if left_out else pairs
+
+    def near_groups(self) -> list[list[int]]:
+        """Returns lists of rows that show nearly the same, directly or by way of others."""
+        return connected((pair.first, pair.second) for pair in self.pairs)
 
     def manifest(self) -> pl.DataFrame:
         return pl.DataFrame(self.columns, schema=SCHEMA)
@@ -67,18 +111,31 @@ class Intake:
     def question_table(self) -> pl.DataFrame:
         return pl.DataFrame(self.questions, schema=QUESTION_TYPES, orient="row")
 
-    def _split(self, entry: Entry, image: DecodedImage) -> str:
-        """By a hash of the pixels: it depends on neither order nor name, and duplicates are in one split."""
-        if entry.split in ("val", "test"):
-            return entry.split
-        draw = int(hashlib.sha256(f"{self.seed} {image.pixels_sha256}".encode()).hexdigest()[:12], 16) / 16**12
-        for split, share in self.shares.items():
-            if draw < share:
-                return split
-            draw -= share
-        return "train"
+    def _remove(self, rows: Container[int], pairs: Sequence[Pair]) -> list[Pair]:
+        """Removes rows from all that was collected, and their pixels from the file. Returns the other pairs."""
+        kept = [row for row in range(len(self.photos)) if row not in rows]
+        new = {row: number for number, row in enumerate(kept)}
+        path = Path(self.file.name)
+        shorter = path.with_name(f"{path.name}.shorter")
+        with path.open("rb") as old, shorter.open("wb") as file:
+            for row in kept:
+                old.seek(self.columns["offset"][row])
+                file.write(old.read(self.columns["packed_bytes"][row]))
+            self.packed_bytes = file.tell()
+        shorter.replace(path)
+        removed = {path for row, path in enumerate(self.columns["path"]) if row in rows}
+        self.peaks = {path: peak for path, peak in self.peaks.items() if path not in removed}
+        self.columns = {name: [values[row] for row in kept] for name, values in self.columns.items()}
+        ends = list(itertools.accumulate(self.columns["packed_bytes"]))
+        self.columns["offset"] = [0, *ends][: len(kept)]
+        self.photos, self.measures = [self.photos[row] for row in kept], [self.measures[row] for row in kept]
+        self.signatures = [self.signatures[row] for row in kept] if self.signatures else []
+        self.questions = [(new[row], question, answer) for row, question, answer in self.questions if row in new]
+        inside = (pair for pair in pairs if pair.first in new and pair.second in new)
+        return [Pair(new[pair.first], new[pair.second], pair.correlation) for pair in inside]
 
-    def _pack(self, entry: Entry, image: DecodedImage, split: str, packed: bytes) -> None:
+    def _pack(self, entry: Entry, photo: Photo, read: ReadPhoto, split: str) -> None:
+        image = read.image
         row = {
             "path": entry.path,
             "sha256": image.sha256,
@@ -96,18 +153,24 @@ class Intake:
             "offset": self.packed_bytes,
             "packed_width": image.pixels.shape[1],
             "packed_height": image.pixels.shape[0],
-            "packed_bytes": len(packed),
+            "packed_bytes": len(read.packed),
+            "labels": list(entry.labels),
+            "group": entry.group,
         }
-        number = len(self.source_splits)
+        number = len(self.photos)
         for name, value in row.items():
             self.columns[name].append(value)
-        self.source_splits.append(entry.split)
+        self.photos.append(photo)
+        self.measures.append(read.measures)
+        if read.signature:
+            self.signatures.append(read.signature)
+        self.places.append(len(self.all_files["path"]))
         self.row_of[image.pixels_sha256] = number
         self.questions += [(number, question, answer) for question, answer in entry.questions]
         if image.peak is not None:
             self.peaks[entry.path] = image.peak
-        self.file.write(packed)
-        self.packed_bytes += len(packed)
+        self.file.write(read.packed)
+        self.packed_bytes += len(read.packed)
 
 
 def _valid_unicode(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from components.data import folders, scenes
-from components.data.entries import DESCRIBE, Entry, Source, with_questions
+from components.data.entries import DESCRIBE, Entry, Source, labeled, with_questions
 
 # torchvision's classes, and which of their splits become our splits
 DATASETS: dict[str, tuple[str, dict[str, dict[str, object]]]] = {
@@ -60,7 +60,8 @@ def _scenes(count: int, seed: int) -> Iterator[Entry]:
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for index, scene in enumerate(pool.map(partial(scenes.draw, seed), range(count), chunksize=100)):
             image, questions = Image.fromarray(scene.pixels), (*scene.questions, (DESCRIBE, scene.caption))
-            yield Entry(f"scenes/{index:05d}.png", image.copy, None, scene.label, scene.caption, questions)
+            entry = Entry(f"scenes/{index:05d}.png", image.copy, caption=scene.caption, questions=questions)
+            yield labeled(entry, [scene.label])
 
 
 def _torchvision(name: str, root: Path) -> Iterator[Entry]:
@@ -80,7 +81,8 @@ def _torchvision(name: str, root: Path) -> Iterator[Entry]:
             label = None if number < 0 else classes[number] if classes else str(number)  # STL-10's unlabeled are -1
             label = label[0] if isinstance(label, tuple) else label  # Imagenette's classes have several names
             path = f"{name}/{split or 'all'}/{index:06d}"
-            yield with_questions(Entry(path, partial(_image, dataset, index), split or None, label))
+            entry = Entry(path, partial(_image, dataset, index), split or None)
+            yield with_questions(labeled(entry, [label] if label else []))
 
 
 def _class_numbers(dataset: Any) -> Iterable[int]:

@@ -20,13 +20,20 @@ def summarize(files: pl.DataFrame, manifest: pl.DataFrame) -> dict[str, Any]:
     classes: dict[str, dict[str, int]] = {}
     for label, split, count in counts.drop_nulls("label").iter_rows():
         classes.setdefault(label, {})[split] = count
+    several = manifest.filter(pl.col("labels").list.len() > 1)
+    names = several.explode("labels").group_by("labels", "split").len().sort("labels", "split")
+    with_others: dict[str, dict[str, int]] = {}
+    for label, split, count in names.iter_rows():
+        with_others.setdefault(label, {})[split] = count
     return {
         "offered": len(files),
         "used": len(manifest),
         "rejected": dict(Counter(files["kind"].drop_nulls()).most_common()),
         "splits": dict(Counter(manifest["split"]).most_common()),
         "classes": classes,
-        "unlabeled": manifest["label"].null_count(),
+        "unlabeled": manifest.filter(pl.col("labels").list.len() == 0).height,
+        "several_labels": {"photos": len(several), "labels": with_others},
+        "groups": manifest["group"].drop_nulls().n_unique(),
         "captioned": len(manifest) - manifest["caption"].null_count(),
         "converted": dict(notes.most_common()),
         "width": _quantiles(manifest["width"]),
@@ -63,6 +70,19 @@ def class_warnings(classes: Mapping[str, Mapping[str, int]], max_imbalance: floa
             f"prepare.max_imbalance is {max_imbalance:g}"
         )
     return warnings
+
+
+def issue_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns lines for a terminal: how many photos have an issue of each kind, and what became of near-duplicates."""
+    counts = {kind.replace("_", " "): issue["count"] for kind, issue in report["issues"].items()}
+    lines = [f"photos to look at, listed in issues.csv: {format_counts(counts)}"] if counts else []
+    moved, left_out = report["together"]["moved"], report["together"]["left_out"]
+    if moved or left_out:
+        lines.append(
+            f"so that no two splits share near-duplicates or a group, {moved} photos were drawn together with others "
+            f"and {left_out} left out (kind leak in rejected.jsonl)"
+        )
+    return lines
 
 
 def error_warnings(rejected: Mapping[str, int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the page shows of the photos that deserve a look: near-duplicates, doubtful labels and odd photos."""
+"""What the page shows of the photos that the backbone finds: near-duplicates, doubtful labels and odd photos."""
 
 from __future__ import annotations
 

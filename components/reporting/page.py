@@ -12,6 +12,7 @@ from components.data.photos import Photos
 from components.reporting.answers import KINDS, kinds, nats, sight
 from components.reporting.figures import confusion, curves, data_uri
 from components.reporting.issues import issue_sections
+from components.reporting.quality import quality_sections
 from components.reporting.results import Results, percent
 
 CLASSIFIERS = {
@@ -53,6 +54,7 @@ def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], qu
         most_kinds=KINDS,
         describe=DESCRIBE,
         issues=issue_sections(photos, results.issues),
+        quality=quality_sections(photos, results.quality),
         samples=[data_uri(photos[row]) for row in evenly_spaced(len(photos), 24)],
     )
 

@@ -35,6 +35,7 @@ class Results:
     answers: list[dict[str, Any]]
     embedded: dict[str, Any]  # config of embed, or the reason under "skipped"
     issues: list[dict[str, str]]  # lines of embed's issues.csv
+    quality: list[dict[str, str]]  # lines of prepare's issues.csv
 
     @property
     def scored(self) -> bool:
@@ -174,6 +175,7 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         answers=_lines(artifacts / "answer" / "answers.jsonl"),
         embedded=_json(artifacts / "embed" / "config.json") or {"skipped": "not run yet: dvc repro embed"},
         issues=_table(artifacts / "embed" / "issues.csv"),
+        quality=_table(artifacts / "prepare" / "issues.csv"),
     )
 
 

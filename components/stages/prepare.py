@@ -16,19 +16,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
+from PIL import Image
 from pydantic import Field
 
 from components.config import Fraction, Seed, Strict, read_section, write_config
 from components.data import images, sources, summary
 from components.data.checks import CheckConfig, Manifest, files_schema, validate
 from components.data.entries import BadRow, Entry, Source
-from components.data.images import DecodedImage, Rejected
-from components.data.intake import Intake
+from components.data.images import Rejected
+from components.data.intake import Intake, ReadPhoto
+from components.data.issues import count_issues, issue_table
+from components.data.near_duplicates import sign
 from components.data.photos import jpeg, write_index
+from components.data.quality import measure
+from components.data.splits import SPLIT_ORDER
 from components.progress import progress
 from components.stages.exit_code import exit_code
 
-SPLIT_ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # a photo in two splits is kept in the first of these
 MAX_PENDING = 64  # photos that are being decoded, or are decoded and not yet written
 
 T = TypeVar("T")
@@ -48,11 +52,13 @@ class PrepareConfig(CheckConfig):
     """count: number of images that the source `scenes` generates.
 
     val_share, test_share: fraction of the photos drawn for a split that the source does not have.
+    near_duplicates: find photos that are nearly the same, and keep them out of different splits.
     """
 
     count: int = Field(8000, ge=10)
     val_share: float = Field(0.1, ge=0, lt=0.5)
     test_share: float = Field(0.2, ge=0, lt=0.5)
+    near_duplicates: bool = True
     seed: Seed = 0
 
 
@@ -62,7 +68,7 @@ class ResolvedConfig(Strict):
 
 
 def prepare(config: ResolvedConfig, out: Path, downloads: Path) -> dict[str, Any]:
-    """Writes the prepared data set (see data.photos), validation.json and rejected.jsonl to `out`.
+    """Writes the prepared data set (see data.photos), validation.json, rejected.jsonl and issues.csv to `out`.
 
     Returns the validation report. Raises ValueError if too many files are rejected or if the data set as a whole
     cannot be trained on.
@@ -70,6 +76,7 @@ def prepare(config: ResolvedConfig, out: Path, downloads: Path) -> dict[str, Any
     out.mkdir(parents=True, exist_ok=True)
     source = sources.read_source(config.data.source, config.prepare.count, config.prepare.seed, downloads)
     intake = read_photos(source.entries, config, out)
+    intake.settle()
     manifest = intake.manifest()
     report = validate_photos(source, intake, manifest, config, out)
     manifest.write_parquet(out / "manifest.parquet")
@@ -87,20 +94,26 @@ def read_photos(entries: list[Entry], config: ResolvedConfig, out: Path) -> Inta
     intake = Intake(out / "pixels.bin", config.prepare.seed, shares)
     rules, size, quality = config.prepare.rules(), config.data.size, config.data.jpeg_quality
 
-    def read_photo(entry: Entry) -> tuple[DecodedImage, bytes]:
+    def read_photo(entry: Entry) -> ReadPhoto:
         try:
             content = entry.fetch()
         except OSError as error:  # no permission, deleted since it was listed, a failing disk
             raise Rejected("unreadable", f"{type(error).__name__}: {error.strerror or error}") from error
         image = images.read(content, size, rules)
-        return image, jpeg(image.pixels, quality) if quality else image.pixels.tobytes()
+        photo = Image.fromarray(image.pixels)
+        gray = photo.convert("L")
+        return ReadPhoto(
+            image,
+            jpeg(image.pixels, quality) if quality else image.pixels.tobytes(),
+            measure(gray, image.width, image.height, size),
+            sign(photo, gray) if config.prepare.near_duplicates else None,
+        )
 
     in_order = sorted(entries, key=lambda entry: SPLIT_ORDER[entry.split])
     results = map_in_threads(lambda entry: images.reject_errors(lambda: read_photo(entry)), in_order)
     with images.pillow_limit(rules.max_pixels), intake.file:
         for entry, result in progress(zip(in_order, results, strict=True), "prepare", len(in_order), " photos"):
-            image, packed = (result, b"") if isinstance(result, Rejected) else result
-            intake.add(entry, image, packed)
+            intake.add(entry, result)
     return intake
 
 
@@ -114,9 +127,20 @@ def validate_photos(
     files, max_rejected = intake.files(), config.data.max_rejected
     rejected = files.filter(pl.col("kind").is_not_null()).select("path", "kind", "why")
     rejected.write_ndjson(out / "rejected.jsonl")
-    write_bad_rows(source.bad_rows, out / "captions_rejected.jsonl")
+    tables = {
+        "captions": (source.caption_rows, source.bad_rows),
+        "labels": (source.label_rows, source.bad_label_rows),
+    }
+    for name, (_, bad_rows) in tables.items():
+        write_bad_rows(bad_rows, out / f"{name}_rejected.jsonl")
     report = summary.summarize(files, manifest)
-    report["captions"] = {"rows": source.caption_rows, "rejected": len(source.bad_rows)}
+    report |= {name: {"rows": rows, "rejected": len(bad_rows)} for name, (rows, bad_rows) in tables.items()}
+    issues = issue_table(manifest, intake.measures, intake.pairs)
+    issues.write_csv(out / "issues.csv")
+    report["issues"] = count_issues(issues)
+    near = intake.near_groups()
+    report["near_duplicates"] = {"groups": len(near), "photos": sum(map(len, near))}
+    report["together"] = {"moved": intake.moved, "left_out": intake.left_out}
     report["notes"], report["warnings"] = source.notes, []
     try:
         report["warnings"] = [*validate(files, files_schema(max_rejected)), *validate(manifest, Manifest)]
@@ -125,25 +149,26 @@ def validate_photos(
         raise ValueError("\n".join([str(error), *first_lines(total, rejected.iter_rows())])) from None
     finally:
         report["warnings"] += [
-            *(caption_lines(source) if source.bad_rows else []),
+            *(line for name, table in tables.items() if table[1] for line in bad_row_lines(name, *table)),
             *summary.error_warnings(report["rejected"]),
             *summary.class_warnings(report["classes"], config.prepare.max_imbalance),
             *summary.bit_depth_warnings(intake.peaks, config.prepare.bit_depth),
             *summary.size_warnings(intake.packed_bytes, config.data.jpeg_quality),
         ]
         (out / "validation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if len(source.bad_rows) > max_rejected * source.caption_rows:
-        raise ValueError(
-            f"more than data.max_rejected {max_rejected:g} of the rows of captions cannot be used; correct the rows "
-            "that are named below, or raise max_rejected\n" + "\n".join(caption_lines(source))
-        )
+    for name, (rows, bad_rows) in tables.items():
+        if len(bad_rows) > max_rejected * rows:
+            raise ValueError(
+                f"more than data.max_rejected {max_rejected:g} of the rows of {name} cannot be used; correct the rows "
+                "that are named below, or raise max_rejected\n" + "\n".join(bad_row_lines(name, rows, bad_rows))
+            )
     return report
 
 
-def caption_lines(source: Source) -> list[str]:
-    """Returns lines for a terminal: how many caption rows cannot be used, and the first of them."""
-    total = f"rows of captions left out: {len(source.bad_rows)} of {source.caption_rows}"
-    return first_lines(total, ((f"{row.file}, line {row.line}", row.why) for row in source.bad_rows))
+def bad_row_lines(name: str, rows: int, bad_rows: list[BadRow]) -> list[str]:
+    """Returns lines for a terminal: how many rows of captions or labels cannot be used, and the first of them."""
+    total = f"rows of {name} left out: {len(bad_rows)} of {rows}"
+    return first_lines(total, ((f"{row.file}, line {row.line}", row.why) for row in bad_rows))
 
 
 def first_lines(total: str, items: Iterable[tuple[Any, ...]], shown: int = 10) -> list[str]:
@@ -181,7 +206,7 @@ def main() -> None:
         report = prepare(config, args.out, args.downloads)
     rejected = summary.format_counts(report["rejected"])
     print(f"prepare: {report['used']} of {report['offered']} photos used, rejected: {rejected}")
-    for line in [*report["notes"], *report["warnings"]]:
+    for line in [*report["notes"], *report["warnings"], *summary.issue_lines(report)]:
         print(f"prepare: {line}")
 
 

@@ -13,7 +13,7 @@ def test_damaged_files_are_read_or_rejected():
             name, kind, why = read_damaged(1, index)
             assert kind not in ("unexpected", "unreadable"), f"file {index}: {why}"
             kinds.setdefault(name, Counter())[kind] += 1
-    assert set(kinds) >= {*FORMATS, "ICO", "TGA"}
+    assert set(kinds) >= {*FORMATS, "HEIF", "ICO", "TGA"}
     counts = sum(kinds.values(), Counter())
     assert 0.05 < counts["read"] / counts.total() < 0.6
 

@@ -3,15 +3,20 @@
 import io
 import re
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_heif import from_bytes, register_heif_opener
 
 from components.data.images import DecodedImage, Rejected, Rules, pillow_limit, read, reject_errors
 
 RULES = Rules(10_000, 10, 4)
+ROOT = Path(__file__).parents[2]
 LOSSY = 6  # levels of 255 that a codec changes on average, at edges; a quarter in a wrong place changes 40 or more
 
 
@@ -25,6 +30,11 @@ def encode(image: Image.Image, format_: str, **settings) -> bytes:
     file = io.BytesIO()
     image.save(file, format_, **settings)
     return file.getvalue()
+
+
+def heic(image: Image.Image, **settings) -> bytes:
+    register_heif_opener()
+    return encode(image, "HEIF", **settings)
 
 
 def decode(content: bytes, size: int = 64, rules: Rules = RULES) -> DecodedImage | Rejected:
@@ -124,7 +134,9 @@ def test_odd_modes_become_rgb(corners):
         (b"", "empty", "zero bytes"),
         (b"a letter", "no image", "none of JPEG, PNG, .*; it begins with b'a letter'"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image", "none of JPEG"),  # would run Ghostscript
-        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "format", "HEIC, which Pillow cannot read; convert it to JPEG"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "broken", "HEIC that cannot be decoded"),
+        (heic(Image.new("RGB", (50, 50)))[:-30], "broken", "cannot be decoded"),
+        (heic(Image.new("RGB", (150, 150))), "bomb", "22500 pixels.* limit of 10000 pixels, prepare.max_pixels"),
         (encode(Image.new("RGB", (50, 50)), "PNG")[:60], "broken", "cannot be decoded: .*Error: "),
         (
             encode(Image.new("RGB", (150, 150)), "PNG"),
@@ -153,14 +165,8 @@ def test_what_cannot_be_used_is_rejected_with_a_reason(content, kind, why):
 
 def test_color_of_sixteen_bits_shows_its_upper_eight():
     """Pillow drops the lower bits, so that a depth of 12 cannot be honored for color images."""
-    pixels = np.random.default_rng(0).integers(0, 4096, (8, 8, 3)).astype(">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    pixels = np.random.default_rng(0).integers(0, 4096, (8, 8, 3)).astype(np.uint16)
+    content = png(pixels)
     assert decode(content).peak == int(pixels.max()) // 256 * 256 + 255 < 4096
     rejected = decode(content, rules=Rules(10_000, 10, 4, 12))
     assert rejected.kind == "range"
@@ -188,3 +194,71 @@ def test_pillows_own_limit_is_restored():
     with pillow_limit(10):
         assert Image.MAX_IMAGE_PIXELS == 5
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_heic_is_read_upright_and_its_reader_is_loaded_with_the_first_such_file(corners):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # an iPhone held upright
+    image = decode(heic(corners, exif=exif.tobytes(), quality=95))
+    expected = np.rot90(np.asarray(corners), -1)
+    assert (image.format, image.height, image.width) == ("HEIF", 96, 64)
+    assert np.abs(image.pixels.astype(int) - expected).mean() < LOSSY
+    assert np.abs(decode(heic(corners, quality=95)).pixels.astype(int) - np.asarray(corners)).mean() < LOSSY
+    script = "import sys; import components.data.images; assert 'pillow_heif' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_heic_of_ten_bits_and_of_several_pictures(corners):
+    deep = np.repeat((np.asarray(corners).astype(np.uint16) * 257)[..., :1], 3, 2)
+    file = io.BytesIO()
+    from_bytes("RGB;16", corners.size, deep.tobytes()).save(file, quality=95)
+    assert np.abs(decode(file.getvalue()).pixels.astype(int) - np.asarray(corners)[..., :1]).mean() < LOSSY
+    several = heic(corners, save_all=True, append_images=[corners.rotate(180)], quality=95)
+    assert np.abs(decode(several).pixels.astype(int) - np.asarray(corners)).mean() < LOSSY
+
+
+def tiff(values: np.ndarray) -> bytes:
+    """Returns a TIFF of 16 bits a channel, uint16 [h, w] or [h, w, 3], which Pillow does not write in color."""
+    height, width, *_ = values.shape
+    channels = values[0, 0].size
+    tags = [  # number, type (3: 16 bits, 4: 32 bits), count, value
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, channels, 0),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2 if channels == 3 else 1),
+        (273, 4, 1, 0),
+        (277, 3, 1, channels),
+        (278, 4, 1, height),
+        (279, 4, 1, values.size * 2),
+    ]
+    start = 8 + 2 + 12 * len(tags) + 4
+    where = {258: start if channels == 3 else 16, 273: start + 2 * channels}
+    entries = b"".join(struct.pack("<HHII", n, kind, count, where.get(n, value)) for n, kind, count, value in tags)
+    bits = struct.pack(f"<{channels}H", *[16] * channels)
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return header + bits + values.astype("<u2").tobytes()
+
+
+def png(values: np.ndarray) -> bytes:
+    """Returns a PNG of 16 bits a channel, uint16 [h, w] or [h, w, 3]."""
+    height, width, *_ = values.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+@pytest.mark.parametrize("write", [tiff, png])
+@pytest.mark.parametrize("shape", [(9, 12), (9, 12, 3)])
+def test_sixteen_bits_a_channel_are_scaled_and_not_cut_off(write, shape):
+    values = np.linspace(0, 65535, int(np.prod(shape))).reshape(shape).astype(np.uint16)
+    image = decode(write(values))
+    expected = values.astype(float) / 257
+    error = np.abs(image.pixels - (expected if len(shape) == 3 else expected[..., None]))
+    assert error.max() <= (1 if len(shape) == 3 else 0.51)  # of color, Pillow reads the upper eight bits
+    assert image.peak >= 65280

@@ -62,7 +62,7 @@ def add_odd_files(root: Path) -> dict[str, str | None]:
         "stripe.png": "aspect",
         "dot.png": "small",
         "float.tif": "range",
-        "phone.heic": "format",
+        "phone.heic": "broken",
         "copy_of_000.png": "duplicate",
         "leak_of_180.png": "leak",
         "same_pixels_as_002.bmp": "duplicate",
@@ -160,7 +160,7 @@ def test_too_many_rejections_stop_the_stage_and_say_why(odd, tmp_path):
     root, _, _, _ = odd
     with pytest.raises(ValueError, match=r"more than data.max_rejected 0.05 rejected") as error:
         run(root, tmp_path, max_rejected=0.05)
-    assert "3 broken" in str(error.value)
+    assert "4 broken" in str(error.value)
     assert '"path"' not in str(error.value)  # the share is of no single file
     assert not (tmp_path / "index.npz").exists()  # no later stage can run on it
     assert (tmp_path / "rejected.jsonl").read_text().count("\n") == 14  # and a person can see what was wrong

@@ -409,3 +409,45 @@ def test_answers_are_marked_right_or_wrong_and_captions_are_not(results, photos)
     html = page(results, photos, answers=[*results.answers, said])
     marks = re.findall(r'<td class="said">(.*?)</td><td>.*?</td>\s*<td(?: class="(\w+)")?>', html)
     assert marks == [("a door", "wrong"), ("red", "right"), ("a car", "")]
+
+
+def test_photos_with_issues_are_shown_by_kind_and_near_duplicates_beside_each_other(results, photos):
+    names = photos.manifest["path"]
+    rows = [
+        {"path": names[0], "split": "train", "kind": "near_duplicate", "score": "0.99", "other": names[1]},
+        {"path": names[1], "split": "train", "kind": "near_duplicate", "score": "0.99", "other": names[0]},
+        *({"path": names[row], "split": "train", "kind": "dark", "score": "0.1", "other": ""} for row in range(2, 22)),
+    ]
+    validation = {
+        **results.validation,
+        "near_duplicates": {"groups": 1, "photos": 2},
+        "together": {"moved": 1, "left_out": 0},
+    }
+    config = {"data": {"source": "photos", "size": 32}}
+    html = page(results, photos, issues=rows, validation=validation, config=config)
+    part = html[html.index("Photos to look at") :]
+    for text in (
+        "<b>20</b> dark",
+        "<b>2</b> nearly the same as another photo",
+        "2 photos are near-duplicates, in 1 group.",
+        "1 photos were drawn together with others, and 0 left out",
+        f"0.99 {names[0]}",
+    ):
+        assert text in part
+    assert part.index("dark") < part.index("nearly the same as another")  # most frequent first
+    pair = part[part.index("nearly the same as another") :]
+    assert pair.count(data_uri(photos[0])) == pair.count(data_uri(photos[1])) == 1
+    assert part.count("<figure>") == 6 + 2
+    assert "Photos to look at" not in page(results, photos)
+
+
+def test_issues_are_read_from_their_file(results, tmp_path):
+    for name in ("config", "validation"):
+        write(tmp_path / "prepare" / f"{name}.json", getattr(results, name))
+    assert read_results(tmp_path, []).issues == []
+    (tmp_path / "prepare" / "issues.csv").write_text(
+        'path,split,kind,score,other\n"a, b.png",train,dark,0.1,\n', encoding="utf-8"
+    )
+    assert read_results(tmp_path, []).issues == [
+        {"path": "a, b.png", "split": "train", "kind": "dark", "score": "0.1", "other": ""}
+    ]
