@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, VisionTextDualEncoderModel
 
 from components.commands.cli import folders
-from components.commands.one_photo import open_photo, prepare_settings
+from components.commands.one_photo import open_photo, photo_files, prepare_settings
 from components.connector.text_encoder import tokenize
 from components.data.photos import Photos, as_square
 from components.data.sources import source_folder
@@ -111,13 +111,6 @@ def _parts(squares: list[Tensor], size: int = 64) -> list[list[Tensor]]:
     return [squares[start : start + size] for start in range(0, len(squares), size)]
 
 
-def _files(given: Sequence[Path]) -> list[Path]:
-    """Returns the files, and those in the folders. Raises ValueError for what does not exist."""
-    if missing := [str(path) for path in given if not path.exists()]:
-        raise ValueError(f"there is no file or folder {', '.join(missing)}")
-    return [file for path in given for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
-
-
 def main() -> None:
     parser = ArgumentParser(prog="selfsight search", description=__doc__)
     parser.add_argument("photos", type=Path, nargs="*", help="photos, or folders of photos, to find similar ones to")
@@ -133,7 +126,7 @@ def main() -> None:
             raise ValueError(f"--k is {args.k}; allowed: 1 or more")
         known = folders("embed")
         places = Places(known["backbone"], known["data"], known["out"], folders("words")["out"])
-        by = args.photos and by_photos(_files(args.photos), args.k, places, exact=args.exact)
+        by = args.photos and by_photos(photo_files(args.photos), args.k, places, exact=args.exact)
         found = by or [by_text(args.text, args.k, places)]
         for one in found:
             if len(found) > 1:

@@ -76,6 +76,7 @@ def results():
         ],
         embedded={"method": "moco"},
         issues=[],
+        quality=[],
     )  # fmt: skip
 
 
@@ -424,8 +425,8 @@ def test_photos_with_issues_are_shown_by_kind_and_near_duplicates_beside_each_ot
         "together": {"moved": 1, "left_out": 0},
     }
     config = {"data": {"source": "photos", "size": 32}}
-    html = page(results, photos, issues=rows, validation=validation, config=config)
-    part = html[html.index("Photos to look at") :]
+    html = page(results, photos, quality=rows, validation=validation, config=config)
+    part = html[html.index("Near-duplicates and quality") :]
     for text in (
         "<b>20</b> dark",
         "<b>2</b> nearly the same as another photo",
@@ -444,10 +445,10 @@ def test_photos_with_issues_are_shown_by_kind_and_near_duplicates_beside_each_ot
 def test_issues_are_read_from_their_file(results, tmp_path):
     for name in ("config", "validation"):
         write(tmp_path / "prepare" / f"{name}.json", getattr(results, name))
-    assert read_results(tmp_path, []).issues == []
+    assert read_results(tmp_path, []).quality == []
     (tmp_path / "prepare" / "issues.csv").write_text(
         'path,split,kind,score,other\n"a, b.png",train,dark,0.1,\n', encoding="utf-8"
     )
-    assert read_results(tmp_path, []).issues == [
+    assert read_results(tmp_path, []).quality == [
         {"path": "a, b.png", "split": "train", "kind": "dark", "score": "0.1", "other": ""}
     ]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from components.commands import search
+from components.commands.one_photo import photo_files
 from components.commands.search import Places, by_photos
 from components.data.photos import Photos
 from components.evaluation import embeddings, index, knn
@@ -105,7 +106,7 @@ def test_a_photo_finds_itself_first(
     run(places)
     monkeypatch.setattr(knn, "BANK", 7)
     (tmp_path / "photos" / "notes.txt").write_text("no photo")
-    found = by_photos(search._files([tmp_path / "photos"]), 3, places)
+    found = by_photos(photo_files([tmp_path / "photos"]), 3, places)
     assert "left out: " in capsys.readouterr().err
     assert len(found) == COUNT
     for one in found:
