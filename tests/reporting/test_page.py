@@ -439,7 +439,7 @@ def test_photos_with_issues_are_shown_by_kind_and_near_duplicates_beside_each_ot
     pair = part[part.index("nearly the same as another") :]
     assert pair.count(data_uri(photos[0])) == pair.count(data_uri(photos[1])) == 1
     assert part.count("<figure>") == 6 + 2
-    assert "Photos to look at" not in page(results, photos)
+    assert "Near-duplicates and quality" not in page(results, photos)
 
 
 def test_issues_are_read_from_their_file(results, tmp_path):
