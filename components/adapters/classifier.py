@@ -18,12 +18,6 @@ from typing import Any
 import transformers
 from safetensors.torch import save_file
 from torch import nn
-from transformers import (
-    ResNetConfig,
-    ResNetForImageClassification,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-)
 
 from components.adapters.heads import Attention
 from components.machine import make_readable
@@ -67,15 +61,15 @@ def _stock_model(backbone: Backbone, labels: dict[str, Any]) -> tuple[Any, Any]:
     if isinstance(backbone, Timm):
         names = list(labels["label2id"])
         values = {**backbone.trunk.config.to_dict(), "label_names": names, "num_classes": len(names)}
-        model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(values))
+        model = transformers.TimmWrapperForImageClassification(transformers.TimmWrapperConfig.from_dict(values))
         missing, unexpected = model.timm_model.load_state_dict(backbone.trunk.timm_model.state_dict(), strict=False)
         assert not unexpected
         classifier = model.timm_model.get_classifier()
         assert len(missing) == len(classifier.state_dict())
         return model, classifier
     if isinstance(backbone, ResNet):
-        make: Any = ResNetConfig
-        model = ResNetForImageClassification(make(**RESNETS[backbone.config.kind], **labels))
+        make: Any = transformers.ResNetConfig
+        model = transformers.ResNetForImageClassification(make(**RESNETS[backbone.config.kind], **labels))
         model.resnet.load_state_dict({stock_name(name): value for name, value in weights.items()})
         return model, model.classifier[-1]
     assert isinstance(backbone, ViT | Published)

@@ -7,14 +7,17 @@ the first steps (Kumar et al., ICLR 2022, https://arxiv.org/abs/2202.10054).
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import TYPE_CHECKING
 
-from peft import LoraModel
 from torch import Tensor, nn
 
 from components.adapters.heads import LinearHead
 from components.models.backbone import Backbone
 from components.training.lora import LoRA, add_lora
 from components.training.objective import Objective
+
+if TYPE_CHECKING:
+    from peft import LoraModel
 
 # an attention's projections of queries and values (LoRA, section 4.2); models of timm have one layer for q, k and v
 TARGETS = ("q_proj", "v_proj", "qkv")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers  # its TimmWrapperModel, which imports timm, only where it is needed
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TimmWrapperConfig, TimmWrapperModel
 
 from components.models.families import FAMILIES
 from components.models.pretrained import RESNETS, TIMM
@@ -58,11 +58,11 @@ def read_tower(backbone: Path) -> Any:
     if kind in RESNETS:  # timm's parameters have torchvision's names
         size, pixels = config["image_size"], {name: config[name] for name in ("mean", "std")}
         values = {"architecture": kind, "pretrained_cfg": {**pixels, "input_size": [3, size, size]}}
-        tower = TimmWrapperModel(TimmWrapperConfig(**values))
+        tower = transformers.TimmWrapperModel(transformers.TimmWrapperConfig(**values))
         tower.timm_model.load_state_dict(load_file(backbone / "model.safetensors"))
         return tower.eval()
     if kind == TIMM:
-        return TimmWrapperModel.from_pretrained(backbone).eval()
+        return transformers.TimmWrapperModel.from_pretrained(backbone).eval()
     family = FAMILIES[kind]
     tower = family.transformer.from_pretrained(backbone, **family.load_options)
     if hasattr(tower, "head"):
@@ -99,7 +99,7 @@ def square_size(backbone: Path) -> int | None:
 
 def resize(tower: Any, images: Any, size: int) -> None:
     """Lets a CNN and its image processor see squares of `size` pixels. Raises ValueError for any other tower."""
-    if not isinstance(tower, TimmWrapperModel):
+    if not isinstance(tower, transformers.TimmWrapperModel):
         raise ValueError(
             f"connect.image_size: {size}: only a CNN sees squares of another size than it was trained on, and this "
             f"backbone is a {tower.config.model_type}; leave image_size out, or set it for the backbone in pretrain"

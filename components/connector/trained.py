@@ -5,12 +5,14 @@ Only the language model gets updates: peft's "all-linear" on the whole model wou
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from peft import LoraModel
 from torch import nn
 
 from components.training.lora import LoRA, add_lora
+
+if TYPE_CHECKING:
+    from peft import LoraModel
 
 Trained = Literal["projector", "lora", "all"]
 # the language model's peak rates. lora: measured (benchmarks/eyes.md); all: between PaliGemma's and nanoVLM's

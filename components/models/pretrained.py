@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers  # its TimmWrapperModel, which imports timm, only where it is needed
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, TimmWrapperConfig, TimmWrapperModel
+from transformers import AutoConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
 from components.data.photos import Square
@@ -63,7 +64,7 @@ def describe(source: str, revision: str | None = None) -> Description:
     Raises ValueError if there is none, or if it is of no family in FAMILIES.
     """
     if source == PACKAGED:
-        config = TimmWrapperConfig(architecture="tf_efficientnet_lite0")
+        config = transformers.TimmWrapperConfig(architecture="tf_efficientnet_lite0")
         if find_spec(PACKAGE_MODULE) is None:
             raise unreachable(PACKAGED, f"the package {PACKAGE} is not installed")
         # (x - 127) / 128 of pixels 0 … 255, as the weights were trained
@@ -141,7 +142,7 @@ def read(source: str, revision: str | None = None) -> tuple[Any, Origin]:
         return _read_packaged()
     config, place = describe(source, revision).model_config, _locate(source)
     family = FAMILIES.get(_model_type(place, revision))
-    make: Any = family.transformer if family else TimmWrapperModel
+    make: Any = family.transformer if family else transformers.TimmWrapperModel
     options = family.load_options if family else {}
     try:
         model, info = make.from_pretrained(
@@ -183,7 +184,7 @@ def _read_packaged() -> tuple[Any, Origin]:
     (file,) = Path(next(iter(spec.submodule_search_locations))).rglob("*.pth")
     values = torch.load(file, map_location="cpu", weights_only=True)  # tensors alone, no pickled code
     values = [value for name, value in values.items() if not name.endswith("num_batches_tracked")]
-    model: Any = TimmWrapperModel(config)
+    model: Any = transformers.TimmWrapperModel(config)
     names = [name for name in _with_classifier() if not name.endswith("num_batches_tracked")]
     assert len(names) == len(values)
     state = {name: value for name, value in zip(names, values, strict=True) if not name.startswith("classifier.")}

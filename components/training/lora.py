@@ -6,13 +6,15 @@ Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, https://arx
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, LoraModel
 from pydantic import Field
 
 from components.config import Strict
+
+if TYPE_CHECKING:
+    from peft import LoraModel
 
 
 class LoRA(Strict):
@@ -27,6 +29,8 @@ def add_lora(model: Any, lora: LoRA, seed: int, targets: str | Sequence[str] = "
 
     targets: the last parts of the names of these layers. Raises ValueError if no layer has one of them.
     """
+    from peft import LoraConfig, LoraModel  # which takes half a second
+
     torch.manual_seed(seed)
     names = targets if isinstance(targets, str) else list(targets)
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
