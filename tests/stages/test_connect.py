@@ -260,7 +260,13 @@ def test_two_processes_give_the_metrics_of_one(
     eyes: str, trained: str, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PRECISION, "fp32")  # in bf16 each rounding of a sum in another order is 0.4 %
-    settings: dict[str, Any] = {"method": eyes, "llm": str(artifacts / "llm"), "steps": 20, "batch_size": 8, "trained": trained}
+    settings: dict[str, Any] = {
+        "method": eyes,
+        "llm": str(artifacts / "llm"),
+        "steps": 20,
+        "batch_size": 8,
+        "trained": trained,
+    }
     one = connect(ConnectConfig(**settings), artifacts / eyes, artifacts / "prepare", tmp_path / "1")
     (tmp_path / "params.yaml").write_text(json.dumps({"connect": settings}))  # JSON is YAML
     args = ["--backbone", str(artifacts / eyes), "--data", str(artifacts / "prepare"), "--out", "2"]
