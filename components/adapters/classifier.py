@@ -102,18 +102,11 @@ def _save_in_parts(folder: Path, backbone: Backbone, head: nn.Module, classes: t
         "head": FORMULAS[type(head)],
         **({"heads": head.heads} if isinstance(head, Attention) else {}),
         "feature": "pooler" if isinstance(backbone, Timm) else backbone.pool,
-        "prefix": _prefix(backbone),
+        "prefix": backbone.prefix,
         "classes": classes,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     make_readable(folder)
-
-
-def _prefix(backbone: Backbone) -> int:
-    """Returns how many tokens come before those of the patches."""
-    if isinstance(backbone, Published):
-        return backbone.family.prefix(backbone.trunk.config)
-    return int(getattr(backbone.trunk.timm_model, "num_prefix_tokens", 0)) if isinstance(backbone, Timm) else 1
 
 
 def _save_for_torchvision(folder: Path, backbone: ResNet, head: nn.Linear, classes: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from components.data.csv_rows import Columns, Row, csv_rows, encoding_problem, read_lines
+from components.data.csv_rows import Columns, Row, csv_rows, read_lines, row_problem
 from components.data.entries import BadRow
 
 FILES = ("captions.csv", "captions.jsonl")
@@ -59,12 +59,8 @@ def read(root: Path, image_keys: Collection[str], key: Callable[[str], str]) -> 
 
 def _problem(row: Row, is_known: Callable[[str], bool]) -> str:
     """Returns what is wrong with a row, "" if nothing is."""
-    if why := encoding_problem(row):
+    if why := row_problem(row, is_known):
         return why
-    if not row.get("path"):
-        return f"has no path; it has: {', '.join(name for name in row if row[name]) or 'nothing'}"
-    if not is_known(row["path"]):
-        return f"there is no image {row['path']!r} in the folder"
     if len(row.get("caption", "")) > MAX_LENGTH:
         return f"a caption of {len(row['caption'])} characters; {MAX_LENGTH} at most are allowed"
     if bool(row.get("question")) != bool(row.get("answer")):

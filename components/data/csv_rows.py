@@ -35,7 +35,7 @@ class Columns:
 
 
 def read_lines(content: bytes) -> list[str]:
-    """Returns lines with their ends; bytes that are not UTF-8 become surrogates (see `encoding_problem`)."""
+    """Returns lines with their ends; bytes that are not UTF-8 become surrogates (see `row_problem`)."""
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # Excel's "Unicode text"
         text = content.decode("utf-16", "replace")
     else:
@@ -43,13 +43,20 @@ def read_lines(content: bytes) -> list[str]:
     return list(io.StringIO(text, newline=""))
 
 
-def encoding_problem(row: Row) -> str:
-    """Returns what is wrong with the bytes that a row was read from, "" if nothing is."""
+def row_problem(row: Row, is_known: Callable[[str], bool]) -> str:
+    """Returns what is wrong with the bytes that a row was read from, or with its path, "" if nothing is.
+
+    is_known: whether a text is the path of an image.
+    """
     try:
         "".join(row.values()).encode()
     except UnicodeEncodeError as error:
         written = error.object[max(0, error.start - 20) : error.start + 20].encode("utf-8", "backslashreplace").decode()
         return f"is not UTF-8 at {written!r}; save the file as UTF-8 (in Excel: CSV UTF-8)"
+    if not row.get("path"):
+        return f"has no path; it has: {', '.join(name for name in row if row[name]) or 'nothing'}"
+    if not is_known(row["path"]):
+        return f"there is no image {row['path']!r} in the folder"
     return ""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from components.data.csv_rows import Columns, Row, csv_rows, encoding_problem, read_lines
+from components.data.csv_rows import Columns, Row, csv_rows, read_lines, row_problem
 from components.data.entries import BadRow
 
 FILE = "labels.csv"
@@ -64,12 +64,8 @@ def read(root: Path, image_keys: Collection[str], key: Callable[[str], str], spl
 
 def _problem(row: Row, is_known: Callable[[str], bool], split_names: Mapping[str, str]) -> str:
     """Returns what is wrong with a row by itself, "" if nothing is."""
-    if why := encoding_problem(row):
+    if why := row_problem(row, is_known):
         return why
-    if not row.get("path"):
-        return f"has no path; it has: {', '.join(name for name in row if row[name]) or 'nothing'}"
-    if not is_known(row["path"]):
-        return f"there is no image {row['path']!r} in the folder"
     if (split := row.get("split")) and split.lower() not in split_names:
         return f"there is no split {split!r}; allowed: train, val, test, or nothing for a split that is drawn"
     return ""

@@ -90,11 +90,7 @@ def settle(
 
 def connected(links: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Returns the rows that links join, directly or not: lists of two rows or more, each sorted."""
-    neighbors: dict[int, list[int]] = {}
-    for one, other in links:
-        if one != other:
-            neighbors.setdefault(one, []).append(other)
-            neighbors.setdefault(other, []).append(one)
+    neighbors = _neighbors(links)
     parts, seen = [], set[int]()
     for start in neighbors:
         part, pending = [], [start]
@@ -111,10 +107,7 @@ def connected(links: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 def _conflicts(photos: Sequence[Photo], pairs: Iterable[tuple[int, int]]) -> dict[int, Conflict]:
     """Returns the rows that the source puts in a later split than a row that they are near to, or grouped with."""
-    neighbors: dict[int, list[int]] = {}
-    for one, other in pairs:
-        neighbors.setdefault(one, []).append(other)
-        neighbors.setdefault(other, []).append(one)
+    neighbors = _neighbors(pairs)
     left_out: dict[int, Conflict] = {}
     for split in ("test", "val"):
         first_of: dict[str, int] = {}
@@ -130,6 +123,16 @@ def _conflicts(photos: Sequence[Photo], pairs: Iterable[tuple[int, int]]) -> dic
             if photo.group in first_of and _is_later(photo.source_split, split):
                 left_out.setdefault(row, Conflict(first_of[str(photo.group)], grouped=True))
     return left_out
+
+
+def _neighbors(links: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """Returns the rows that each row is linked to; a link of a row to itself counts as none."""
+    neighbors: dict[int, list[int]] = {}
+    for one, other in links:
+        if one != other:
+            neighbors.setdefault(one, []).append(other)
+            neighbors.setdefault(other, []).append(one)
+    return neighbors
 
 
 def _is_later(other: str | None, split: str) -> bool:

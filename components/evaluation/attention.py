@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from components.models.backbone import Backbone, Published, ViT
+from components.models.backbone import Backbone, Published
 
 CLASS_TOKEN = "attention of the class token in the last block, mean over heads"
 SIMILARITY = "similarity of each place's feature to the mean of all places"
@@ -21,9 +21,8 @@ def attention_maps(backbone: Backbone, pixels: Tensor) -> tuple[Tensor, str]:
     pixels: uint8 [B, 3, S, S]. It is the attention of the class token where the photo's feature is that token (as in
     DINO, figure 1, https://arxiv.org/abs/2104.14294); for other backbones, CNNs too, it is a similarity of features.
     """
-    prefix = _prefix(backbone)
-    if prefix and backbone.pool in ("class", "class and mean"):
-        values, shown = _class_attention(backbone, pixels)[:, prefix:], CLASS_TOKEN
+    if backbone.prefix and backbone.pool in ("class", "class and mean"):
+        values, shown = _class_attention(backbone, pixels)[:, backbone.prefix :], CLASS_TOKEN
     else:
         tokens = backbone.tokens(pixels).float()  # [B, N, D]
         values, shown = cosine_similarity(tokens, tokens.mean(1, keepdim=True), dim=-1), SIMILARITY
@@ -31,13 +30,6 @@ def attention_maps(backbone: Backbone, pixels: Tensor) -> tuple[Tensor, str]:
     values = values / values.amax(1, keepdim=True).clamp_min(1e-12)
     side = math.isqrt(values.shape[1])
     return values.view(len(values), side, side), shown
-
-
-def _prefix(backbone: Backbone) -> int:
-    """Returns how many tokens come before the patches, the class token first; 0 if there is none or it is a CNN."""
-    if isinstance(backbone, ViT):
-        return 1
-    return backbone.family.prefix(backbone.trunk.config) if isinstance(backbone, Published) else 0
 
 
 def _class_attention(backbone: Backbone, pixels: Tensor) -> Tensor:

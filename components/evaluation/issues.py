@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.data.splits import connected
 from components.evaluation import knn
 from components.evaluation.embeddings import Embeddings, chunks
 from components.progress import progress
@@ -70,17 +71,9 @@ def neighbors(embeddings: Embeddings, search: Search, rows: np.ndarray) -> tuple
 
 def groups(first: np.ndarray, second: np.ndarray) -> dict[int, int]:
     """Returns for each photo that is linked to others, directly or not, the smallest row among all of them."""
-    parent: dict[int, int] = {}
-
-    def root(row: int) -> int:
-        while parent.setdefault(row, row) != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
-    for one, other in zip(first.tolist(), second.tolist(), strict=True):
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    return {row: root(row) for row in parent}
+    links = list(zip(first.tolist(), second.tolist(), strict=True))
+    alone = {row: row for link in links for row in link}  # a row that is linked to itself only stays so
+    return alone | {row: part[0] for part in connected(links) for row in part}
 
 
 def _duplicates(embeddings: Embeddings, cosines: Tensor, rows: Tensor, least: float, paths: pl.Series) -> pl.DataFrame:

@@ -181,6 +181,11 @@ class Backbone(nn.Module, ABC):
         make_readable(folder)
 
     @property
+    def prefix(self) -> int:
+        """How many tokens come before those of the patches, the class token first; 0 for a CNN."""
+        return 0
+
+    @property
     def has_batch_norm(self) -> bool:
         """True if features in train mode depend on the other images of the batch."""
         return not self.fixed_statistics and bool(self._batch_norms())

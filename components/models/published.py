@@ -55,7 +55,11 @@ class Published(Backbone):
 
     def whole_and_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         x = self.sequence(pixels)
-        return self.family.pooled(self.trunk, x, self.pool), x[:, self.family.prefix(self.trunk.config) :]
+        return self.family.pooled(self.trunk, x, self.pool), x[:, self.prefix :]
+
+    @property
+    def prefix(self) -> int:
+        return self.family.prefix(self.trunk.config)
 
     def _blocks(self, pixels: Tensor) -> list[Tensor]:
         outputs: list[Tensor] = []
@@ -118,7 +122,11 @@ class Timm(Backbone):
         x = out.last_hidden_state
         if x.ndim == 4:  # a CNN's map [B, D, h, w]
             return out.pooler_output, x.flatten(2).transpose(1, 2)
-        return out.pooler_output, x[:, getattr(self.trunk.timm_model, "num_prefix_tokens", 0) :]
+        return out.pooler_output, x[:, self.prefix :]
+
+    @property
+    def prefix(self) -> int:
+        return int(getattr(self.trunk.timm_model, "num_prefix_tokens", 0))
 
     def _blocks(self, pixels: Tensor) -> list[Tensor]:
         last, maps = self.trunk.timm_model.forward_intermediates(self.normalize(pixels))  # maps: [B, C, h, w] each

@@ -99,6 +99,10 @@ class ViT(Backbone):
         positions.requires_grad_(False)  # noqa: FBT003
 
     @property
+    def prefix(self) -> int:
+        return 1
+
+    @property
     def side(self) -> int:
         """Patches in a row of a whole image."""
         return self.config.image_size // self.config.patch_size
