@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.data.view_kernels import render_photos
 from components.data.view_params import ViewParams
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ PHOTOS_PER_THREAD = 32  # with fewer, a thread takes longer to start than it sav
 
 def render(pixels: Pixels, params: ViewParams) -> Tensor:
     """Returns uint8 [B, 3, S, S], rendered on as many threads as torch uses."""
+    from components.data.view_kernels import render_photos  # numba takes half a second; many processes render nothing
+
     count = len(pixels.offsets)
     out = np.empty((count, 3, params.size, params.size), dtype=np.uint8)
     per_photo = (
@@ -58,6 +59,8 @@ def render(pixels: Pixels, params: ViewParams) -> Tensor:
 
 def compile_kernels() -> None:
     """Compiles the loops, or reads them from numba's cache, by rendering a batch of no photos."""
+    from components.data.view_kernels import render_photos
+
     integers, floats, flags = np.int64, np.float32, np.bool_
     types = ((2, integers), (4, integers), (0, flags), (5, integers), (5, floats), (0, floats), (0, flags))
     per_photo = [np.zeros((0, width) if width else 0, dtype) for width, dtype in types]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
@@ -30,7 +30,7 @@ from components.training.optim import LARS, Cosine, Optimizer
 class SimCLRConfig(MethodConfig):
     """Defaults: v1, sections 2.1 and 4, appendix A; the rate for small batches (B.1): lr 1.2, scaling sqrt."""
 
-    head: Literal["v1", "v2"] = "v1"  # two layers, or three
+    head: Literal["none", "linear", "v1", "v2"] = "v1"  # no layer, one, two or three
     hidden: int = Field(2048, ge=1)  # section 4.2: the width of ResNet-50
     dim: int = Field(128, ge=1)  # section 2.1
     temperature: float = Field(0.1, gt=0)  # table 5; 0.5 for CIFAR-10 (B.9)
@@ -65,8 +65,10 @@ class SimCLR(Method):
         must_not_mix(backbone, config.chunk)
         self.backbone = backbone
         zero_init_residual(backbone)
-        hidden = [config.hidden] * (1 if config.head == "v1" else 2)
-        self.projector = mlp(backbone.dim, *hidden, config.dim, last_norm="scale")
+        self.projector: nn.Module = nn.Identity()
+        if config.head != "none":
+            hidden = [config.hidden] * {"linear": 0, "v1": 1, "v2": 2}[config.head]
+            self.projector = mlp(backbone.dim, *hidden, config.dim, last_norm="scale")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         features = encode(self.backbone, torch.cat(list(batch)), self.config.chunk)  # [2B, D]

@@ -13,14 +13,12 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from components.measurement import best_seconds, measured, measuring, setting
-from components.models.winograd_loops import TILE, from_tiles, to_tiles
 
 WINOGRAD = "SELFSIGHT_WINOGRAD"  # auto, on or off
 MIN_SPEEDUP = 1.1  # below, it is not worth its rounding
@@ -157,7 +155,7 @@ def _chunks(x: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _tiles(side: int) -> int:
-    return -(-side // TILE)
+    return -(-side // len(OUTPUT))
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -168,6 +166,8 @@ def _channels_last(x: Tensor) -> Tensor:
 def _to_tiles(images: Tensor, basis: np.ndarray, padding: int = 0) -> Tensor:
     """[N, H, W, C] -> [36, tiles, C]: of each tile basis · pixels · basisᵀ. basis: [6, pixels a side]."""
     count, height, width, channels = images.shape
+    from components.models.winograd_loops import to_tiles  # numba takes half a second, and most processes need none
+
     out = images.new_empty(len(basis) ** 2, count, _tiles(height), _tiles(width) * channels)
     with NUMBA_LOCK:
         to_tiles(images.numpy(), *_sparse(basis), padding, out.numpy(), _threads(count))
@@ -179,6 +179,8 @@ def _from_tiles(tiles: Tensor, basis: np.ndarray, out: Tensor, padding: int = 0)
 
     With padding the tiles overlap, and their pixels are added to those of `out`.
     """
+    from components.models.winograd_loops import from_tiles
+
     count, height, width, channels = out.shape
     side = basis.shape[1]
     grid = tiles.view(side, side, count, _tiles(height), _tiles(width) * channels).numpy()
@@ -191,6 +193,8 @@ def _threads(count: int) -> int:
 
     More would wait for a core while torch's threads spin.
     """
+    import numba
+
     torch_threads = torch.get_num_threads()
     threads = min(torch_threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     numba.set_num_threads(threads)  # its first call starts a thread for each core, and sets OpenMP's number to that

@@ -87,7 +87,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     """
     acc = accelerator()
     if not config.epochs:
-        _save(config, _untrained(config, data), out, acc)
+        _save(config, untrained(config, data), out, acc)
         return
     run_setup = setup(config, data, acc)
     config, method, per_epoch = run_setup.config, run_setup.method, run_setup.per_epoch
@@ -127,7 +127,7 @@ def _snapshots(config: PretrainConfig, folder: Path, photos: Photos) -> Snapshot
     return Snapshots(folder, photos, config.seed, ("val",) if shows_labels else ("train", "val"))
 
 
-def _untrained(config: PretrainConfig, data: Path) -> Backbone:
+def untrained(config: PretrainConfig, data: Path) -> Backbone:
     """Returns the backbone as it starts. Raises ValueError if the method refuses it."""
     recipe = METHODS[config.method]
     torch.manual_seed(config.seed)

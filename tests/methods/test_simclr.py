@@ -69,7 +69,7 @@ def simclr(**settings):
     return SimCLR(build(TINY), SimCLRConfig(**{"hidden": 6, "dim": 3, **settings})).double().train()
 
 
-@pytest.mark.parametrize("head", ["v1", "v2"])
+@pytest.mark.parametrize("head", ["none", "v1", "v2"])
 def test_several_steps_equal_a_naive_derivation(head):
     method = simclr(head=head)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
@@ -102,7 +102,7 @@ def official_head(head, x):
     return x
 
 
-@pytest.mark.parametrize(("head", "layers"), [("v1", 2), ("v2", 3)])
+@pytest.mark.parametrize(("head", "layers"), [("linear", 1), ("v1", 2), ("v2", 3)])
 def test_each_head_is_the_reference_codes(head, layers):
     projector = simclr(head=head).projector
     for norm in projector:

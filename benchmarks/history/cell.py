@@ -1,0 +1,155 @@
+"""One run of a study: trains a backbone with one method and measures it, in a process of its own.
+
+    python -m benchmarks.history.cell FOLDER
+
+FOLDER/cell.json says what is run, FOLDER/result.json is written last. An interrupted run goes on from its last state.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.data.photos import Photos
+from components.evaluation.features import features
+from components.evaluation.scoring import baselines, score, selection_score
+from components.machine import keep_memory
+from components.methods import Method
+from components.stages.pretrain import setup, untrained
+from components.stages.pretrain_config import configure_for
+from components.training.loop import accelerator, fit
+from components.training.monitor import Run
+
+NEIGHBORS = 20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """data: folder written by prepare; pretrain: the sections common and METHOD of params.yaml.
+
+    points: how many times accuracy on val is measured during training, at equal distances.
+    epochs: of the section common; 0: the backbone is measured as it starts, beside the most frequent class and pixels.
+    """
+
+    data: str
+    method: str
+    pretrain: dict[str, Any]
+    points: int = 0
+
+
+def run(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Trains and measures. Returns accuracies on test, on val at the end and at each point, and what it took.
+
+    Beside what the method keeps, "student" is measured where a teacher is kept, and "head" where a projector ends in
+    features that are thrown away.
+    """
+    photos, acc = Photos(Path(cell.data)), accelerator()
+    config = configure_for(cell.method, cell.pretrain, photos)
+    torch.manual_seed(config.seed)
+    if not config.epochs:
+        backbone = untrained(config, Path(cell.data))
+        scores = score(features(backbone, photos), photos, NEIGHBORS)
+        return {"pictures": 0, "test": _two(scores), **_floor(photos, backbone, config.seed)}
+    ready = setup(config, Path(cell.data), acc)
+    steps = config.epochs * ready.per_epoch
+    points = Points(folder / "points.jsonl", ready.method, photos)
+    every = {round(steps * k / cell.points) for k in range(1, cell.points + 1)}
+    length: dict[str, Any] = {"steps": steps, "per_epoch": ready.per_epoch, "batch_size": config.batch_size}
+    plan = Run(cell.method, **length, log=folder / "log.jsonl", state=folder / "state", seed=config.seed)
+    plan = replace(plan, measured=tuple(sorted(every)), measure=points.take)
+    started, before = time.process_time(), _steps(folder / "log.jsonl")
+    fit(ready.method, ready.load, ready.optimizer, config.settings.optimizer, plan, acc)
+    per_step = (time.process_time() - started - points.seconds) / max(1, steps - before)
+    vectors = {name: compute(photos, None) for name, compute in outputs(ready.method).items()}
+    ready.method.keep().save(folder / "backbone")
+    return {
+        "pictures": steps * config.batch_size,
+        "cpu_seconds": steps * per_step,
+        "test": _two(score(vectors["kept"], photos, NEIGHBORS)),
+        "val": {name: selection_score(x, photos, NEIGHBORS, 0)["knn"] for name, x in vectors.items()},
+        "others": {name: _two(score(x, photos, NEIGHBORS)) for name, x in vectors.items() if name != "kept"},
+        "points": [{**line, "pictures": line["step"] * config.batch_size} for line in points.lines()],
+        "log": [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()],
+    }
+
+
+def outputs(method: Method) -> dict[str, Callable[[Photos, Any], Tensor]]:
+    """Returns what is measured of a method: functions from photos and their rows (None: all) to features [rows, D]."""
+    kept = method.keep()
+    found = {"kept": lambda photos, rows: features(kept, photos, "features", rows)}
+    student = getattr(method, "student", None)
+    if isinstance(student, torch.nn.Sequential):
+        found["student"] = lambda photos, rows: features(student[0], photos, "student", rows)
+    if isinstance(projector := getattr(method, "projector", None), torch.nn.Module):
+        found["head"] = lambda photos, rows: _through(projector, features(kept, photos, "head", rows))
+    return found
+
+
+@torch.no_grad()
+def _through(head: torch.nn.Module, vectors: Tensor) -> Tensor:
+    return head.eval().cpu()(vectors)
+
+
+class Points:
+    """Accuracies on val during training, kept in a file that outlives interruptions. seconds: that measuring took."""
+
+    def __init__(self, file: Path, method: Method, photos: Photos) -> None:
+        self.file, self.method, self.photos, self.seconds = file, method, photos, 0.0
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        text = self.file.read_text(encoding="utf-8") if self.file.is_file() else ""
+        return map(json.loads, text.splitlines())
+
+    def take(self, step: int) -> None:
+        if any(line["step"] == step for line in self.lines()):
+            return
+        started = time.process_time()
+        training = {module: module.training for module in self.method.modules()}
+        rows, values = self.photos.rows("train", "val"), {}
+        for name, compute in outputs(self.method).items():
+            if name != "head":
+                some = compute(self.photos, rows)
+                vectors = some.new_zeros(len(self.photos), some.shape[1])
+                vectors[rows] = some
+                values[name] = selection_score(vectors, self.photos, NEIGHBORS, 0)["knn"]["value"]
+        for module, mode in training.items():
+            module.training = mode
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.seconds += time.process_time() - started
+
+
+def _floor(photos: Photos, backbone: Any, seed: int) -> dict[str, Any]:
+    scores = baselines(photos, backbone, NEIGHBORS, seed)
+    return {"majority": scores["majority"]["top1"], "pixels": _two(scores["pixels"])}
+
+
+def _two(scores: dict[str, Any]) -> dict[str, Any]:
+    return {name: scores[name] for name in ("knn", "linear")}
+
+
+def _steps(log: Path) -> int:
+    """Returns how many steps were done before this process."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    keep_memory()
+    result = run(Cell(**json.loads((folder / "cell.json").read_text(encoding="utf-8"))), folder)
+    part = folder / "result.part"
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.rename(folder / "result.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Study (a): context prediction, MoCo, SimCLR and DINO on the same photos, between what needs no training and labels."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.history.runner import Result, Runner
+from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, spread
+
+LADDER = {"contextprediction": (2015, 51), "moco": (2019, 65), "simclr": (2020, 69), "dino": (2021, 75)}
+# year and accuracy on ImageNet in per cent, linear, ResNet-50; context prediction as measured with a ResNet-50 by
+# Kolesnikov et al. 2019 (https://arxiv.org/abs/1901.09005)
+EPOCHS = 5
+
+
+def study(runner: Runner) -> Section:
+    names, seeds = [*LADDER, "supervised"], range(runner.seeds)
+    cells = [runner.cell(name, {"epochs": EPOCHS}, seed=seed) for name in names for seed in seeds]
+    untrained = [runner.cell("simclr", {"epochs": 0}, seed=seed) for seed in seeds]
+    published = [runner.cell("published")]
+    results = runner.measure([*cells, *untrained, *published])
+    same_pictures = {name: results[i * runner.seeds : (i + 1) * runner.seeds] for i, name in enumerate(names)}
+    floor, start = results[len(cells) : -1], results[-1]
+    same_minutes = _same_minutes(runner, same_pictures)
+    order = [mean(accuracies(same_pictures[name], "linear")) for name in LADDER]
+    rows = _table(same_pictures, same_minutes, floor, start)
+    return Section(
+        "ladder",
+        "The ladder: context prediction, MoCo, SimCLR, DINO",
+        "On ImageNet each method knew more than the one before: "
+        + ", ".join(f"{name} ({year}) {accuracy} %" for name, (year, accuracy) in LADDER.items())
+        + ", each trained for weeks or days, by a linear probe on a ResNet-50.",
+        _seen(same_pictures, same_minutes, floor, order),
+        rows,
+        _figure(same_pictures, same_minutes, floor, start),
+        f"8,000 scenes of 64 pixels, a ViT of 0.6 million parameters; {runner.seeds} seeds",
+    )
+
+
+def _same_minutes(runner: Runner, same_pictures: dict[str, list[Result]]) -> dict[str, list[Result]]:
+    """Returns runs as long as SimCLR's, in seconds of one core."""
+    seconds = {name: mean(result["cpu_seconds"] for result in runs) for name, runs in same_pictures.items()}
+    longer = {name: max(1, round(EPOCHS * seconds["simclr"] / own)) for name, own in seconds.items()}
+    cells = {
+        name: [runner.cell(name, {"epochs": epochs}, seed=seed) for seed in range(runner.seeds)]
+        for name, epochs in longer.items()
+    }
+    results = iter(runner.measure([cell for some in cells.values() for cell in some]))
+    return {name: [next(results) for _ in some] for name, some in cells.items()}
+
+
+def _table(
+    pictures: dict[str, list[Result]], minutes: dict[str, list[Result]], floor: list[Result], start: Result
+) -> list[list[str]]:
+    rows = [["", "kNN, same pictures", "linear", "kNN, same minutes", "linear", "pictures seen", "minutes of one core"]]
+    of = floor[0]["majority"]["of"]
+    rows.append(
+        [f"most frequent class (of {of:,} test photos)", *[f"{100 * floor[0]['majority']['value']:.1f}"] * 4, "", ""]
+    )
+    rows.append(["raw pixels", *_scores([{"test": floor[0]["pixels"]}]) * 2, "", ""])
+    rows.append(["untrained", *_scores(floor) * 2, "0", "0"])
+    for name, runs in pictures.items():
+        longer = minutes[name]
+        took = mean(run["cpu_seconds"] for run in longer) / 60
+        seen = f"{runs[0]['pictures']:,} · {longer[0]['pictures']:,}"
+        rows.append([name, *_scores(runs), *_scores(longer), seen, f"{took:.1f}"])
+    rows.append(["published (EfficientNet-Lite0, ImageNet's labels)", *_scores([start]) * 2, "", ""])
+    return rows
+
+
+def _scores(runs: list[Result]) -> list[str]:
+    return [spread(accuracies(runs, kind)) for kind in ("knn", "linear")]
+
+
+def _seen(
+    pictures: dict[str, list[Result]], minutes: dict[str, list[Result]], floor: list[Result], order: list[float]
+) -> str:
+    names = list(LADDER)
+    here = sorted(names, key=lambda name: mean(accuracies(pictures[name], "linear")))
+    same = "the same order as on ImageNet" if here == names else f"another order than on ImageNet: {' < '.join(here)}"
+    linear = {name: accuracies(runs, "linear") for name, runs in pictures.items()}
+    ties = [f"{a} and {b}" for a, b in zip(here, here[1:], strict=False) if not beyond_seeds(linear[a], linear[b])]
+    tied = f" {', '.join(ties)} cannot be told apart with {len(floor)} seeds." if ties else ""
+    low = accuracies(floor, "linear")
+    above = [name for name in names if mean(linear[name]) > mean(low) and beyond_seeds(linear[name], low)]
+    longer = {name: accuracies(runs, "linear") for name, runs in minutes.items() if name in LADDER}
+    best = max(longer, key=lambda name: mean(longer[name]))
+    return (
+        f"By a linear probe after the same number of pictures: {same}.{tied} Above the untrained network: "
+        f"{', '.join(above) or 'none'}. With the same minutes of training the best is {best} "
+        f"({mean(longer[best]):.1f} %). Labels reach {mean(linear['supervised']):.1f} %. Small networks and minutes of "
+        "training do not decide what large ones learn in days; the numbers say what these methods give on this budget."
+    )
+
+
+def _figure(
+    pictures: dict[str, list[Result]], minutes: dict[str, list[Result]], floor: list[Result], start: Result
+) -> Figure:
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    axis: Any = figure.add_subplot()
+    width = 0.36
+    for offset, (label, runs) in zip(
+        (-width / 2, width / 2), (("same pictures", pictures), ("same minutes", minutes)), strict=True
+    ):
+        values = [accuracies(some, "linear") for some in runs.values()]
+        errors = [stdev(some) if len(some) > 1 else 0 for some in values]
+        places = [place + offset for place in range(len(values))]
+        axis.bar(
+            places,
+            [mean(some) for some in values],
+            width,
+            yerr=errors,
+            capsize=2,
+            label=label,
+            color=COLORS[int(offset > 0)],
+        )
+    lines = (
+        ("pixels", accuracies([{"test": floor[0]["pixels"]}], "linear")),
+        ("untrained", accuracies(floor, "linear")),
+        ("published", accuracies([start], "linear")),
+    )
+    for (name, value), style in zip(lines, (":", "--", "-."), strict=True):
+        axis.axhline(mean(value), color="#555555", linestyle=style, linewidth=1, label=name)
+    axis.set_xticks(range(len(pictures)), list(pictures))
+    axis.legend(fontsize=7, ncols=2, frameon=False)
+    bare(axis, "", "linear probe on test, %")
+    return figure
