@@ -10,7 +10,7 @@ from benchmarks.history.runner import Result, Runner
 from benchmarks.history.section import COLORS, Section, accuracies, bare
 
 PICTURES = {1000: 100_000, 5000: 250_000, 20_000: 500_000, 50_000: 1_000_000}  # seen in training, by photos
-BACKBONE = {"kind": "vit", "image_size": 32, "patch_size": 4, "width": 192, "depth": 4, "heads": 3}
+BACKBONE = {"kind": "vit", "image_size": 32, "patch_size": 4, "width": 128, "depth": 3, "heads": 4}
 VIEWS = {"crop": [0.2, 1.0], "blur": 0.0}
 OPTIMIZER = {
     "kind": "adamw",

@@ -3,7 +3,7 @@
 The augmentations are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize).
 Each photo of a batch has its own parameters, which depend on the seed, the epoch, the photo's row in the data set and
 the view alone, not on workers, ranks or restarts. A draw is a random number in [0, 1). `fused` renders the views from
-the sampled parameters on a CPU, `batched` on any other device.
+the sampled parameters on a CPU, `batched` on any other device; `distortions` may change what was rendered.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from components.data.distortions import DISTORTION_DRAWS, Distortion, distort
 from components.data.fields import BatchSource, Field
 from components.data.view_params import GRAY, ViewParams
 
@@ -54,16 +55,18 @@ class View(Field):
     """One augmented view of each photo: uint8 [B, 3, size, size].
 
     size: side in pixels; crop: range of the crop's area as a fraction of the photo's; ratio: range of its aspect ratio.
+    A crop of None is the whole photo; one of (1, 1) cuts photos off whose aspect ratio is outside of `ratio`.
     flip, gray, blur, solarize: probabilities; gray_first: RandomGrayscale before the jitter, as in MoCo v1.
     sigma: range of the blur's standard deviation, in pixels.
     blur_kernel: width of the blur's kernel. "full" is three standard deviations on each side, as in Pillow's
     GaussianBlur, which most papers' code uses. "tenth" is a tenth of the view, as in SimCLR and BYOL; it cuts the
     Gaussian off, so that a sigma of 2 blurs like one of 1.29 at 40 pixels and of 1.64 at 64 pixels. A number is an
     odd number of pixels, as torchvision's kernel_size.
+    distort: the distortions of what was rendered, in their order.
     """
 
     size: int
-    crop: tuple[float, float] = (0.08, 1.0)
+    crop: tuple[float, float] | None = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     jitter: Jitter | None = None
@@ -73,6 +76,7 @@ class View(Field):
     sigma: tuple[float, float] = (0.1, 2.0)
     blur_kernel: int | Literal["tenth", "full"] = "full"
     solarize: float = 0.0
+    distort: tuple[Distortion, ...] = ()
     dtype = torch.uint8
 
     @property
@@ -80,7 +84,9 @@ class View(Field):
         return (3, self.size, self.size)
 
     def make(self, source: BatchSource, position: int) -> Tensor:
-        return source.render(sample_params(self, source.shapes, source.uniform(position, DRAWS_PER_VIEW)))
+        draws = source.uniform(position, DRAWS_PER_VIEW + (DISTORTION_DRAWS if self.distort else 0))
+        rendered = source.render(sample_params(self, source.shapes, draws[:, :DRAWS_PER_VIEW]))
+        return distort(rendered, self.distort, draws[:, DRAWS_PER_VIEW:])
 
 
 def sample_params(view: View, shapes: Tensor, draws: Tensor) -> ViewParams:
@@ -131,6 +137,8 @@ def crop_boxes(shapes: Tensor, view: View, draws: Tensor) -> Tensor:
 
     shapes: height and width of each photo, [B, 2]; draws: [B, CROP_DRAWS].
     """
+    if view.crop is None:
+        return torch.cat([torch.zeros_like(shapes), shapes], 1)
     areas, ratios, top_draw, left_draw = draws.split([TRIES, TRIES, 1, 1], dim=1)
     height, width = shapes[:, :1].double(), shapes[:, 1:].double()
     area = height * width * (view.crop[0] + (view.crop[1] - view.crop[0]) * areas)

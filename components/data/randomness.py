@@ -29,12 +29,16 @@ def expand_draws(draws: Tensor, count: int) -> Tensor:
     For a method whose number of draws depends on the backbone (a permutation of its patches).
     """
     high, low = (draws.float() * 2**24).long().unbind(1)  # whole: the draws have 24 bits
+    return (hash_bits(high << 24 | low, count) >> 40 & 2**24 - 1).float() * 2.0**-24
+
+
+def hash_bits(seeds: Tensor, count: int) -> Tensor:
+    """Returns `count` times 64 random bits from each of the `seeds`, int64 [B]: int64 [B, count], on their device."""
     golden, first, second = (word - 2**64 for word in (GOLDEN, FIRST, SECOND))
-    z = (high << 24 | low)[:, None] + golden * torch.arange(1, count + 1, device=draws.device)
+    z = seeds[:, None] + golden * torch.arange(1, count + 1, device=seeds.device)
     z = (z ^ (z >> 30 & 2**34 - 1)) * first  # int64 wraps around, and its shift is arithmetic
     z = (z ^ (z >> 27 & 2**37 - 1)) * second
-    z = z ^ (z >> 31 & 2**33 - 1)
-    return (z >> 40 & 2**24 - 1).float() * 2.0**-24
+    return z ^ (z >> 31 & 2**33 - 1)
 
 
 def _mix(z: np.ndarray | np.uint64) -> np.ndarray:

@@ -10,14 +10,15 @@ with a scale and no bias.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from components.config import Fraction, FractionRange
 from components.data.augment import Jitter, View
+from components.data.distortions import Distortion
 from components.methods.losses import nt_xent
 from components.methods.method import Batch, Method, MethodConfig
 from components.models.backbone import Backbone
@@ -27,6 +28,12 @@ from components.models.resnet import zero_init_residual
 from components.training.optim import LARS, Cosine, Optimizer
 
 
+def _each_once(names: tuple[Distortion, ...]) -> tuple[Distortion, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("each distortion is named once")
+    return names
+
+
 class SimCLRConfig(MethodConfig):
     """Defaults: v1, sections 2.1 and 4, appendix A; the rate for small batches (B.1): lr 1.2, scaling sqrt."""
 
@@ -34,9 +41,12 @@ class SimCLRConfig(MethodConfig):
     hidden: int = Field(2048, ge=1)  # section 4.2: the width of ResNet-50
     dim: int = Field(128, ge=1)  # section 2.1
     temperature: float = Field(0.1, gt=0)  # table 5; 0.5 for CIFAR-10 (B.9)
-    crop: FractionRange = (0.08, 1.0)  # appendix A
+    crop: FractionRange = (0.08, 1.0)  # appendix A; (1, 1) is the whole photo, whatever its aspect ratio
+    flip: Fraction = 0.5  # appendix A
     color_strength: float = Field(1.0, ge=0)  # 0.5 for small images (B.9)
+    gray: Fraction = 0.2  # appendix A
     blur: Fraction = 0.5  # 0 for small images (B.9)
+    distort: Annotated[tuple[Distortion, ...], AfterValidator(_each_once)] = ()  # section 3.1: studied, and left out
     chunk: int = Field(0, ge=0)  # photos encoded at a time, 0: all; for a batch that does not fit on the device
     optimizer: Optimizer = LARS(  # section 2.1; 10 of 100 epochs; lars_optimizer.py
         lr=0.3, weight_decay=1e-6, classic_momentum=True, schedule=Cosine(warmup=0.1)
@@ -50,7 +60,16 @@ class SimCLR(Method):
     def views(config: SimCLRConfig, image_size: int) -> tuple[View, View]:
         s = config.color_strength
         jitter = Jitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, p=0.8)
-        view = View(image_size, crop=config.crop, jitter=jitter, gray=0.2, blur=config.blur, blur_kernel="tenth")
+        view = View(
+            image_size,
+            crop=None if config.crop == (1.0, 1.0) else config.crop,
+            flip=config.flip,
+            jitter=jitter,
+            gray=config.gray,
+            blur=config.blur,
+            blur_kernel="tenth",
+            distort=config.distort,
+        )
         return view, view
 
     @staticmethod

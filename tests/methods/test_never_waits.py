@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from components.config import parse
 from components.data import batched
 from components.data.augment import DRAWS_PER_VIEW, View, sample_params
+from components.data.distortions import DISTORTION_DRAWS, PROBABILITY, distort
 from components.methods import METHODS, TRAINED, losses
 from components.training import optim
 
@@ -101,3 +102,11 @@ def test_making_views_never_waits(blur):
     with Watched():
         views = batched.render(images, params)
     assert views.shape == (BATCH, 3, 16, 16)
+
+
+@pytest.mark.parametrize("name", PROBABILITY)
+def test_distorting_views_never_waits(name):
+    images = torch.empty(BATCH, 3, 16, 16, dtype=torch.uint8, device=DEVICE)
+    with Watched():
+        distorted = distort(images, (name,), torch.rand(BATCH, DISTORTION_DRAWS, dtype=torch.float64))
+    assert (distorted.shape, distorted.dtype) == (images.shape, torch.uint8)
