@@ -46,8 +46,10 @@ def study(runner: Runner) -> Section:
     return Section(
         "augmentations",
         "Which augmentations SimCLR needs",
-        "No augmentation suffices alone; random crops with color distortion stand out (56 % on ImageNet, against 33 % and "
-        "about 19 % alone), since without color distortion two crops of a photo can be matched by their color histograms (figure 5).",
+        "No augmentation suffices alone; random crops with color distortion stand out (56 % on ImageNet, against 33 "
+        "% and "
+        "about 19 % alone), since without color distortion two crops of a photo can be matched by their color "
+        "histograms (figure 5).",
         _seen(accuracy, first),
         rows,
         _figure(accuracy),
@@ -64,8 +66,10 @@ def _seen(accuracy: dict[tuple[str, str], float], none: Result) -> str:
     gain = accuracy[best] - single[best_single]
     agrees = "as in the paper" if set(best) == {"crop", "color"} else "unlike the paper"
     return (
-        f"The best pair is {best[0]} with {best[1]} ({accuracy[best]:.1f} %), {agrees}, {gain:+.1f} points against the best single "
-        f"one, {best_single} ({single[best_single]:.1f} %). Crop with color ({crop_color:.1f} %) has rank {rank} of {len(single) * (len(single) - 1) // 2}. "
+        f"The best pair is {best[0]} with {best[1]} ({accuracy[best]:.1f} %), {agrees}, {gain:+.1f} points against "
+        f"the best single "
+        f"one, {best_single} ({single[best_single]:.1f} %). Crop with color ({crop_color:.1f} %) has rank {rank} of "
+        f"{len(single) * (len(single) - 1) // 2}. "
         f"Flips alone give {accuracies([none], 'linear')[0]:.1f} %."
     )
 

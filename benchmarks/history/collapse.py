@@ -48,11 +48,13 @@ def study(runner: Runner) -> Section:
         "DINO: teacher and student, and collapse",
         "The teacher, an average of past students, is better than the student all the way through training (figure 6). "
         "Without centering one prototype wins every photo (the targets' entropy falls to 0), without sharpening the "
-        "targets become uniform (it rises to its maximum); both together prevent both (figure 7). The class token attends to objects.",
+        "targets become uniform (it rises to its maximum); both together prevent both (figure 7). The class token "
+        "attends to objects.",
         _seen(results),
         rows,
         _figure(results, attention, Path(cells[-1].data)),
-        "scenes, the ViT of the ladder, 6 epochs, one seed; intervals ± 2.5 points; photos: class token's attention after Sinkhorn and sharpening",
+        "scenes, the ViT of the ladder, 6 epochs, one seed; intervals ± 2.5 points; photos: class token's attention "
+        "after Sinkhorn and sharpening",
     )
 
 
@@ -68,8 +70,10 @@ def _seen(results: dict[str, Result]) -> str:
         (
             f"At {ahead:.0%} of the measured points the teacher is above its student. "
             f"At the end the targets' entropy is {entropies['centering and sharpening']:.2f} of its maximum with both, "
-            f"{entropies['no centering']:.2f} without centering and {entropies['no sharpening']:.2f} without sharpening; kNN "
-            f"accuracy is {accuracies([both], 'knn')[0]:.1f}, {accuracies([results['no centering']], 'knn')[0]:.1f} and "
+            f"{entropies['no centering']:.2f} without centering and {entropies['no sharpening']:.2f} without "
+            f"sharpening; kNN "
+            f"accuracy is {accuracies([both], 'knn')[0]:.1f}, {accuracies([results['no centering']], 'knn')[0]:.1f} "
+            f"and "
             f"{accuracies([results['no sharpening']], 'knn')[0]:.1f} %."
         )
         .replace("%", " %")

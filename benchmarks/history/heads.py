@@ -25,7 +25,8 @@ def study(runner: Runner) -> Section:
         "heads",
         "SimCLR's head",
         "A head of two layers between features and loss makes the features before it better than a linear head "
-        "(by 3 points) or none (by more than 10), and they are more than 10 points better than those after it, since the "
+        "(by 3 points) or none (by more than 10), and they are more than 10 points better than those after it, since "
+        "the "
         "head may forget what the loss does not need, such as color (figure 8 and section 4.2).",
         _seen(by_head),
         rows,

@@ -1,7 +1,8 @@
-"""Study (a): context prediction, MoCo, SimCLR and DINO on the same photos, between what needs no training and labels."""
+"""Study (a): context prediction, MoCo, SimCLR and DINO on the same photos, between pixels and labels."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
 
@@ -25,7 +26,6 @@ def study(runner: Runner) -> Section:
     same_pictures = {name: results[i * runner.seeds : (i + 1) * runner.seeds] for i, name in enumerate(names)}
     floor, start = results[len(cells) : -1], results[-1]
     same_minutes = _same_minutes(runner, same_pictures)
-    order = [mean(accuracies(same_pictures[name], "linear")) for name in LADDER]
     rows = _table(same_pictures, same_minutes, floor, start)
     return Section(
         "ladder",
@@ -33,7 +33,7 @@ def study(runner: Runner) -> Section:
         "On ImageNet each method knew more than the one before: "
         + ", ".join(f"{name} ({year}) {accuracy} %" for name, (year, accuracy) in LADDER.items())
         + ", each trained for weeks or days, by a linear probe on a ResNet-50.",
-        _seen(same_pictures, same_minutes, floor, order),
+        _seen(same_pictures, same_minutes, floor),
         rows,
         _figure(same_pictures, same_minutes, floor, start),
         f"8,000 scenes of 64 pixels, a ViT of 0.6 million parameters; {runner.seeds} seeds",
@@ -75,14 +75,12 @@ def _scores(runs: list[Result]) -> list[str]:
     return [spread(accuracies(runs, kind)) for kind in ("knn", "linear")]
 
 
-def _seen(
-    pictures: dict[str, list[Result]], minutes: dict[str, list[Result]], floor: list[Result], order: list[float]
-) -> str:
+def _seen(pictures: dict[str, list[Result]], minutes: dict[str, list[Result]], floor: list[Result]) -> str:
     names = list(LADDER)
     here = sorted(names, key=lambda name: mean(accuracies(pictures[name], "linear")))
     same = "the same order as on ImageNet" if here == names else f"another order than on ImageNet: {' < '.join(here)}"
     linear = {name: accuracies(runs, "linear") for name, runs in pictures.items()}
-    ties = [f"{a} and {b}" for a, b in zip(here, here[1:], strict=False) if not beyond_seeds(linear[a], linear[b])]
+    ties = [f"{a} and {b}" for a, b in pairwise(here) if not beyond_seeds(linear[a], linear[b])]
     tied = f" {', '.join(ties)} cannot be told apart with {len(floor)} seeds." if ties else ""
     low = accuracies(floor, "linear")
     above = [name for name in names if mean(linear[name]) > mean(low) and beyond_seeds(linear[name], low)]

@@ -9,12 +9,12 @@ from benchmarks.methods import machine
 
 HEAD = """# The history of self-supervision, in our own runs
 
-From a puzzle of patches (context prediction, 2015) over contrast with a queue (MoCo, 2019) and with a large batch (SimCLR, 2020) to
-self-distillation (DINO, 2021): what each paper found, repeated with small networks in minutes on two cores. Every section is written by the command
-that it names, from runs whose settings are those of `params.yaml` but for what is studied. Accuracies are on test, in per cent: the mean over
-seeds ± their standard deviation. "kNN" is a vote of the 20 nearest training photos, "linear" a linear probe whose penalty is chosen on
-val. What holds on photos of 64 pixels after some minutes need not hold on ImageNet after weeks, and the other way round; where the two differ, the
-section says so.
+From a puzzle of patches (context prediction, 2015) over contrast with a queue (MoCo, 2019) and with a large batch
+(SimCLR, 2020) to self-distillation (DINO, 2021): what each paper found, repeated with small networks in minutes on two
+cores. Every section is written by the command that it names, from runs whose settings are those of `params.yaml` but
+for what is studied. Accuracies are on test, in per cent: the mean over seeds ± their standard deviation. "kNN" is a
+vote of the 20 nearest training photos, "linear" a linear probe whose penalty is chosen on val. What holds on photos of
+64 pixels after some minutes need not hold on ImageNet after weeks; where the two differ, the section says so.
 """
 
 

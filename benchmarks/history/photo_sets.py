@@ -1,4 +1,4 @@
-"""The photos of the studies: generated scenes, scenes as a lens with color fringes shows them, and parts of CIFAR-10."""
+"""The photos of the studies: generated scenes, the same with a lens's color fringes, and parts of CIFAR-10."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def magnified(plane: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _part_of_cifar(cifar: Path, count: int, out: Path) -> None:
-    """Links `count` training photos, the first of each class by name, and test and val photos, which all parts share."""
+    """Links `count` training photos, the first of each class by name, and test and val photos, which all parts "
+    "share."""
     for source in sorted((cifar / "train").iterdir()):
         test = sorted((cifar / "test" / source.name).iterdir())
         parts = {

@@ -55,13 +55,16 @@ def study(runner: Runner) -> Section:
     return Section(
         "photos",
         "How many photos does one need?",
-        "SimCLR and VICReg were trained on 1.3 million photos for 100 to 1,000 epochs. On CIFAR-10's 50,000 photos SimCLR with a ResNet-50 "
+        "SimCLR and VICReg were trained on 1.3 million photos for 100 to 1,000 epochs. On CIFAR-10's 50,000 photos "
+        "SimCLR with a ResNet-50 "
         "reaches 94 % by a linear probe after 1,000 epochs, 50 million pictures (appendix B.9).",
         _seen(results),
         rows,
         _figure(results),
-        "CIFAR-10, 32 pixels, 4,000 photos for test and 1,000 for val, both from its test split; a ViT of 1.8 million parameters "
-        "with patches of 4 pixels; published: EfficientNet-Lite0, enlarged to 64 pixels; one seed, 95 % intervals ± 1.6",
+        "CIFAR-10, 32 pixels, 4,000 photos for test and 1,000 for val, both from its test split; a ViT of 1.8 "
+        "million parameters "
+        "with patches of 4 pixels; published: EfficientNet-Lite0, enlarged to 64 pixels; one seed, 95 % intervals ± "
+        "1.6",
     )
 
 
@@ -84,7 +87,8 @@ def _seen(results: dict[tuple[str, int], Result]) -> str:
     start = accuracies([results["published", few]], "linear")[0]
     own = max(accuracies([results[name, many]], "linear")[0] for name in METHODS)
     return (
-        f"{'; '.join(words)}. Published weights, untouched, reach {start:.1f} % with the labels of {few:,} photos, and training from random weights "
+        f"{'; '.join(words)}. Published weights, untouched, reach {start:.1f} % with the labels of {few:,} photos, "
+        f"and training from random weights "
         f"{own:.1f} % with {many:,} photos: who has some thousand photos should start from published weights."
     )
 

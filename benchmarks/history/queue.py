@@ -47,9 +47,12 @@ def _seen(lengths: dict[int, list[Result]], momenta: dict[float, list[Result]]) 
     best = max(scores, key=lambda value: mean(scores[value]))
     worst = min(scores, key=lambda value: mean(scores[value]))
     return (
-        f"From a queue of {LENGTHS[0]} to one of {LENGTHS[-1]:,} accuracy changed by {difference:+.1f} points{clear}. The best "
-        f"momentum was {best} ({mean(scores[best]):.1f} %), the worst {worst} ({mean(scores[worst]):.1f} %). A run of some "
-        "hundred steps is too short for a momentum of 0.999: after a thousand steps its key encoder still holds a third of its "
+        f"From a queue of {LENGTHS[0]} to one of {LENGTHS[-1]:,} accuracy changed by {difference:+.1f} points{clear}. "
+        f"The best "
+        f"momentum was {best} ({mean(scores[best]):.1f} %), the worst {worst} ({mean(scores[worst]):.1f} %). A run of "
+        f"some "
+        "hundred steps is too short for a momentum of 0.999: after a thousand steps its key encoder still holds a "
+        "third of its "
         "random start, which the paper's 200 epochs never notice."
     )
 

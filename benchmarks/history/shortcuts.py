@@ -38,18 +38,22 @@ def study(runner: Runner) -> Section:
     return Section(
         "shortcuts",
         "Context prediction and its shortcuts",
-        "The network solved the puzzle by chromatic aberration: lenses magnify colors differently, so a patch shows how far "
-        "from the middle of the photo it was cut. Gaps, jitter and dropping two of three colors take the shortcuts away, and "
+        "The network solved the puzzle by chromatic aberration: lenses magnify colors differently, so a patch shows "
+        "how far "
+        "from the middle of the photo it was cut. Gaps, jitter and dropping two of three colors take the shortcuts "
+        "away, and "
         "the features learn objects instead (section 3.1).",
         _seen(results),
         rows,
         _figure(results),
-        f"scenes, the ViT of the ladder on 3 × 3 patches, {EPOCHS} epochs, one seed; intervals ± 2.5 points; fringes: red enlarged by 3 %, blue reduced",
+        f"scenes, the ViT of the ladder on 3 × 3 patches, {EPOCHS} epochs, one seed; intervals ± 2.5 points; fringes: "
+        f"red enlarged by 3 %, blue reduced",
     )
 
 
 def _puzzle(result: Result) -> float:
-    """Returns how often the puzzle was solved at the end of training, in per cent, the mean of the last logged steps."""
+    """Returns how often the puzzle was solved at the end of training, in per cent, the mean of the last logged "
+    "steps."""
     last = [line["accuracy"] for line in result["log"]][-3:]
     return 100 * sum(last) / len(last)
 
@@ -66,8 +70,10 @@ def _seen(results: dict[tuple[str, str], Result]) -> str:
         for trick in TRICKS
     }
     return (
-        f"With colors kept, fringes make the puzzle easier by {solved['colors kept']:+.1f} points, and the features change by "
-        f"{known['colors kept']:+.1f} points; with colors dropped the puzzle changes by {solved['all tricks']:+.1f} and "
+        f"With colors kept, fringes make the puzzle easier by {solved['colors kept']:+.1f} points, and the features "
+        f"change by "
+        f"{known['colors kept']:+.1f} points; with colors dropped the puzzle changes by {solved['all tricks']:+.1f} "
+        f"and "
         f"the features by {known['all tricks']:+.1f}. Guessing solves 12.5 %."
     )
 

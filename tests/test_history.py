@@ -1,0 +1,158 @@
+"""The studies of the history: their cells are valid and measure what they name, their sections say what they saw."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch.nn.functional import affine_grid, grid_sample
+
+from benchmarks.history import augmentations, photo_sets, runner
+from benchmarks.history.cell import Cell, run
+from benchmarks.history.page import write
+from benchmarks.history.runner import Runner
+from benchmarks.history.section import Section, beyond_seeds, spread
+from benchmarks.history.studies import STUDIES
+from components.data.photos import Photos
+from components.methods.simclr import SimCLR, SimCLRConfig
+from components.stages.pretrain_config import DataSize, configure
+
+TINY = {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
+
+
+def cell(prepared, method, points=0, **own):
+    common = {"backbone": TINY, "batch_size": 16, "epochs": 2, "seed": 0}
+    return Cell(str(prepared), method, {"common": common, method: own}, points)
+
+
+def test_a_cell_measures_what_is_kept_the_head_and_the_points_of_training(prepared, tmp_path):
+    result = run(cell(prepared, "simclr", points=2, hidden=8, dim=4), tmp_path)
+    train = len(Photos(prepared).rows("train"))
+    assert result["pictures"] == 2 * (train // 16) * 16
+    assert [point["pictures"] for point in result["points"]] == [result["pictures"] // 2, result["pictures"]]
+    assert result["points"][-1]["kept"] == result["val"]["kept"]["value"]  # the last point is the end
+    assert set(result["val"]) == {"kept", "head"} == {"kept", *result["others"]}
+    assert result["test"]["knn"]["of"] == len(Photos(prepared).rows("test"))
+    assert result["cpu_seconds"] > 0
+
+
+def test_a_cell_that_was_interrupted_ends_as_the_whole_one(prepared, tmp_path, monkeypatch):
+    of = cell(prepared, "dino", points=2, hidden=8, bottleneck=4, prototypes=8, local_crops=0)
+    whole = run(of, tmp_path / "whole")
+    from benchmarks.history import cell as module
+
+    class StopError(Exception):
+        pass
+
+    class Stops(module.Points):
+        def take(self, step):
+            super().take(step)
+            raise StopError
+
+    monkeypatch.setattr(module, "Points", Stops)
+    with pytest.raises(StopError):
+        run(of, tmp_path / "half")
+    monkeypatch.undo()
+    again = run(of, tmp_path / "half")
+    assert set(whole["val"]) == {"kept", "student"}
+    for key in ("points", "val", "test", "others"):
+        assert again[key] == whole[key]
+
+
+def test_without_epochs_a_cell_is_the_floor(prepared, tmp_path):
+    own = cell(prepared, "simclr")
+    result = run(replace(own, pretrain={**own.pretrain, "simclr": {"epochs": 0}}), tmp_path)
+    assert set(result) == {"pictures", "test", "majority", "pixels"}
+    assert set(result["pixels"]) == {"knn", "linear"}
+
+
+def test_each_color_is_enlarged_about_the_middle():
+    plane = np.random.default_rng(0).integers(0, 256, (9, 7), dtype=np.uint8)
+    for factor in (0.9, 1.0, 1.2):
+        grid = affine_grid(
+            torch.eye(2, 3, dtype=torch.float64)[None] / factor, (1, 1, *plane.shape), align_corners=True
+        )
+        source = torch.from_numpy(plane.astype(float))[None, None]
+        expected = grid_sample(source, grid, padding_mode="border", align_corners=True)[0, 0].numpy()
+        np.testing.assert_allclose(photo_sets.magnified(plane, factor), expected, atol=0.51)  # rounded to whole numbers
+
+
+def test_augmentations_are_switched_on_alone_and_in_pairs():
+    def view(*names):
+        return SimCLR.views(
+            SimCLRConfig(**{k: v for k, v in augmentations.settings(*names).items() if k != "epochs"}), 32
+        )[0]
+
+    off = view()
+    assert (off.crop, off.jitter, off.gray, off.blur, off.distort) == (None, off.jitter, 0, 0, ())
+    assert off.jitter is None or not any((off.jitter.brightness, off.jitter.hue))
+    assert view("sobel", "noise").distort == ("sobel", "noise")
+    assert (view("crop", "gray").crop, view("crop", "gray").gray) == ((0.08, 1.0), 0.5)
+    assert view("color").gray == 0
+
+
+def test_a_difference_within_the_spread_of_the_seeds_is_not_one():
+    assert not beyond_seeds([50.0, 54.0, 52.0], [51.0, 55.0, 53.0])
+    assert beyond_seeds([50.0, 50.5, 51.0], [55.0, 55.5, 56.0])
+    assert not beyond_seeds([50.0], [52.0])
+    assert spread([50.0, 52.0]) == "51.0 ± 1.4"
+    assert spread([50.0]) == "50.0"
+
+
+class Planned(Runner):
+    """Results that only depend on the cell, in place of training."""
+
+    def measure(self, cells):
+        return [self._result(one) for one in cells]
+
+    def _result(self, one):
+        assert configure(one.method, one.pretrain, DataSize(photos=10_000, side=64)).method == one.method
+        random = np.random.default_rng(len(json.dumps(one.pretrain)) + one.pretrain["common"]["seed"])
+
+        def scores():
+            return {
+                k: {"value": v, "low": v - 0.02, "high": v + 0.02, "of": 100}
+                for k, v in zip(("knn", "linear"), random.random(2), strict=True)
+            }
+
+        point = {"step": 9, "pictures": 90, "kept": 0.5, "student": 0.4}
+        line = {"step": 9, "accuracy": 0.2, "entropy": 0.7, "prototype_usage": 0.9}
+        return {
+            "pictures": 1000,
+            "cpu_seconds": 10.0,
+            "test": scores(),
+            "others": {"head": scores(), "student": scores()},
+            "points": [point],
+            "log": [line] * 4,
+            "majority": {"value": 0.1, "of": 100},
+            "pixels": scores(),
+        }
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "collapse"])  # it also reads a backbone
+def test_a_study_ends_in_a_section(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "prepared", lambda photos, *_: Path(photos))
+    section = STUDIES[name](Planned(tmp_path, seeds=2))
+    assert section.name == name
+    assert all(len(row) == len(section.table[0]) for row in section.table)
+    assert "nan" not in section.seen
+    assert "inf" not in section.seen
+    write(section, tmp_path, "command", list(STUDIES))
+    assert (tmp_path / f"{name}.png").stat().st_size < 150_000
+
+
+def test_a_section_replaces_its_own_and_keeps_the_others_in_order(tmp_path):
+    def section(name, seen):
+        return Section(name, name.title(), "claim", seen, [["a", "b"], ["1", "2"]], Figure(), "runs")
+
+    for name, seen in (("heads", "first"), ("ladder", "other"), ("heads", "second")):
+        write(section(name, seen), tmp_path, "command", list(STUDIES))
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "first" not in text
+    assert text.index("Here: other") < text.index("Here: second")
+    assert text.count("| a | b |\n|---|---|\n| 1 | 2 |") == 2
