@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
@@ -41,15 +43,10 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     assert "Questions and answers" in html
     assert "What is in the picture?" in html
     assert "from the same features, by labels: knn" in html.lower()
-    found = run(tmp_path, "components.commands.cli", "search", "--text", "red", "--k", "2")
-    assert found.returncode == 0, found.stderr
-    assert len(found.stdout.splitlines()) == 2
+    check_the_uses(tmp_path, next(folder.rglob("*.png")))
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", html)
     metrics = json.loads((tmp_path / "artifacts" / "answer" / "metrics.json").read_text())
     assert metrics["pictures"] == 6
-    photo = str(next(folder.rglob("*.png")))
-    named = run(tmp_path, "components.commands.cli", "classify", photo, "--k", "1")
-    assert named.stdout.split()[-1] in ("red", "green"), named.stderr
     for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].keys() - {"fingerprint"}:
         assert list((tmp_path / "artifacts" / stage).rglob("config.json")), f"{stage} does not explain itself"
     assert not [path for path in (tmp_path / "artifacts").rglob("*") if path.suffix in {".pkl", ".pt", ".bin", ".pth"}
@@ -73,9 +70,45 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     assert not [stage for stage in status if stage.startswith(("prepare", "pretrain@")) and stage != "pretrain@moco"]
 
 
+def check_the_uses(where: Path, photo: Path) -> None:
+    """Each command, in a process of its own, works on what the chain made."""
+    found = run(where, "components.commands.cli", "search", "--text", "red", "--k", "2")
+    assert found.returncode == 0, found.stderr
+    assert len(found.stdout.splitlines()) == 2
+    named = run(where, "components.commands.cli", "classify", str(photo), "--k", "1")
+    assert named.stdout.split()[-1] in ("red", "green"), named.stderr
+    alike = run(where, "components.commands.cli", "search", str(photo), "--k", "3", "--page", "found.html")
+    assert sum(line.endswith(".png") for line in alike.stdout.splitlines()) >= 3, alike.stdout + alike.stderr
+    assert "data:image/jpeg" in (where / "found.html").read_text()
+    told = ask_the_app(where, photo)
+    assert Path(told["similar"]["photos"][0]["path"]).name == photo.name
+    assert told["classes"]["classes"][0][0] == named.stdout.split()[-1]
+    assert "<script" in told["page"]
+
+
+def ask_the_app(where: Path, photo: Path) -> dict[str, Any]:
+    """Serves the page in a process of its own, as `make app` does. Returns the page and what it says of a photo."""
+    command, environment = [sys.executable, "-m", "components.commands.app", "--port", "0"], process_environment()
+    with subprocess.Popen(command, cwd=where, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout
+            address = re.search(r"http://\S+", server.stdout.readline())
+            assert address
+            with urlopen(address[0]) as page:
+                told: dict[str, Any] = {"page": page.read().decode()}
+            for use in ("similar", "classes"):
+                with urlopen(Request(f"{address[0]}/{use}?name=photo.png", photo.read_bytes())) as answer:
+                    told[use] = json.load(answer)
+            return told
+        finally:
+            server.terminate()
+
+
 def run(where: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", *command)
+    return subprocess.run(command, cwd=where, env=process_environment(), capture_output=True, text=True, check=False)
+
+
+def process_environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", *command], cwd=where, env=environment, capture_output=True, text=True, check=False
-    )
+    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}

@@ -125,6 +125,7 @@ def main() -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, args.port))
+            listener.listen()  # before the address is printed, so that nobody is refused while the server starts
         except (OSError, OverflowError) as error:
             raise ValueError(f"port {args.port} cannot be used ({error}); try --port 0") from None
         print(f"open http://{HOST}:{listener.getsockname()[1]} in a browser; Ctrl-C ends", flush=True)
