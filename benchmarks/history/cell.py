@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from components.evaluation.features import features
 from components.evaluation.scoring import baselines, score, selection_score
 from components.machine import keep_memory
 from components.methods import Method
+from components.methods.dino import DINO
+from components.methods.simclr import SimCLR
 from components.stages.pretrain import setup, untrained
 from components.stages.pretrain_config import configure_for
 from components.training.loop import accelerator, fit
@@ -48,8 +51,7 @@ class Cell:
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
     """Trains and measures. Returns accuracies on test, on val at the end and at each point, and what it took.
 
-    Beside what the method keeps, "student" is measured where a teacher is kept, and "head" where a projector ends in
-    features that are thrown away.
+    Beside what the method keeps, DINO's "student" is measured, and what SimCLR's "head" makes of the features.
     """
     photos, acc = Photos(Path(cell.data)), accelerator()
     config = configure_for(cell.method, cell.pretrain, photos)
@@ -68,7 +70,7 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     started, before = time.process_time(), _steps(folder / "log.jsonl")
     fit(ready.method, ready.load, ready.optimizer, config.settings.optimizer, plan, acc)
     per_step = (time.process_time() - started - points.seconds) / max(1, steps - before)
-    vectors = {name: compute(photos, None) for name, compute in outputs(ready.method).items()}
+    vectors = outputs(ready.method, photos)
     ready.method.keep().save(folder / "backbone")
     return {
         "pictures": steps * config.batch_size,
@@ -81,21 +83,15 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     }
 
 
-def outputs(method: Method) -> dict[str, Callable[[Photos, Any], Tensor]]:
-    """Returns what is measured of a method: functions from photos and their rows (None: all) to features [rows, D]."""
-    kept = method.keep()
-    found = {"kept": lambda photos, rows: features(kept, photos, "features", rows)}
-    student = getattr(method, "student", None)
-    if isinstance(student, torch.nn.Sequential):
-        found["student"] = lambda photos, rows: features(student[0], photos, "student", rows)
-    if isinstance(projector := getattr(method, "projector", None), torch.nn.Module):
-        found["head"] = lambda photos, rows: _through(projector, features(kept, photos, "head", rows))
+def outputs(method: Method, photos: Photos, rows: np.ndarray | None = None) -> dict[str, Tensor]:
+    """Returns the features of photos, or of some rows of them, by what is measured of a method: [rows, D] each."""
+    found = {"kept": features(method.keep(), photos, "features", rows)}
+    if isinstance(method, DINO):
+        found["student"] = features(method.student[0], photos, "student", rows)
+    if isinstance(method, SimCLR):
+        with torch.no_grad():
+            found["head"] = method.projector.eval().cpu()(found["kept"])
     return found
-
-
-@torch.no_grad()
-def _through(head: torch.nn.Module, vectors: Tensor) -> Tensor:
-    return head.eval().cpu()(vectors)
 
 
 class Points:
@@ -114,12 +110,10 @@ class Points:
         started = time.process_time()
         training = {module: module.training for module in self.method.modules()}
         rows, values = self.photos.rows("train", "val"), {}
-        for name, compute in outputs(self.method).items():
-            if name != "head":
-                some = compute(self.photos, rows)
-                vectors = some.new_zeros(len(self.photos), some.shape[1])
-                vectors[rows] = some
-                values[name] = selection_score(vectors, self.photos, NEIGHBORS, 0)["knn"]["value"]
+        for name, some in outputs(self.method, self.photos, rows).items():
+            vectors = some.new_zeros(len(self.photos), some.shape[1])
+            vectors[rows] = some
+            values[name] = selection_score(vectors, self.photos, NEIGHBORS, 0)["knn"]["value"]
         for module, mode in training.items():
             module.training = mode
         with self.file.open("a", encoding="utf-8") as file:
