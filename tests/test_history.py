@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import affine_grid, grid_sample
 
-from benchmarks.history import augmentations, photo_sets, runner
+from benchmarks.history import augmentations, photo_sets
 from benchmarks.history.cell import Cell, run
-from benchmarks.history.page import write
-from benchmarks.history.runner import Runner
+from benchmarks.history.page import recorded, write
+from benchmarks.history.runner import Runner, key
 from benchmarks.history.section import Section, beyond_seeds, spread
 from benchmarks.history.studies import STUDIES
 from components.data.photos import Photos
@@ -25,13 +24,13 @@ from components.stages.pretrain_config import DataSize, configure
 TINY = {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
 
 
-def cell(prepared, method, points=0, **own):
+def cell(method, points=0, **own):
     common = {"backbone": TINY, "batch_size": 16, "epochs": 2, "seed": 0}
-    return Cell(str(prepared), method, {"common": common, method: own}, points)
+    return Cell("photos", method, {"common": common, method: own}, points)
 
 
 def test_a_cell_measures_what_is_kept_the_head_and_the_points_of_training(prepared, tmp_path):
-    result = run(cell(prepared, "simclr", points=2, hidden=8, dim=4), tmp_path)
+    result = run(cell("simclr", points=2, hidden=8, dim=4), prepared, tmp_path)
     train = len(Photos(prepared).rows("train"))
     assert result["pictures"] == 2 * (train // 16) * 16
     assert [point["pictures"] for point in result["points"]] == [result["pictures"] // 2, result["pictures"]]
@@ -42,8 +41,8 @@ def test_a_cell_measures_what_is_kept_the_head_and_the_points_of_training(prepar
 
 
 def test_a_cell_that_was_interrupted_ends_as_the_whole_one(prepared, tmp_path, monkeypatch):
-    of = cell(prepared, "dino", points=2, hidden=8, bottleneck=4, prototypes=8, local_crops=0)
-    whole = run(of, tmp_path / "whole")
+    of = cell("dino", points=2, hidden=8, bottleneck=4, prototypes=8, local_crops=0)
+    whole = run(of, prepared, tmp_path / "whole")
     from benchmarks.history import cell as module
 
     class StopError(Exception):
@@ -56,17 +55,17 @@ def test_a_cell_that_was_interrupted_ends_as_the_whole_one(prepared, tmp_path, m
 
     monkeypatch.setattr(module, "Points", Stops)
     with pytest.raises(StopError):
-        run(of, tmp_path / "half")
+        run(of, prepared, tmp_path / "half")
     monkeypatch.undo()
-    again = run(of, tmp_path / "half")
+    again = run(of, prepared, tmp_path / "half")
     assert set(whole["val"]) == {"kept", "student"}
-    for key in ("points", "val", "test", "others"):
-        assert again[key] == whole[key]
+    for name in ("points", "val", "test", "others"):
+        assert again[name] == whole[name]
 
 
 def test_without_epochs_a_cell_is_the_floor(prepared, tmp_path):
-    own = cell(prepared, "simclr")
-    result = run(replace(own, pretrain={**own.pretrain, "simclr": {"epochs": 0}}), tmp_path)
+    own = cell("simclr")
+    result = run(replace(own, pretrain={**own.pretrain, "simclr": {"epochs": 0}}), prepared, tmp_path)
     assert set(result) == {"pictures", "test", "majority", "pixels"}
     assert set(result["pixels"]) == {"knn", "linear"}
 
@@ -135,14 +134,13 @@ class Planned(Runner):
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name != "collapse"])  # it also reads a backbone
-def test_a_study_ends_in_a_section(name, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "prepared", lambda photos, *_: Path(photos))
+def test_a_study_ends_in_a_section(name, tmp_path):
     section = STUDIES[name](Planned(tmp_path, seeds=2))
     assert section.name == name
     assert all(len(row) == len(section.table[0]) for row in section.table)
     assert "nan" not in section.seen
     assert "inf" not in section.seen
-    write(section, tmp_path, "command", list(STUDIES))
+    write(section, {}, tmp_path, "command", list(STUDIES))
     assert (tmp_path / f"{name}.png").stat().st_size < 150_000
 
 
@@ -151,8 +149,18 @@ def test_a_section_replaces_its_own_and_keeps_the_others_in_order(tmp_path):
         return Section(name, name.title(), "claim", seen, [["a", "b"], ["1", "2"]], Figure(), "runs")
 
     for name, seen in (("heads", "first"), ("ladder", "other"), ("heads", "second")):
-        write(section(name, seen), tmp_path, "command", list(STUDIES))
+        write(section(name, seen), {}, tmp_path, "command", list(STUDIES))
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "first" not in text
     assert text.index("Here: other") < text.index("Here: second")
     assert text.count("| a | b |\n|---|---|\n| 1 | 2 |") == 2
+
+
+def test_recorded_results_are_used_in_place_of_runs(tmp_path):
+    of = cell("simclr")
+    section = Section("heads", "Heads", "claim", "seen", [["a"], ["1"]], Figure(), "runs")
+    write(section, {key(of): {"pictures": 3, "test": {"knn": 1 / 3}}}, tmp_path, "command", list(STUDIES))
+    ready = Runner(tmp_path / "out", recorded=recorded(tmp_path))
+    assert ready.measure([of]) == [{"pictures": 3, "test": {"knn": 0.333333}}]
+    assert list(ready.used) == [key(of)]
+    assert key(replace(of, points=1)) != key(of)

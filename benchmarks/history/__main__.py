@@ -3,6 +3,7 @@
     python -m benchmarks.history                                # all but those on CIFAR-10
     python -m benchmarks.history ladder dino --scale 2          # twice the epochs
     python -m benchmarks.history photos --cifar data/cifar10    # class folders: train/CLASS, test/CLASS
+    python -m benchmarks.history heads --recorded               # the page anew, from the results beside it
 
 What is finished is in --out and is not repeated; an interrupted run goes on from its last state.
 """
@@ -13,7 +14,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from benchmarks.history.page import write
+from benchmarks.history.page import recorded, write
 from benchmarks.history.runner import Runner
 from benchmarks.history.studies import STUDIES
 from benchmarks.methods import ROOT
@@ -35,14 +36,16 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path, help="CIFAR-10 as class folders, for the study `photos`")
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "history")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "history")
+    parser.add_argument("--recorded", action="store_true", help="results beside the page are used in place of runs")
     args = parser.parse_args()
     if unknown := set(args.studies) - set(STUDIES):
         raise ValueError(f"no study {', '.join(sorted(unknown))}; known: {', '.join(STUDIES)}")
     names = args.studies or [name for name in STUDIES if args.cifar or name != "photos"]
-    runner = Runner(args.out.resolve(), args.scale, args.seeds, args.jobs, args.cifar and args.cifar.resolve())
+    cifar, results = args.cifar and args.cifar.resolve(), recorded(args.page) if args.recorded else {}
     for name in names:
+        runner = Runner(args.out.resolve(), args.scale, args.seeds, args.jobs, cifar, results)
         section = STUDIES[name](runner)
-        write(section, args.page, _command(name, args), list(STUDIES))
+        write(section, runner.used, args.page, _command(name, args), list(STUDIES))
 
 
 if __name__ == "__main__":

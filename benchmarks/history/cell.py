@@ -1,8 +1,9 @@
 """One run of a study: trains a backbone with one method and measures it, in a process of its own.
 
-    python -m benchmarks.history.cell FOLDER
+    python -m benchmarks.history.cell FOLDER PREPARED
 
-FOLDER/cell.json says what is run, FOLDER/result.json is written last. An interrupted run goes on from its last state.
+FOLDER/cell.json says what is run on the photos in PREPARED; FOLDER/result.json is written last. An interrupted run goes
+on from its last state.
 """
 
 from __future__ import annotations
@@ -32,35 +33,37 @@ from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 
 NEIGHBORS = 20
+LOGGED = 40
+MACHINES = ("lr", "images_per_second", "data_wait", "seconds_left", "memory_gib")  # in the log, but not the method's
 
 
 @dataclass(frozen=True)
 class Cell:
-    """data: folder written by prepare; pretrain: the sections common and METHOD of params.yaml.
+    """photos: a name of photo_sets.py; pretrain: the sections common and METHOD of params.yaml.
 
     points: how many times accuracy on val is measured during training, at equal distances.
     epochs: of the section common; 0: the backbone is measured as it starts, beside the most frequent class and pixels.
     """
 
-    data: str
+    photos: str
     method: str
     pretrain: dict[str, Any]
     points: int = 0
 
 
-def run(cell: Cell, folder: Path) -> dict[str, Any]:
+def run(cell: Cell, data: Path, folder: Path) -> dict[str, Any]:
     """Trains and measures. Returns accuracies on test, on val at the end and at each point, and what it took.
 
     Beside what the method keeps, DINO's "student" is measured, and what SimCLR's "head" makes of the features.
     """
-    photos, acc = Photos(Path(cell.data)), accelerator()
+    photos, acc = Photos(data), accelerator()
     config = configure_for(cell.method, cell.pretrain, photos)
     torch.manual_seed(config.seed)
     if not config.epochs:
-        backbone = untrained(config, Path(cell.data))
+        backbone = untrained(config, data)
         scores = score(features(backbone, photos), photos, NEIGHBORS)
         return {"pictures": 0, "test": _two(scores), **_floor(photos, backbone, config.seed)}
-    ready = setup(config, Path(cell.data), acc)
+    ready = setup(config, data, acc)
     steps = config.epochs * ready.per_epoch
     points = Points(folder / "points.jsonl", ready.method, photos)
     every = {round(steps * k / cell.points) for k in range(1, cell.points + 1)}
@@ -79,7 +82,7 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
         "val": {name: selection_score(x, photos, NEIGHBORS, 0)["knn"] for name, x in vectors.items()},
         "others": {name: _two(score(x, photos, NEIGHBORS)) for name, x in vectors.items() if name != "kept"},
         "points": [{**line, "pictures": line["step"] * config.batch_size} for line in points.lines()],
-        "log": [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()],
+        "log": _thinned(folder / "log.jsonl"),
     }
 
 
@@ -130,6 +133,13 @@ def _two(scores: dict[str, Any]) -> dict[str, Any]:
     return {name: scores[name] for name in ("knn", "linear")}
 
 
+def _thinned(log: Path) -> list[dict[str, float]]:
+    """Returns about LOGGED lines of the log, the last ones among them; only what a method logs, and the step."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    kept = [*lines[: -3 : max(1, len(lines) // LOGGED)], *lines[-3:]]
+    return [{name: value for name, value in line.items() if name not in MACHINES} for line in kept]
+
+
 def _steps(log: Path) -> int:
     """Returns how many steps were done before this process."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
@@ -137,9 +147,9 @@ def _steps(log: Path) -> int:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, data = map(Path, sys.argv[1:])
     keep_memory()
-    result = run(Cell(**json.loads((folder / "cell.json").read_text(encoding="utf-8"))), folder)
+    result = run(Cell(**json.loads((folder / "cell.json").read_text(encoding="utf-8"))), data, folder)
     part = folder / "result.part"
     part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     part.rename(folder / "result.json")

@@ -42,7 +42,6 @@ def study(runner: Runner) -> Section:
                 f"{last['prototype_usage']:.2f}",
             ]
         )
-    attention = runner.folder(cells[-1]) / "backbone"
     return Section(
         "collapse",
         "DINO: teacher and student, and collapse",
@@ -52,7 +51,7 @@ def study(runner: Runner) -> Section:
         "attends to objects.",
         _seen(results),
         rows,
-        _figure(results, attention, Path(cells[-1].data)),
+        _figure(results, runner.backbone(cells[-1]), runner.photos(cells[-1])),
         "scenes, the ViT of the ladder, 6 epochs, one seed; intervals ± 2.5 points; photos: class token's attention "
         "after Sinkhorn and sharpening",
     )

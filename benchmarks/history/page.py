@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks.history.section import Section, markdown
 from benchmarks.methods import machine
@@ -18,10 +20,17 @@ vote of the 20 nearest training photos, "linear" a linear probe whose penalty is
 """
 
 
-def write(section: Section, folder: Path, command: str, order: list[str]) -> None:
-    """Writes folder/NAME.png, and puts the section into folder/README.md in the given order of names."""
+def write(section: Section, results: dict[str, Any], folder: Path, command: str, order: list[str]) -> None:
+    """Writes folder/NAME.png and folder/results/NAME.json, and puts the section into folder/README.md.
+
+    results: what the section was made from, by the cell's key; order: names of sections, as the page has them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     section.figure.savefig(folder / f"{section.name}.png", dpi=110)
+    file = folder / "results" / f"{section.name}.json"
+    file.parent.mkdir(exist_ok=True)
+    lines = [f"{json.dumps(name)}: {json.dumps(_rounded(result))}" for name, result in sorted(results.items())]
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     text = "\n\n".join(
         [
             f"## {section.title}",
@@ -37,6 +46,21 @@ def write(section: Section, folder: Path, command: str, order: list[str]) -> Non
     sections[section.name] = text
     body = [f"<!-- {name} -->\n{sections[name]}\n<!-- end -->\n" for name in order if name in sections]
     page.write_text("\n".join([HEAD, *body]), encoding="utf-8")
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """Returns the results that `write` has left in a folder, by the cell's key."""
+    files = sorted((folder / "results").glob("*.json"))
+    return {name: result for file in files for name, result in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def _rounded(value: Any) -> Any:
+    """Returns nested lists and dictionaries with numbers of six digits."""
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _sections(text: str) -> dict[str, str]:
