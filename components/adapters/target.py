@@ -171,7 +171,7 @@ class SeveralLabels(Target):
         }
 
     def few_labels(self, vectors: Tensor) -> dict[str, Any]:  # noqa: ARG002
-        why = "a photo with several labels is one of several classes, so that no number of labels a class can be set"
+        why = "a photo with several labels counts for several classes, so that no number of labels a class can be set"
         return {"not_measured": {"few_labels": why}}
 
 

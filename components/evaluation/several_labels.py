@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-DRAWS, AT_ONCE = 1000, 100  # samples of the bootstrap
+DRAWS, AT_ONCE = 1000, 500  # samples of the bootstrap
 
 
 def labels_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -30,13 +30,12 @@ def average_precision(scores: Tensor, labels: Tensor, counts: Tensor | None = No
     weights = torch.ones(len(scores), 1, dtype=torch.float64) if counts is None else counts
     precisions = []
     for column, shown in zip(scores.T, labels.T, strict=True):
-        order = column.argsort(descending=True)
-        ends = column[order].unique_consecutive(return_counts=True)[1].cumsum(0) - 1
-        drawn = weights[order]  # [N, R]
-        total = drawn.cumsum(0)[ends]  # photos that score at least as high as each value
-        right = (drawn * shown[order, None]).cumsum(0)[ends]  # of these, those that show the class
-        new = right.diff(dim=0, prepend=torch.zeros_like(right[:1]))
-        precisions.append((right / total.clamp_min(1) * new).sum(0) / new.sum(0))  # 0 / 0 where none shows it
+        levels = column[shown].unique()  # [L] scores of photos that show the class, ascending
+        reached = torch.searchsorted(levels, column.contiguous(), right=True)  # how many levels each photo reaches
+        empty = weights.new_zeros(len(levels) + 1, weights.shape[1])
+        new = empty.index_add(0, reached[shown], weights[shown]).flip(0)[:-1]  # [L, R] that show it, from the top
+        total = empty.index_add(0, reached, weights).flip(0)[:-1].cumsum(0)  # photos that score at least as high
+        precisions.append((new.cumsum(0) / total.clamp_min(1) * new).sum(0) / new.sum(0))  # 0 / 0: none shows it
     result = torch.stack(precisions)
     return result[:, 0] if counts is None else result
 
@@ -81,5 +80,9 @@ def _resampled(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _interval(value: float, drawn: Tensor, photos: int) -> dict[str, float]:
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+    """Returns the 95 % interval, from -1 to 1, of samples that are moved to the mean `value`.
+
+    In a sample photos are there twice, and a photo that shows a class finds itself: the mean of the samples is too high.
+    """
+    low, high = (drawn - drawn.mean() + value).clamp(-1, 1).quantile(torch.tensor([0.025, 0.975])).tolist()
     return {"value": value, "low": low, "high": high, "of": photos}

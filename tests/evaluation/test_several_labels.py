@@ -91,8 +91,7 @@ def noisy(noise: float, seed: int, photos: int = 300) -> tuple[Tensor, Tensor]:
     return labels + noise * torch.randn(photos, 3, generator=generator), labels
 
 
-def test_the_interval_holds_what_other_photos_give_nearly_always() -> None:
-    """A 95 % interval and one other sample of the same size: both have an error, so that fewer than 95 % are inside."""
+def test_the_interval_is_as_wide_as_other_photos_make_it() -> None:
     of = precision_with_ci(*noisy(1.0, 0))
     assert of["low"] < of["value"] < of["high"]
     assert of["of"] == 300
