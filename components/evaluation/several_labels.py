@@ -82,7 +82,7 @@ def _resampled(scores: Tensor, labels: Tensor) -> Tensor:
 def _interval(value: float, drawn: Tensor, photos: int) -> dict[str, float]:
     """Returns the 95 % interval, from -1 to 1, of samples that are moved to the mean `value`.
 
-    In a sample photos are there twice, and a photo that shows a class finds itself: the mean of the samples is too high.
+    A photo that is drawn twice and shows a class finds itself, so that the mean of the samples is too high.
     """
     low, high = (drawn - drawn.mean() + value).clamp(-1, 1).quantile(torch.tensor([0.025, 0.975])).tolist()
     return {"value": value, "low": low, "high": high, "of": photos}
