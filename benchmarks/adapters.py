@@ -40,7 +40,7 @@ def measure(name: str, settings: dict[str, Any], backbone: Path, data: Path, out
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table, one row a kind."""
     columns = [
-        "accuracy",
+        "mAP" if "mean_average_precision" in rows[0] else "accuracy",
         "above linear, points",
         "calibration error before, after",
         "epoch kept",
@@ -56,8 +56,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "kept_epoch" in row:
             kept = f"{row['kept_epoch']} of {row['epochs'][-1]['epoch']}"
         error = f"{100 * of['ece_before']:.1f} → {100 * of['ece_after']:.1f}"
+        scored = percent(row.get("mean_average_precision") or row["accuracy"])
         trained, seconds = f"{row['trained_parameters']:,}", f"{row['seconds']:.0f}"
-        lines.append(f"| {' | '.join([row['name'], percent(row['accuracy']), above, error, kept, trained, seconds])} |")
+        lines.append(f"| {' | '.join([row['name'], scored, above, error, kept, trained, seconds])} |")
     return "\n".join(lines)
 
 

@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 
 class BestEpoch:
-    """logits: of the val photos now, float32 [N, C]; labels: their classes, int64 [N]. Both on the CPU."""
+    """quality: measures the classifier on val now. Of its two numbers the first is to be high, the second low.
 
-    def __init__(self, folder: Path, objective: nn.Module, logits: Callable[[], Tensor], labels: Tensor) -> None:
-        self.folder, self.objective, self.logits, self.labels = folder, objective, logits, labels
+    The first decides, the second where it is the same.
+    """
+
+    def __init__(self, folder: Path, objective: nn.Module, quality: Callable[[], dict[str, float]]) -> None:
+        self.folder, self.objective, self.quality = folder, objective, quality
         self.log, self.file = folder / "epochs.jsonl", folder / "best.safetensors"
 
     def epochs(self) -> list[dict[str, Any]]:
-        """Returns epoch, accuracy and cross_entropy of all that were measured."""
+        """Returns epoch and quality of all that were measured."""
         text = self.log.read_text(encoding="utf-8") if self.log.is_file() else ""
         return [json.loads(line) for line in text.splitlines()]
 
@@ -35,11 +37,9 @@ class BestEpoch:
         self.folder.mkdir(parents=True, exist_ok=True)
         training = {module: module.training for module in self.objective.modules()}
         self.objective.eval()
-        logits = self.logits()
+        new = {"epoch": epoch, **self.quality()}
         for module, mode in training.items():
             module.training = mode
-        right = float((logits.argmax(1) == self.labels).float().mean())
-        new = {"epoch": epoch, "accuracy": right, "cross_entropy": float(cross_entropy(logits, self.labels))}
         if not lines or _rank(new) > max(map(_rank, lines)):
             part = self.file.with_suffix(".part")
             state = self.objective.state_dict()
@@ -56,4 +56,5 @@ class BestEpoch:
 
 
 def _rank(line: dict[str, Any]) -> tuple[float, float]:
-    return line["accuracy"], -line["cross_entropy"]
+    _, high, low = line.values()
+    return high, -low

@@ -6,6 +6,8 @@ transformers has the 3 × 3 stem of a ResNet for small images: that one is saved
 
 Other heads have no class of transformers, and neither has a DINOv3 with a linear one. They are a folder with the
 backbone, as a stock class, head.safetensors, and a config.json that says what the head computes from what.
+
+Where photos have several labels, every config.json has transformers' `problem_type`: a sigmoid gives the probabilities.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ RESNETS: dict[str, dict[str, Any]] = {
     "resnet50": {"layer_type": "bottleneck", "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3]},
 }
 
+MULTI_LABEL = "multi_label_classification"
+
 
 def problem(backbone: Backbone) -> str | None:
     """Returns why no class of transformers is a classifier with this backbone, None if one is."""
@@ -38,16 +42,21 @@ def problem(backbone: Backbone) -> str | None:
     return None
 
 
-def save(folder: Path, backbone: Backbone, head: nn.Module, classes: tuple[str, ...]) -> None:
-    """Write backbone and head (on raw outputs of `backbone.as_stock()`) as one classifier with named classes."""
+def save(folder: Path, backbone: Backbone, head: nn.Module, classes: tuple[str, ...], *, several: bool = False) -> None:
+    """Write backbone and head (on raw outputs of `backbone.as_stock()`) as one classifier with named classes.
+
+    several: the classes are independent of each other, as photos have several labels.
+    """
+    kind = {"problem_type": MULTI_LABEL} if several else {}
     if not isinstance(head, nn.Linear) or problem(backbone):
-        _save_in_parts(folder, backbone, head, classes)
+        _save_in_parts(folder, backbone, head, {"classes": classes, **kind})
         return
     backbone.save(folder)  # for the preprocessor; the weights are replaced next
-    labels = {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
     if isinstance(backbone, ResNet) and backbone.config.image_size <= SMALL_IMAGE:
-        _save_for_torchvision(folder, backbone, head, classes)
+        _save_for_torchvision(folder, backbone, head, {"classes": classes, **kind})
     else:
+        places = {name: index for index, name in enumerate(classes)}
+        labels = {"id2label": dict(enumerate(classes)), "label2id": places, **kind}
         model, classifier = _stock_model(backbone, labels)
         classifier.load_state_dict(head.state_dict())
         model.save_pretrained(folder)
@@ -60,7 +69,8 @@ def _stock_model(backbone: Backbone, labels: dict[str, Any]) -> tuple[Any, Any]:
     weights = backbone.trunk.state_dict()
     if isinstance(backbone, Timm):
         names = list(labels["label2id"])
-        values = {**backbone.trunk.config.to_dict(), "label_names": names, "num_classes": len(names)}
+        own = {name: value for name, value in labels.items() if name == "problem_type"}
+        values = {**backbone.trunk.config.to_dict(), "label_names": names, "num_classes": len(names), **own}
         model = transformers.TimmWrapperForImageClassification(transformers.TimmWrapperConfig.from_dict(values))
         missing, unexpected = model.timm_model.load_state_dict(backbone.trunk.timm_model.state_dict(), strict=False)
         assert not unexpected
@@ -93,7 +103,7 @@ FORMULAS = {
 }
 
 
-def _save_in_parts(folder: Path, backbone: Backbone, head: nn.Module, classes: tuple[str, ...]) -> None:
+def _save_in_parts(folder: Path, backbone: Backbone, head: nn.Module, labels: dict[str, Any]) -> None:
     backbone.save(folder / "backbone")
     save_file(
         {name: value.detach().contiguous() for name, value in head.state_dict().items()}, folder / "head.safetensors"
@@ -103,17 +113,17 @@ def _save_in_parts(folder: Path, backbone: Backbone, head: nn.Module, classes: t
         **({"heads": head.heads} if isinstance(head, Attention) else {}),
         "feature": "pooler" if isinstance(backbone, Timm) else backbone.pool,
         "prefix": backbone.prefix,
-        "classes": classes,
+        **labels,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     make_readable(folder)
 
 
-def _save_for_torchvision(folder: Path, backbone: ResNet, head: nn.Linear, classes: tuple[str, ...]) -> None:
+def _save_for_torchvision(folder: Path, backbone: ResNet, head: nn.Linear, labels: dict[str, Any]) -> None:
     weights = {**backbone.trunk.state_dict(), "fc.weight": head.weight.detach(), "fc.bias": head.bias.detach()}
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"library": "torchvision", "stem": "conv1 3 x 3, stride 1, padding 1; no maxpool", "classes": classes}
+    config |= {"library": "torchvision", "stem": "conv1 3 x 3, stride 1, padding 1; no maxpool", **labels}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

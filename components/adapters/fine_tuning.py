@@ -24,7 +24,7 @@ TARGETS = ("q_proj", "v_proj", "qkv")
 
 
 class FineTuned(Objective):
-    """Pixels -> logits [B, C]; an Objective on batches of (pixels, labels [B]).
+    """Pixels -> logits [B, C]; an Objective on batches of (pixels, labels), as Head.
 
     Batch norm keeps the statistics of the backbone, since there are few photos and they are not the batch's business.
     """

@@ -9,16 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from components.evaluation.several_labels import labels_loss
 from components.training.objective import Objective
 
 Reads = Literal["feature", "tokens"]  # what of a backbone a classifier reads: one vector a photo, or one a position
 
 
 class Head(Objective):
-    """Outputs of a backbone -> logits [B, C]; an Objective on batches of (outputs, labels [B])."""
+    """Outputs of a backbone -> logits [B, C]; an Objective on batches of (outputs, labels).
+
+    labels: int64 [B], or bool [B, C] where photos have several; each class then is an independent yes or no.
+    """
 
     reads: Reads = "feature"
-    class_weights: Tensor | None  # [C], of the loss
+    class_weights: Tensor | None  # of the loss, see Target.class_weights
 
     def __init__(self, class_weights: Tensor | None = None) -> None:
         super().__init__()
@@ -36,6 +40,8 @@ class Head(Objective):
         return self.losses(self.logits(outputs), labels)
 
     def losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if labels.ndim == 2:
+            return {"loss": labels_loss(logits, labels, self.class_weights)}
         if self.class_weights is None:
             loss = cross_entropy(logits, labels)
         else:  # torch would divide by the weights of the batch, so that the loss would depend on who else is in it

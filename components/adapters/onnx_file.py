@@ -3,6 +3,7 @@
 Its input `pixels` is uint8 [B, 3, S, S], squares in RGB; scaling and normalization are in the graph, so that only
 resizing is left to whoever runs it. Its output `logits` is float32 [B, C], with the temperature in it: a softmax gives
 calibrated probabilities. The metadata `classes` is their names as JSON. B is free; S, and with it the positions, fixed.
+Where photos have several labels, the metadata has `problem_type`, and a sigmoid gives the probabilities.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from components.adapters.classifier import MULTI_LABEL
 from components.adapters.pixel_classifier import PixelClassifier
 from components.models.resnet import Conv2d
 
@@ -35,8 +37,8 @@ def onnx_problem(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def write_onnx(model: PixelClassifier, classes: tuple[str, ...], file: Path) -> None:
-    """Writes the file. model: on the CPU. Needs the packages of the extra `onnx`."""
+def write_onnx(model: PixelClassifier, classes: tuple[str, ...], file: Path, *, several: bool = False) -> None:
+    """Writes the file. model: on the CPU; several: see `classifier.save`. Needs the packages of the extra `onnx`."""
     import onnx
 
     copy = deepcopy(model).eval()
@@ -59,7 +61,8 @@ def write_onnx(model: PixelClassifier, classes: tuple[str, ...], file: Path) -> 
     assert program is not None
     proto: Any = program.model_proto
     _remove_traces(proto.graph)
-    onnx.helper.set_model_props(proto, {"classes": json.dumps(classes, ensure_ascii=False)})
+    metadata = {"classes": json.dumps(classes, ensure_ascii=False)}
+    onnx.helper.set_model_props(proto, metadata | ({"problem_type": MULTI_LABEL} if several else {}))
     part = file.with_suffix(".part")
     onnx.save(proto, part)
     part.rename(file)

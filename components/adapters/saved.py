@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
+from components.adapters.classifier import MULTI_LABEL
 from components.adapters.heads import Attention
 from components.adapters.pixel_classifier import PixelClassifier
 from components.config import parse
@@ -21,21 +22,40 @@ from components.models.backbone import ResNet, ResNetBackbone, load
 from components.source_files import digest
 
 KEY = "adapter.json"
+FEW = 3  # classes that are named
 
 
 @dataclass(frozen=True)
 class SavedClassifier:
-    """model: uint8 [B, 3, S, S] -> logits [B, C]; size: S; square: how a photo becomes a square."""
+    """model: uint8 [B, 3, S, S] -> logits [B, C]; size: S; square: how a photo becomes a square.
+
+    several: photos have several labels, so that the probability of a class does not depend on those of others.
+    """
 
     model: nn.Module
     classes: tuple[str, ...]
     size: int
     square: Square
+    several: bool
 
     @torch.no_grad()
     def probabilities(self, squares: Tensor) -> Tensor:
         """Returns the probability of each class: uint8 [B, 3, S, S] -> float32 [B, C]."""
-        return self.model(squares).softmax(1)
+        logits = self.model(squares)
+        return logits.sigmoid() if self.several else logits.softmax(1)
+
+    def likely(self, squares: Tensor, k: int | None = None) -> list[list[tuple[str, float]]]:
+        """Returns for each photo the most probable classes and their probabilities, best first.
+
+        k: how many; None: FEW, or, where photos have several labels, all that are more probable than not, at least one.
+        """
+        probabilities, all_shown = self.probabilities(squares), self.several and k is None
+        best = probabilities.topk(len(self.classes) if all_shown else min(k or FEW, len(self.classes)))
+        likely = [
+            [(self.classes[place], value) for place, value in zip(places, values, strict=True)]
+            for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        return [[one for one in row if one[1] > 0.5] or row[:1] for row in likely] if all_shown else likely
 
 
 class _Stock(nn.Module):
@@ -68,7 +88,7 @@ def load_classifier(folder: Path) -> SavedClassifier:
         return _torchvision(folder, config)
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     classes = tuple(model.config.id2label[index] for index in range(len(model.config.id2label)))
-    return SavedClassifier(_Stock(model, pixels), classes, size, square)
+    return SavedClassifier(_Stock(model, pixels), classes, size, square, _several(config))
 
 
 def _in_parts(folder: Path, config: dict[str, Any]) -> SavedClassifier:
@@ -85,7 +105,7 @@ def _in_parts(folder: Path, config: dict[str, Any]) -> SavedClassifier:
         head = nn.Linear(*weights["weight"].shape[::-1])
     head.load_state_dict(weights)
     model = PixelClassifier(backbone, head, "tokens" if kind == "attention" else "feature").eval()
-    return SavedClassifier(model, classes, backbone.config.image_size, backbone.config.square)
+    return SavedClassifier(model, classes, backbone.config.image_size, backbone.config.square, _several(config))
 
 
 def _torchvision(folder: Path, config: dict[str, Any]) -> SavedClassifier:
@@ -96,7 +116,12 @@ def _torchvision(folder: Path, config: dict[str, Any]) -> SavedClassifier:
     head.load_state_dict({name: weights.pop(f"fc.{name}") for name in ("weight", "bias")})
     backbone.trunk.load_state_dict(weights)
     model = PixelClassifier(backbone, head, "feature").eval()
-    return SavedClassifier(model, tuple(config["classes"]), backbone.config.image_size, backbone.config.square)
+    classes = tuple(config["classes"])
+    return SavedClassifier(model, classes, backbone.config.image_size, backbone.config.square, _several(config))
+
+
+def _several(config: dict[str, Any]) -> bool:
+    return config.get("problem_type") == MULTI_LABEL
 
 
 def write_key(folder: Path, backbone: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from components.adapters.heads import Head, Standardized
 from components.adapters.kinds import Recipe
 from components.adapters.pixel_classifier import PixelClassifier, photo_logits
+from components.adapters.target import Target
 from components.data.photos import Photos
 from components.evaluation.features import features
 from components.evaluation.scoring import FEWEST_VAL
@@ -26,15 +27,19 @@ from components.training.monitor import Run
 class Task:
     """What classifiers of all kinds are trained from. state: a folder for unfinished runs.
 
-    backbone: as `as_stock` leaves it. weights: of the classes in the loss, [C], or None.
+    backbone: as `as_stock` leaves it. weights: in the loss, see Target.class_weights, or None.
     """
 
-    photos: Photos
+    target: Target
     backbone: Backbone
     weights: Tensor | None
     seed: int
     state: Path
     acc: Accelerator
+
+    @property
+    def photos(self) -> Photos:
+        return self.target.photos
 
     @cached_property
     def vectors(self) -> Tensor:
@@ -43,12 +48,12 @@ class Task:
 
     @cached_property
     def train(self) -> np.ndarray:
-        return self.photos.rows("train", labeled=True)
+        return self.target.rows("train")
 
     @cached_property
     def val(self) -> np.ndarray:
         """Rows of the photos that choices are made on; none if they are too few for it."""
-        rows = self.photos.rows("val", labeled=True)
+        rows = self.target.rows("val")
         return rows if len(rows) >= FEWEST_VAL else rows[:0]
 
     def run(self, kind: str, recipe: Recipe) -> Run:
@@ -62,7 +67,7 @@ class Task:
 class Trained:
     """A trained classifier: a head on outputs of the backbone.
 
-    parameters: how many numbers were trained; log: what the loop wrote. epochs: accuracy and cross-entropy on val;
+    parameters: how many numbers were trained; log: what the loop wrote. epochs: the quality on val;
     kept: after how many epochs the weights were the best there; None where all were trained to the end.
     """
 

@@ -18,7 +18,7 @@ from components.adapters.pixel_classifier import PixelClassifier, photo_logits
 from components.adapters.task import Task, Trained
 from components.adapters.tokens import cached_tokens
 from components.data.augment import View
-from components.data.fields import Labels, make_batch
+from components.data.fields import make_batch
 from components.training import optim
 from components.training.loop import fit
 from components.training.lora import LoRA, merge
@@ -30,7 +30,7 @@ def train_linear(task: Task, recipe: Recipe) -> Trained:
     """Trains a linear layer on the features of the frozen backbone."""
     bank = task.vectors[task.train]
     torch.manual_seed(task.seed)
-    head = LinearHead(bank, len(task.photos.classes), task.weights)
+    head = LinearHead(bank, len(task.target.classes), task.weights)
     return _train(task, head, task.run("linear", recipe), recipe, _places(task, bank))
 
 
@@ -38,7 +38,7 @@ def train_mlp(task: Task, recipe: Recipe, settings: MLP) -> Trained:
     """Trains one hidden layer and a linear one on the features of the frozen backbone."""
     bank = task.vectors[task.train]
     torch.manual_seed(task.seed)
-    head = MLPHead(bank, len(task.photos.classes), settings.hidden, task.weights)
+    head = MLPHead(bank, len(task.target.classes), settings.hidden, task.weights)
     val = task.vectors[task.val]
     return _train(task, head, task.run("mlp", recipe), recipe, _places(task, bank), lambda: _logits(head, val))
 
@@ -51,8 +51,8 @@ def train_attention(task: Task, recipe: Recipe, settings: Attentive) -> Trained:
     run = task.run("attention", recipe)
     tokens = cached_tokens(task.backbone, task.photos, np.concatenate([task.train, task.val]), run.state)
     torch.manual_seed(task.seed)
-    head = AttentionHead(tokens.shape[2], len(task.photos.classes), settings.heads, task.weights)
-    labels = task.photos.labels(task.train)
+    head = AttentionHead(tokens.shape[2], len(task.target.classes), settings.heads, task.weights)
+    labels = task.target.labels(task.train)
     val = tokens[len(task.train) :]
 
     def make(places: np.ndarray, _: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ def tune(task: Task, start: LinearHead, recipe: Recipe, settings: LoRA | Full, v
         factors = rates(objective, slower)
 
     def make(places: np.ndarray, epoch: int) -> list[Tensor]:
-        return make_batch(task.photos, task.train[places], (view, Labels()), task.seed, epoch, task.acc.device)
+        return make_batch(task.photos, task.train[places], (view, task.target.field), task.seed, epoch, task.acc.device)
 
     def logits() -> Tensor:
         model = PixelClassifier(objective.backbone, objective.head.deployed(), "feature")
@@ -108,7 +108,8 @@ def _train(
     parameters, best = trained_parameters(objective), None
     optimizer = optim.build(objective, recipe.optimizer, run.batch_size, factors)
     if val_logits and len(task.val):
-        best = BestEpoch(run.state, objective, val_logits, task.photos.labels(task.val))
+        labels = task.target.labels(task.val)
+        best = BestEpoch(run.state, objective, lambda: task.target.quality(val_logits(), labels))
         if isinstance(objective, FineTuned):
             best.take(0)  # the linear classifier that it starts as
         ends = tuple(range(per_epoch, run.steps + 1, per_epoch))
@@ -135,7 +136,7 @@ def _batches(task: Task, run: Run, make: Make) -> Callable[[int], Any]:
 
 
 def _places(task: Task, bank: Tensor) -> Make:
-    labels = task.photos.labels(task.train)
+    labels = task.target.labels(task.train)
     return lambda places, _: (bank[places], labels[places])
 
 

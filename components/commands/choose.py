@@ -67,7 +67,9 @@ def _lines(name: str, value: Any, reason: str) -> str:
 
 
 def _head(folder: PhotoFolder, machine: Machine, speed: Speed, chosen: Plan, minutes: float) -> list[str]:
-    labels = f"{folder.classes} classes" if folder.classes else "no labels"
+    known = [f"{folder.classes} classes"] * bool(folder.classes)
+    known += [f"{folder.several:,} with several labels"] * bool(folder.several)
+    labels = ", ".join(known) or "no labels"
     splits = ", ".join(f"{name} {getattr(folder, name):,}" for name in ("train", "val", "test"))
     drawn = f" ({' and '.join(folder.drawn)} to be drawn)" if folder.drawn else ""
     stages = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in chosen.seconds.items())
@@ -168,7 +170,7 @@ def _method(folder: PhotoFolder, chosen: Plan) -> Setting:
 
 def _adapt(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
     return [
-        ("adapt", None, "" if folder.classes else "skipped: these photos have no labels"),
+        ("adapt", None, "" if folder.classes or folder.several else "skipped: these photos have no labels"),
         _method(folder, chosen),
         ("  kind", "linear", "seconds; mlp, attention, lora and full take longer, see benchmarks/adapters.md"),
         ("  seed", 0, ""),

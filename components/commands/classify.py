@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from components.adapters.saved import check_key, load_classifier
+from components.adapters.saved import FEW, check_key, load_classifier
 from components.commands import cli
 from components.commands.one_photo import open_photo, photo_files, prepare_settings
 from components.data.photos import as_square
@@ -45,8 +45,8 @@ def check_adapter(where: Places) -> None:
     check_key(where.adapter, where.backbone / "backbone" if where.backbone else None)
 
 
-def classify(files: Sequence[Path], k: int, where: Places) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
-    """Yields each photo with its `k` most probable classes and their probabilities, best first.
+def classify(files: Sequence[Path], k: int | None, where: Places) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """Yields each photo with its most probable classes and their probabilities, best first; k: see `likely`.
 
     A photo is opened as prepare does it. Files that are no photos are named and left out.
     Raises ValueError if the classifier cannot be used, or if no file can.
@@ -64,9 +64,7 @@ def classify(files: Sequence[Path], k: int, where: Places) -> Iterator[tuple[Pat
             else:
                 squares[file] = as_square(photo, classifier.size, classifier.square)
         if squares:
-            likely = classifier.probabilities(torch.stack(list(squares.values()))).topk(min(k, len(classifier.classes)))
-            for file, values, names in zip(squares, likely.values.tolist(), likely.indices.tolist(), strict=True):
-                yield file, [(classifier.classes[name], value) for name, value in zip(names, values, strict=True)]
+            yield from zip(squares, classifier.likely(torch.stack(list(squares.values())), k), strict=True)
         used += len(squares)
     if not used:
         raise ValueError("no photo to classify; give a file, or a folder of photos")
@@ -75,11 +73,12 @@ def classify(files: Sequence[Path], k: int, where: Places) -> Iterator[tuple[Pat
 def main() -> None:
     parser = ArgumentParser(prog="selfsight classify", description=__doc__)
     parser.add_argument("photos", type=Path, nargs="+", help="photos, or folders of photos")
-    parser.add_argument("--k", type=int, default=3, help="how many classes of each photo (default: 3)")
+    few = f"how many classes of each photo (default: {FEW}, or all above 50 %% if photos have several labels)"
+    parser.add_argument("--k", type=int, help=few)
     parser.add_argument("--adapter", type=Path, help="folder written by adapt (default: as in dvc.yaml)")
     args = parser.parse_args()
     with exit_code("classify", parser):
-        if args.k < 1:
+        if args.k is not None and args.k < 1:
             raise ValueError(f"--k is {args.k}; allowed: 1 or more")
         for file, classes in classify(photo_files(args.photos), args.k, places(args.adapter)):
             print(file, *(f"  {value:6.1%}  {name}" for name, value in classes), sep="\n")

@@ -24,6 +24,7 @@ class PhotoFolder:
 
     train, val, test: photos; expected numbers where the folder has no such split, so that photos are drawn for it.
     drawn: the splits that are drawn. side: shorter side in pixels, the median of the sample.
+    classes: of photos that have one label. several: photos with several labels.
     questions: of the training photos, from labels and captions. answer_length: of the longest answers, in characters.
     """
 
@@ -35,6 +36,7 @@ class PhotoFolder:
     megapixels: float
     drawn: tuple[str, ...] = ()
     classes: int = 0
+    several: int = 0
     captioned: int = 0
     questions: int = 0
     answer_length: int = 0
@@ -109,6 +111,7 @@ def _describe(folder: Path, entries: Sequence[Entry], sizes: Sequence[tuple[int,
         megapixels=median(width * height for width, height in sizes) / 1e6,
         drawn=tuple(drawn),
         classes=len({entry.label for entry in entries} - {None}),
+        several=sum(len(entry.labels) > 1 for entry in entries),
         captioned=sum(entry.caption is not None for entry in entries),
         questions=int(kept * sum(len(entry.questions) for entry in rest)),
         answer_length=sorted(answers)[len(answers) * 9 // 10] if answers else 0,

@@ -95,11 +95,13 @@ class PhotoUses:
         ]
 
     def classes(self, photo: Image.Image, k: int) -> list[tuple[str, float]]:
-        """Returns the `k` most probable classes with their probabilities, best first."""
+        """Returns the `k` most probable classes with their probabilities, best first.
+
+        Where photos have several labels, all that are more probable than not, at least one.
+        """
         classifier = self._classifier
-        probabilities = classifier.probabilities(as_square(photo, classifier.size, classifier.square)[None])[0]
-        best = probabilities.topk(min(k, len(classifier.classes)))
-        return [(classifier.classes[place], float(value)) for value, place in zip(*best, strict=True)]
+        square = as_square(photo, classifier.size, classifier.square)[None]
+        return classifier.likely(square, None if classifier.several else k)[0]
 
     def attention(self, photo: Image.Image) -> tuple[str, str]:
         """Returns the photo, dark where the backbone looks least, as a data URI, and what its brightness is."""

@@ -59,7 +59,8 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
     seconds = {
         "prepare": start + folder.photos * speed.read,
         "published": 2.5 * start + (2 if folder.classes else 1) * photos,  # its features, and untrained ones
-        "adapt": start + (photos + start if folder.classes else 0),  # the second: an ONNX file, 19 s of one core
+        # the second start: an ONNX file, 19 s of one core
+        "adapt": start + (photos + start if folder.classes or folder.several else 0),
         "embed": start + photos,
         "words": start,
         "connect": start,

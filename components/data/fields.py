@@ -114,6 +114,23 @@ class Labels(Field):
 
 
 @dataclass(frozen=True)
+class AllLabels(Field):
+    """Which of `classes` classes each photo shows, where photos have several labels."""
+
+    classes: int
+    dtype = torch.bool
+    shows_labels = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.classes,)
+
+    def make(self, source: BatchSource, position: int) -> Tensor:  # noqa: ARG002
+        assert source.photos.label_sets
+        return source.photos.label_sets.matrix(source.rows)
+
+
+@dataclass(frozen=True)
 class Index(Field):
     """The number of each photo: its row in the prepared data set, which is the same in every epoch."""
 

@@ -108,7 +108,7 @@ def _label_notes(table: labels.Labels, entries: list[Entry]) -> list[str]:
         if several:
             notes.append(
                 f"{labels.FILE}: {several} photos have several labels, which are in the column labels of the manifest; "
-                "stages that need one label leave these photos out"
+                "adapt learns all of them, other stages that need one label leave these photos out"
             )
     return notes
 

@@ -2,7 +2,8 @@
 
 A folder written by `prepare` holds
   pixels.bin         uint8; photo i is height·width·3 bytes from its offset, rows of RGB; or JPEGs, end to end
-  index.npz          for training: offsets, shapes, splits, labels, classes; sizes if the photos are JPEGs
+  index.npz          for training: offsets, shapes, splits, labels, classes; sizes if the photos are JPEGs; all_classes
+                     and all_labels if training photos have several labels, see LabelSets
   manifest.parquet   one row per photo, see checks.Manifest
   questions.parquet  row (of the manifest), question, answer
 Training reads only the first two, so that it runs where polars is not installed; `clip` alone reads the last too.
@@ -22,6 +23,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from components.data.label_sets import LabelSets, label_sets
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,7 +53,8 @@ class Pixels:
 class Photos:
     """The photos of a prepared folder, memory-mapped.
 
-    classes: names in order; a label is an index into them, -1 if there is none.
+    classes: names in order; a label is an index into them, -1 if there is none, or if there are several.
+    label_sets: all labels of each photo, if training photos have several; None if each has one at most.
     Raises ValueError if the folder is not one that `prepare` wrote.
     """
 
@@ -63,6 +67,9 @@ class Photos:
             self._splits, self._labels = index["splits"], index["labels"]  # [N], indices into SPLITS and classes
             self.classes: tuple[str, ...] = tuple(index["classes"].tolist())
             self._sizes: np.ndarray | None = index.get("sizes")  # [N], bytes of JPEGs
+            self.label_sets: LabelSets | None = None
+            if "all_labels" in index:
+                self.label_sets = LabelSets(tuple(index["all_classes"].tolist()), index["all_labels"])
         self._same_shape = len(np.unique(self.shapes, axis=0)) == 1  # and contiguous, as `prepare` packs them
         self._resident: Tensor | None = None
         # copy-on-write: torch needs writable memory, and nothing here writes
@@ -105,12 +112,12 @@ class Photos:
         return decoded
 
     def rows(self, *splits: str, labeled: bool = False) -> np.ndarray:
-        """Returns row numbers of the given splits, int64, in order; with `labeled` only of photos that have a label."""
+        """Returns row numbers of the given splits, int64, in order; with `labeled` only of photos with one label."""
         keep = np.isin(self._splits, [SPLITS.index(split) for split in splits])
         return np.flatnonzero(keep & (self._labels >= 0) if labeled else keep)
 
     def labels(self, rows: np.ndarray) -> Tensor:
-        """Returns indices into `classes`, int64 [len(rows)]; -1 if there is no label."""
+        """Returns indices into `classes`, int64 [len(rows)]; -1 if there is no label, or if there are several."""
         return torch.from_numpy(self._labels[rows].astype(np.int64))
 
     def label(self, row: int) -> str | None:
@@ -172,7 +179,9 @@ def write_index(folder: Path, table: pl.DataFrame, *, jpegs: bool = False) -> No
     """Writes index.npz of a manifest."""
     classes = sorted(table["label"].drop_nulls().unique())
     index_of = {name: index for index, name in enumerate(classes)}
-    sizes: dict[str, Any] = {"sizes": table["packed_bytes"].to_numpy()} if jpegs else {}
+    more: dict[str, Any] = {"sizes": table["packed_bytes"].to_numpy()} if jpegs else {}
+    if sets := label_sets(table["labels"].to_list(), (table["split"] == "train").to_list()):
+        more |= {"all_classes": np.array(sets.classes, dtype=np.str_), "all_labels": sets.places}
     np.savez(
         folder / "index.npz",
         offsets=table["offset"].to_numpy(),
@@ -180,7 +189,7 @@ def write_index(folder: Path, table: pl.DataFrame, *, jpegs: bool = False) -> No
         splits=np.array([SPLITS.index(split) for split in table["split"]], dtype=np.int8),
         labels=np.array([index_of.get(label, -1) for label in table["label"]], dtype=np.int32),
         classes=np.array(classes, dtype=np.str_),
-        **sizes,
+        **more,
     )
 
 

@@ -22,6 +22,8 @@ MOST_LEFT_OUT = 4096  # training photos classified by the others, where val has 
 
 def cannot_score(photos: Photos) -> str | None:
     """Returns why accuracy cannot be measured on these photos, None if it can."""
+    if not photos.classes and photos.label_sets:
+        return "no photo has one label alone; all that are labeled have several, which adapt learns"
     if not photos.classes:
         return "the photos have no labels (class subfolders would be labels)"
     if not len(photos.rows("test", labeled=True)):

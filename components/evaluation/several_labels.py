@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from components.data.photos import Photos
-
-
-def label_matrix(photos: Photos, rows: np.ndarray) -> Tensor:
-    """Returns which classes the photos show: bool [len(rows), C]. A photo without a label shows none."""
-    labels = photos.labels(rows)
-    return labels[:, None] == torch.arange(len(photos.classes))
+DRAWS, AT_ONCE = 1000, 500  # samples of the bootstrap
 
 
 def labels_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Returns the mean over photos and classes of the binary cross-entropy.
 
-    logits: [B, C]; labels: bool [B, C], True where a photo shows the class; weights: of the classes, [C].
+    logits: [B, C]; labels: bool [B, C], True where a photo shows the class; weights: of the answers no and yes to each
+    class, [2, C].
     """
-    losses = binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
-    return losses.mean() if weights is None else (losses * weights).mean()
+    losses = binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+    return losses.mean() if weights is None else (losses * torch.where(labels, weights[1], weights[0])).mean()
 
 
-def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
+def average_precision(scores: Tensor, labels: Tensor, counts: Tensor | None = None) -> Tensor:
     """Returns the average precision of each class, float64 [C]; NaN for a class that no photo shows.
 
     The mean, over the photos that show the class, of the precision among all photos that score at least as high: the
     area under the steps of precision and recall. Photos with equal scores count together, so that their order does not
-    matter. scores: [N, C], higher where the class is more likely; labels: bool [N, C].
+    matter. scores: [N, C], higher where the class is more likely; labels: bool [N, C]. counts: how often each photo is
+    in each of R samples, [N, R]; the result then is [C, R] of its dtype.
     """
+    weights = torch.ones(len(scores), 1, dtype=torch.float64) if counts is None else counts
     precisions = []
     for column, shown in zip(scores.T, labels.T, strict=True):
-        order = column.argsort(descending=True)
-        values, counts = column[order].unique_consecutive(return_counts=True)
-        ends = counts.cumsum(0)  # photos that score at least as high as each value
-        right = shown[order].double().cumsum(0)[ends - 1]  # of these, those that show the class
-        new = right.diff(prepend=right.new_zeros(1))
-        precisions.append((right / ends * new).sum() / right[-1] if len(values) else right.new_tensor(torch.nan))
-    return torch.stack(precisions)
+        levels = column[shown].unique()  # [L] scores of photos that show the class, ascending
+        reached = torch.searchsorted(levels, column.contiguous(), right=True)  # how many levels each photo reaches
+        empty = weights.new_zeros(len(levels) + 1, weights.shape[1])
+        new = empty.index_add(0, reached[shown], weights[shown]).flip(0)[:-1]  # [L, R] that show it, from the top
+        total = empty.index_add(0, reached, weights).flip(0)[:-1].cumsum(0)  # photos that score at least as high
+        precisions.append((new.cumsum(0) / total.clamp_min(1) * new).sum(0) / new.sum(0))  # 0 / 0: none shows it
+    result = torch.stack(precisions)
+    return result[:, 0] if counts is None else result
 
 
 def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
@@ -53,3 +50,39 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
     if not len(measured):
         raise ValueError("no photo has a label; at least one is needed to measure the average precision")
     return float(measured.mean())
+
+
+def precision_with_ci(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Returns the mean average precision with its 95 % interval, a bootstrap over photos, as proportion_with_ci does.
+
+    scores, labels: [N, C]; each photo shows at least one class.
+    """
+    return _interval(mean_average_precision(scores, labels), _resampled(scores, labels), len(labels))
+
+
+def precision_difference(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, float]:
+    """Returns by how much the mean average precision of the scores `first` is above that of `second`, as above.
+
+    Both are measured on the same samples of the photos.
+    """
+    value = mean_average_precision(first, labels) - mean_average_precision(second, labels)
+    return _interval(value, _resampled(first, labels) - _resampled(second, labels), len(labels))
+
+
+def _resampled(scores: Tensor, labels: Tensor) -> Tensor:
+    """Returns the mean average precision of DRAWS samples of as many photos, drawn with replacement: [DRAWS]."""
+    random, photos, values = torch.Generator().manual_seed(0), len(labels), []
+    for _ in range(DRAWS // AT_ONCE):
+        drawn = torch.randint(photos, (photos, AT_ONCE), generator=random)
+        counts = torch.zeros(photos, AT_ONCE).scatter_add_(0, drawn, torch.ones(photos, AT_ONCE))
+        values.append(average_precision(scores, labels, counts).nanmean(0))
+    return torch.cat(values)
+
+
+def _interval(value: float, drawn: Tensor, photos: int) -> dict[str, float]:
+    """Returns the 95 % interval, from -1 to 1, of samples that are moved to the mean `value`.
+
+    A photo that is drawn twice and shows a class finds itself, so that the mean of the samples is too high.
+    """
+    low, high = (drawn - drawn.mean() + value).clamp(-1, 1).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return {"value": value, "low": low, "high": high, "of": photos}

@@ -25,6 +25,7 @@ def plain_metrics(results: Results) -> dict[str, Any]:
             numbers[kind][name] = metrics["backbone"][kind]["value"]
     found = {
         "adapter": results.adapter.get("accuracy"),
+        "adapter_map": results.adapter.get("mean_average_precision"),
         "words": results.words.get("zero_shot", {}).get("top1"),
         "answers": results.answering.get("exact_match"),
         "answers_blind": results.answering.get("blind"),

@@ -196,7 +196,10 @@ def summary(results: Results) -> str:
     lines.append("")
     adapter, answering = results.adapter, results.answering
     kind = f"{adapter['kind']}, " if "kind" in adapter else ""
-    lines.append(f"adapter: {adapter.get('skipped') or kind + percent(adapter.get('accuracy'))}")
+    measured = percent(adapter.get("accuracy"))
+    if several := adapter.get("mean_average_precision"):
+        measured = f"mAP {percent(several)}, by chance {100 * adapter['chance']:.1f} %"
+    lines.append(f"adapter: {adapter.get('skipped') or kind + measured}")
     lines.append(f"words: {_words_summary(results.words)}")
     if "skipped" in answering:
         lines.append(f"answers: {answering['skipped']}")

@@ -18,12 +18,12 @@ from components.adapters.metrics import measure
 from components.adapters.onnx_file import NAME, onnx_problem, write_onnx
 from components.adapters.pixel_classifier import PixelClassifier
 from components.adapters.saved import write_key
+from components.adapters.target import Target, target_of
 from components.adapters.task import Task, Trained
 from components.adapters.training import train_attention, train_linear, train_mlp, tune
 from components.config import Fraction, FractionRange, Seed, Strict, read_section, write_config
 from components.data.augment import View
 from components.data.photos import Photos
-from components.evaluation.scoring import cannot_score
 from components.machine import keep_memory
 from components.models.backbone import load
 from components.source_files import digest
@@ -43,7 +43,8 @@ class AdaptConfig(Strict):
 
     method: str  # whose backbone; read by dvc.yaml
     kind: Kind = "linear"
-    balance: Balance = "none"  # weights: all classes together weigh the same in the loss
+    # weights: all classes weigh the same in the loss; of several labels yes and no, for each class by itself
+    balance: Balance = "none"
     epochs: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)
     optimizer: optim.Optimizer | None = None
@@ -70,45 +71,46 @@ def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str,
     Returns the metrics. Raises ValueError if the backbone cannot be trained in this way.
     """
     photos, config = Photos(data), config.resolved()
+    target = target_of(photos)
     out.mkdir(parents=True, exist_ok=True)
-    if reason := cannot_score(photos):
+    if reason := target.problem():
         metrics: dict[str, Any] = {"skipped": f"no classifier: {reason}"}
     else:
-        metrics = _train(config, folder, photos, out)
+        metrics = _train(config, folder, target, out)
     write_config(config, out / "config.json")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
 
 
-def _train(config: AdaptConfig, folder: Path, photos: Photos, out: Path) -> dict[str, Any]:
+def _train(config: AdaptConfig, folder: Path, target: Target, out: Path) -> dict[str, Any]:
     acc = accelerator()
     backbone = load(folder / "backbone").as_stock()  # the saved classifier computes this feature
     if config.kind == "lora" and (reason := lora_problem(backbone)):
         raise ValueError(reason)
-    files = (photos.folder / "manifest.parquet", folder / "backbone" / "model.safetensors")
+    files = (target.photos.folder / "manifest.parquet", folder / "backbone" / "model.safetensors")
     state = scratch("adapt", config.model_dump(mode="json"), *map(digest, files))
-    labels = photos.labels(photos.rows("train", labeled=True))
-    weights = kinds.class_weights(labels, len(photos.classes)) if config.balance == "weights" else None
-    task = Task(photos, backbone, weights, config.seed, state, acc)
+    weights = target.class_weights() if config.balance == "weights" else None
+    task = Task(target, backbone, weights, config.seed, state, acc)
     with exclusive(state, acc):
         linear, trained = train(config, task)
         temperature, metrics = measure(task, trained, linear)
         shutil.rmtree(out / "model", ignore_errors=True)  # of another kind, which has other files
-        save(out / "model", trained.backbone.cpu(), trained.head.deployed(temperature), photos.classes)
-        metrics["onnx"] = _write_onnx(config, trained.model(temperature), photos.classes, out / "model")
+        classifier, several = trained.model(temperature), target.several
+        save(out / "model", trained.backbone.cpu(), classifier.head, target.classes, several=several)
+        metrics["onnx"] = _write_onnx(config, classifier, target, out / "model")
         write_key(out, folder / "backbone")
         (out / "log.jsonl").write_bytes(trained.log.read_bytes())
         clear(state)
     return {"kind": config.kind, "balance": config.balance, **metrics}
 
 
-def _write_onnx(config: AdaptConfig, model: PixelClassifier, classes: tuple[str, ...], folder: Path) -> str:
+def _write_onnx(config: AdaptConfig, model: PixelClassifier, target: Target, folder: Path) -> str:
     """Writes the classifier as an ONNX file. Returns its name, or why there is none."""
     if not config.onnx:
         return "left out: the setting onnx is false"
     if reason := onnx_problem(model):
         return f"left out: {reason}"
-    write_onnx(model, classes, folder / NAME)
+    write_onnx(model, target.classes, folder / NAME, several=target.several)
     return NAME
 
 
@@ -136,10 +138,14 @@ def describe(metrics: dict[str, Any]) -> list[str]:
         kept = metrics["epochs"][0] if metrics["kept_epoch"] == 0 else None
         start = ", which is the linear classifier that it started from" if kept else ""
         lines.append(f"kept: epoch {metrics['kept_epoch']} of {metrics['epochs'][-1]['epoch']}, by val{start}")
-    for name in ("majority", "linear", "accuracy"):
-        if name in metrics:
-            lines.append("{:9} {value:.3f} ({low:.3f} to {high:.3f}) of {of}".format(name, **metrics[name]))
-    lines.append(f"balanced  {metrics['balanced_accuracy']:.3f}, the mean over classes")
+    named = {"majority": "majority", "linear": "linear", "accuracy": "accuracy", "mean_average_precision": "mAP"}
+    for key, name in named.items():
+        if key in metrics:
+            lines.append("{:9} {value:.3f} ({low:.3f} to {high:.3f}) of {of}".format(name, **metrics[key]))
+    if "chance" in metrics:
+        lines.append(f"chance    {metrics['chance']:.3f}, the mean over classes of the share of photos that show it")
+    if "balanced_accuracy" in metrics:
+        lines.append(f"balanced  {metrics['balanced_accuracy']:.3f}, the mean over classes")
     if "above_linear" in metrics:
         above = "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**metrics["above_linear"])
         lines.append(f"above linear on the same test photos: {above}")
@@ -149,6 +155,8 @@ def describe(metrics: dict[str, Any]) -> list[str]:
         f"{of['temperature']:.2f}, fitted on {of['fitted_on']}"
     )
     lines.append(f"ONNX: {metrics['onnx']}")
+    if "few_labels" not in metrics:
+        return [*lines, f"few labels: not measured: {metrics['not_measured']['few_labels']}"]
     few = metrics["few_labels"].items()
     scores = ", ".join("{}: {mean:.3f} ({lowest:.3f} to {highest:.3f})".format(n, **by["linear"]) for n, by in few)
     return [*lines, f"frozen backbone, linear, by labels a class: {scores}"]

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from components.adapters.best_epoch import BestEpoch
 from components.adapters.heads import Attention, AttentionHead, Head, LinearHead, MLPHead
 from components.adapters.kinds import RECIPES, class_weights, filled
-from components.adapters.metrics import balanced_accuracy
+from components.adapters.target import OneLabel, balanced_accuracy
+from components.data.photos import Photos
 from tests.tolerances import FLOAT32, LAYERS_FLOAT32
 
 
@@ -116,12 +117,12 @@ def logits_for(right: int, confidence: float) -> Tensor:
     return torch.tensor([[confidence, 0.0]] * right + [[0.0, confidence]] * (4 - right))
 
 
-def test_the_best_epoch_is_kept_also_after_an_interruption(tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_also_after_an_interruption(tmp_path: Path, photos: Photos) -> None:
     """By accuracy, then by cross-entropy, then the first."""
     script = {0: (1, 1.0), 1: (3, 1.0), 2: (3, 0.5), 3: (2, 1.0), 4: (3, 0.5)}
-    labels, module = torch.zeros(4, dtype=torch.long), Scripted().train()
+    labels, module, quality = torch.zeros(4, dtype=torch.long), Scripted().train(), OneLabel(photos).quality
     for first in (0, 2):  # started again after epoch 1
-        best = BestEpoch(tmp_path, module, lambda: logits_for(*script[int(module.epoch)]), labels)
+        best = BestEpoch(tmp_path, module, lambda: quality(logits_for(*script[int(module.epoch)]), labels))
         for epoch in range(first, 5):
             with torch.no_grad():
                 module.epoch.fill_(epoch)

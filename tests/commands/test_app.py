@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -94,6 +95,22 @@ def test_the_classes_are_the_classifiers(client, places, photo):
     expected = classifier.probabilities(Photos(places.data).squares(np.array([row]), 16, "squash"))[0]
     assert list(told.values()) == sorted(told.values(), reverse=True)
     assert told == pytest.approx(dict(zip(("red", "green", "blue"), expected.tolist(), strict=True)), abs=1e-5)
+
+
+def test_of_several_labels_all_that_are_probable_are_told(places, photo):
+    root = places.data.parent
+    head = torch.nn.Linear(32, 3)
+    torch.nn.init.zeros_(head.weight)
+    for folder, biases in (("two", (1.0, -1.0, 2.0)), ("none", (-3.0, -2.0, -4.0))):
+        head.bias.data = torch.tensor(biases)
+        backbone = load(places.backbone / "backbone").as_stock()
+        save(root / folder / "model", backbone, head, ("red", "green", "blue"), several=True)
+        write_key(root / folder, places.backbone / "backbone")
+    uses = {name: PhotoUses(places, root / name, root / "connect") for name in ("two", "none")}
+    found = {name: use.classes(use.open(photo, "3.png"), 1) for name, use in uses.items()}
+    assert [name for name, _ in found["two"]] == ["blue", "red"]
+    assert [value for _, value in found["two"]] == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1))])
+    assert [name for name, _ in found["none"]] == ["green"]
 
 
 def test_attention_is_the_photo_made_darker(client, photo):

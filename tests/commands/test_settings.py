@@ -175,6 +175,26 @@ def test_captions_are_questions_too(tmp_path):
     assert yaml.safe_load(choose(folder, TWO_CORES, SPEED[TWO_CORES], 30))["connect"]["batch_size"] <= 7
 
 
+def test_photos_with_several_labels_have_a_classifier(tmp_path):
+    lines = ["path,label"]
+    for index in range(20):
+        draw(tmp_path / f"{index}.png", index)
+        lines.append(f"{index}.png,{'cat|dog' if index % 2 else 'cat'}")
+    for table, adapt, several in (
+        (lines, "", "1 classes, 10 with several labels,"),
+        (["path,label"], "skipped", "no labels,"),
+    ):
+        (tmp_path / "labels.csv").write_text("\n".join(table))
+        folder, _ = describe_folder(tmp_path)
+        text = choose(folder, TWO_CORES, SPEED[TWO_CORES], 30)
+        assert several in text
+        assert (f"adapt:  # {adapt}" in text) == bool(adapt)
+    (tmp_path / "labels.csv").write_text("\n".join(lines[:1] + lines[2::2]))
+    folder, _ = describe_folder(tmp_path)
+    assert (folder.classes, folder.several) == (0, 10)
+    assert "skipped" not in choose(folder, TWO_CORES, SPEED[TWO_CORES], 30).split("\nadapt:")[1].partition("\n")[0]
+
+
 def _broken(folder: Path, count: int) -> None:
     for index in range(30):
         file = draw(folder / f"{index:02d}.png", index)

@@ -118,7 +118,7 @@ def prepared(folder: Path, count: int = 80, questions: bool = True) -> Path:
         if questions:
             pairs = ((COLOR, name), (SIDE, bright), (DESCRIBE, f"a bright picture, all {name}"))
             lines += [{"row": row, "question": question, "answer": answer} for question, answer in pairs]
-    manifest = pl.DataFrame(rows)
+    manifest = pl.DataFrame(rows).with_columns(labels=pl.concat_list("label"))
     manifest.write_parquet(folder / "manifest.parquet")
     schema = {"row": pl.Int64, "question": pl.String, "answer": pl.String}
     pl.DataFrame(lines, schema=schema).write_parquet(folder / "questions.parquet")

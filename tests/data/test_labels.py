@@ -40,8 +40,8 @@ def test_labels_stand_in_one_cell_or_in_several_rows(album):
     assert photos["01.png"].questions == ()
     assert source.notes == [
         "labels.csv names the classes, so that folders do not; 26 photos have no label there",
-        "labels.csv: 2 photos have several labels, which are in the column labels of the manifest; stages that need "
-        "one label leave these photos out",
+        "labels.csv: 2 photos have several labels, which are in the column labels of the manifest; adapt learns "
+        "all of them, other stages that need one label leave these photos out",
     ]
 
 

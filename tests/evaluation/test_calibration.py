@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from components.evaluation.calibration import HIGHEST, LOWEST, calibration, calibration_error, fit_temperature
 from tests.tolerances import FLOAT64
@@ -75,3 +75,42 @@ def test_the_temperature_has_bounds() -> None:
     logits = torch.eye(3)[[0, 1, 2, 0]]
     assert fit_temperature(logits, torch.tensor([0, 1, 2, 0])) == pytest.approx(LOWEST)
     assert fit_temperature(logits, torch.tensor([1, 2, 0, 1])) == pytest.approx(HIGHEST)
+
+
+def shown(count: int, factor: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """As `drawn`, of yes or no for each of three classes, the first rare."""
+    random = np.random.default_rng(seed)
+    true = random.normal([-3, 0, 0.5], 1.5, (count, 3))
+    labels = random.random((count, 3)) < 1 / (1 + np.exp(-true))
+    return torch.from_numpy(factor * true).float(), torch.from_numpy(labels)
+
+
+def test_the_error_of_several_labels_is_that_of_a_loop() -> None:
+    logits, labels = shown(200, 2.0)
+    inside: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
+    for value, is_shown in zip(logits.double().flatten().tolist(), labels.flatten().tolist(), strict=True):
+        share = 1 / (1 + math.exp(-value))
+        inside[max(0, math.ceil(share * 15) - 1)].append((share, is_shown))
+    gaps = [abs(sum(is_shown - share for share, is_shown in one)) for one in inside]
+    assert calibration_error(logits, labels) == pytest.approx(sum(gaps) / labels.numel(), abs=FLOAT64)
+    certain = 1000 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    assert calibration_error(certain, certain > 0) == 0
+    assert calibration_error(certain, certain < 0) == 1
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_the_temperature_of_several_labels_undoes_a_factor(factor: float) -> None:
+    logits, labels = shown(3000, factor)
+    temperature = fit_temperature(logits, labels)
+    assert temperature == pytest.approx(factor, rel=0.08)  # 9,000 answers are a sample
+    grid = torch.linspace(0.9, 1.1, 201) * temperature
+    expected = labels.double()
+    losses = torch.stack([binary_cross_entropy_with_logits(logits.double() / value, expected) for value in grid])
+    assert float(grid[losses.argmin()]) == pytest.approx(temperature, rel=2e-3)
+    other, other_labels = shown(3000, factor, seed=1)
+    scores = calibration(other, other_labels, temperature)
+    assert scores["ece_after"] < 0.03
+    after = float(binary_cross_entropy_with_logits(other / temperature, other_labels.float()))
+    assert scores["cross_entropy_after"] == pytest.approx(after)
+    if factor != 1:
+        assert scores["ece_before"] > 2 * scores["ece_after"]

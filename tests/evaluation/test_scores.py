@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
+from components.data.label_sets import label_sets
 from components.evaluation import knn, linear, scoring
 from components.evaluation.features import center, features, standardize
 from components.evaluation.health import effective_rank, feature_std
@@ -169,5 +170,8 @@ def test_reasons_why_accuracy_cannot_be_measured(photos):
 
     class Unlabeled:
         classes = ()
+        label_sets = None
 
     assert "no labels" in cannot_score(Unlabeled())
+    Unlabeled.label_sets = label_sets([["a", "b"]], [True])
+    assert "all that are labeled have several" in cannot_score(Unlabeled())

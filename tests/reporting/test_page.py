@@ -10,6 +10,7 @@ from components.data.entries import DESCRIBE
 from components.evaluation.statistics import proportion_with_ci
 from components.reporting.answers import KINDS, kinds, sight
 from components.reporting.figures import data_uri
+from components.reporting.for_dvc import plain_metrics
 from components.reporting.page import render
 from components.reporting.results import Results, method_summary, percent, read_results, summary
 
@@ -128,6 +129,46 @@ def test_words_are_beside_the_labels_and_beside_chance(results, photos):
     assert "Not measured: retrieval: no captions" in html
     assert "Recall at k" not in html
     assert "words: not measured: no captions" in summary(Results(**{**vars(results), "words": only}))
+
+
+def test_of_several_labels_the_page_shows_the_mean_average_precision(results, photos):
+    adapter = {
+        "kind": "mlp",
+        "mean_average_precision": {"value": 0.712, "low": 0.65, "high": 0.77, "of": 50},
+        "chance": 0.314,
+        "linear": {"value": 0.6, "low": 0.55, "high": 0.65, "of": 50},
+        "above_linear": {"value": 0.112, "low": 0.05, "high": 0.17, "of": 50},
+        "calibration": {"temperature": 1.5, "ece_before": 0.125, "ece_after": 0.0425},
+        "not_measured": {"few_labels": "a <reason>"},
+        "classes": ["cat", "<dog>"],
+        "by_class": {
+            "cat": {"average_precision": 0.863, "chance": 0.14, "photos": 7},
+            "<dog>": {"average_precision": None, "chance": 0.0, "photos": 0},
+        },
+    }
+    html = page(results, photos, adapter=adapter)
+    part = html[html.index("<h2>Classifier") : html.index("<h2>Words")]
+    for text in (
+        "A classifier with one hidden layer on the frozen backbone says of each class whether a photo shows it",
+        "on 50 test photos is <b>71.2 % (65.0 to 77.0)</b>",
+        "the difference is +11.2 points (+5.0 to +17.0). By chance: 31.4 %.",
+        "off by 4.2 points",
+        '<td class="name">cat</td><td><div class="num">86.3 %</div>',
+        '<td class="num">14.0 %</td><td class="num">7</td>',
+        '<td class="name">&lt;dog&gt;</td><td>–</td>',
+        "few labels was not measured: a &lt;reason&gt;.",
+    ):
+        assert text in part
+    assert "Confusion" not in part
+    assert "most frequent class" not in part
+    changed = Results(**{**vars(results), "adapter": adapter})
+    assert "adapter: mlp, mAP 71.2 % (65.0 to 77.0), by chance 31.4 %" in summary(changed)
+    numbers = plain_metrics(changed)
+    assert numbers["adapter_map"] == 0.712
+    assert "adapter" not in numbers
+    assert "mean average precision" not in page(results, photos)
+    several = {**results.validation, "several_labels": {"photos": 1234, "labels": {}}}
+    assert "2 classes, 1,234 photos with several labels" in page(results, photos, validation=several)
 
 
 def test_photos_to_look_at_are_shown_with_what_is_doubtful(results, photos):

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import pipeline
 
 from components.adapters.heads import LinearHead
-from components.adapters.metrics import confusion
+from components.adapters.target import confusion
 from components.data.photos import Photos
 from components.evaluation.features import features
 from components.methods import METHODS
