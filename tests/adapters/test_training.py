@@ -22,6 +22,7 @@ from components.data.photos import Photos
 from components.evaluation.features import features
 from components.models import published
 from components.models.backbone import Backbone, PublishedBackbone, ResNetBackbone, ViTBackbone, build, load
+from components.precision import PRECISION
 from components.stages.adapt import AdaptConfig, adapt, describe
 from components.training import optim
 from components.training.loop import Stopped
@@ -60,6 +61,7 @@ def adapted(pretrained: Path, prepared: Path, tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task_module, "FEWEST_VAL", 5)
         patch.setenv("SELFSIGHT_SCRATCH", str(folder / "scratch"))
+        patch.setenv(PRECISION, "fp32")  # as the saved classifier computes, which stock code runs in fp32
         for kind in KINDS:
             adapt(config(kind), pretrained, prepared, folder / kind)
     return {kind: folder / kind for kind in KINDS}
