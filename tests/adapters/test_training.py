@@ -171,6 +171,7 @@ def test_a_stopped_run_ends_in_the_same_bits(
 def test_a_linear_classifier_is_trained_as_a_plain_loop_trains_it(
     pretrained: Path, prepared: Path, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(PRECISION, "fp32")  # as the plain loop
     monkeypatch.setattr(task_module, "FEWEST_VAL", 1000)  # so that no temperature divides the weights
     adapt(config("linear"), pretrained, prepared, tmp_path / "out")
     backbone = load(pretrained / "backbone").as_stock()
