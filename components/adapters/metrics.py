@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from components.adapters.task import Task, Trained
 from components.evaluation.calibration import calibration, fit_temperature
 from components.evaluation.scoring import FEWEST_VAL
+
+MISTAKES = 12
 
 
 def measure(task: Task, trained: Trained, linear: Trained) -> tuple[float, dict[str, Any]]:
@@ -31,4 +37,20 @@ def measure(task: Task, trained: Trained, linear: Trained) -> tuple[float, dict[
         metrics |= target.above_linear(logits, linear.logits(task, test), labels)
     if trained.kept is not None:
         metrics |= {"kept_epoch": trained.kept, "epochs": trained.epochs}
+    if not target.several:
+        metrics["mistakes"] = worst_mistakes(logits / temperature, labels, test, target.classes)
     return temperature, {**metrics, "classes": list(target.classes), **target.by_class(logits, labels)}
+
+
+def worst_mistakes(logits: Tensor, labels: Tensor, rows: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Returns the wrong predictions of which the classifier is most certain, at most MISTAKES, the worst first.
+
+    logits: [N, C]; labels: int64 [N]; rows: of the photos, which stand in each entry as `row`.
+    """
+    probabilities, predicted = logits.softmax(1).max(1)
+    certain = torch.where(predicted == labels, -1.0, probabilities)
+    worst = certain.argsort(descending=True, stable=True)[: min(MISTAKES, int((predicted != labels).sum()))]
+    return [
+        {"row": int(rows[place]), "predicted": classes[predicted[place]], "probability": float(probabilities[place])}
+        for place in worst.tolist()
+    ]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, pad
 
+from components.data.photos import Photos
 from components.models.backbone import Backbone, Published
 
+MAPS = "maps.safetensors"
 CLASS_TOKEN = "attention of the class token in the last block, mean over heads"
 SIMILARITY = "similarity of each place's feature to the mean of all places"
 
@@ -30,6 +35,38 @@ def attention_maps(backbone: Backbone, pixels: Tensor) -> tuple[Tensor, str]:
     values = values / values.amax(1, keepdim=True).clamp_min(1e-12)
     side = math.isqrt(values.shape[1])
     return values.view(len(values), side, side), shown
+
+
+@torch.no_grad()
+def patch_colors(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """Returns the features of places as colors, uint8 [B, h, w, 3]: their first three principal components.
+
+    Places of the same color have similar features, in all photos alike (Oquab et al., DINOv2, figure 1,
+    https://arxiv.org/abs/2304.07193). pixels: uint8 [B, 3, S, S].
+    """
+    tokens = backbone.tokens(pixels).float()  # [B, N, D]
+    flat = tokens.flatten(0, 1)
+    flat = flat - flat.mean(0)
+    directions = torch.linalg.svd(flat, full_matrices=False).Vh[:3]  # [3, D], or as many as there are places
+    values = pad(flat @ directions.T, (0, 3 - len(directions)))
+    low, high = values.quantile(0.02, dim=0), values.quantile(0.98, dim=0)
+    colors = (255 * (values - low) / (high - low).clamp_min(1e-12)).clamp(0, 255).to(torch.uint8)
+    side = math.isqrt(tokens.shape[1])
+    return colors.view(len(pixels), side, side, 3)
+
+
+def write_maps(backbone: Backbone, photos: Photos, rows: np.ndarray, file: Path) -> None:
+    """Writes where in the photos of `rows` a backbone looks, and their places as colors, as safetensors.
+
+    rows: int64 [N]; attention: float32 [N, h, w] from 0 to 1, what it is in the metadata under "shown"; colors: uint8
+    [N, h, w, 3].
+    """
+    backbone.cpu().eval()
+    pixels = photos.squares(rows, backbone.config.image_size, backbone.config.square)
+    attention, shown = attention_maps(backbone, pixels)
+    tensors = {"rows": torch.from_numpy(rows), "attention": attention, "colors": patch_colors(backbone, pixels)}
+    about = {"shown": shown, "square": backbone.config.square}
+    save_file({name: x.contiguous() for name, x in tensors.items()}, file, about)
 
 
 def _class_attention(backbone: Backbone, pixels: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from torch import Tensor
 mpl.use("svg")
 import matplotlib.pyplot as plt
 
+INK = "#010203"  # stands for the color of the page's text, which is light on a dark page
+for _name in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
+    mpl.rcParams[_name] = INK
 COLORS = ("#2f6f6d", "#c8553d", "#5b5f97", "#b08900", "#7d8471", "#9b5094")
 
 
@@ -65,7 +68,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(table):
             if count:
-                color = "white" if of_row[row, column] > 0.6 else "#333"
+                color = "white" if of_row[row, column] > 0.6 else "#333333"
                 axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
     axis.spines[:].set_visible(False)
     figure.tight_layout()
@@ -77,5 +80,5 @@ def _svg(figure: object) -> str:
     with mpl.rc_context({"svg.hashsalt": "selfsight"}):  # the same page for the same numbers
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})  # type: ignore[attr-defined]
     plt.close(figure)  # type: ignore[arg-type]
-    text = file.getvalue()
+    text = file.getvalue().replace(INK, "currentColor")
     return text[text.index("<svg") :]

@@ -12,8 +12,11 @@ from components.data.photos import Photos
 from components.reporting.answers import KINDS, kinds, nats, sight
 from components.reporting.figures import confusion, curves, data_uri
 from components.reporting.issues import issue_sections
+from components.reporting.maps import Maps
+from components.reporting.provenance import provenance
 from components.reporting.quality import quality_sections
 from components.reporting.results import Results, percent
+from components.reporting.verdict import backbone_sentence, next_sentence
 
 CLASSIFIERS = {
     "linear": "A linear classifier on the frozen backbone",
@@ -24,10 +27,13 @@ CLASSIFIERS = {
 }
 
 
-def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], queries: int) -> str:
+def render(
+    results: Results, photos: Photos, neighbors: dict[str, list[int]], queries: int, maps: Maps | None = None
+) -> str:
     """Returns the page as HTML.
 
-    neighbors: test row -> its nearest training rows, by the best method; queries: how many of them to show.
+    neighbors: test row -> its nearest training rows, by the best method; queries: how many of them to show; maps: where
+    that method's backbone looks.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True)
@@ -44,12 +50,20 @@ def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], qu
         else "",
         classifier=CLASSIFIERS[results.adapter.get("kind", "linear")],
         retrieval=retrieval(photos, neighbors, queries),
+        maps=maps,
+        made=provenance(results),
+        mistakes=[
+            {**_card(photos, one["row"]), "predicted": one["predicted"], "probability": one["probability"]}
+            for one in results.adapter.get("mistakes", [])
+        ],
         examples=[
             {"text": one["text"], "photos": [_card(photos, row) for row in one["rows"]]}
             for one in results.words.get("found", [])
         ],
         conversations=conversations(photos, results.answers),
+        verdict=backbone_sentence(results),
         sight=sight(results.answering),
+        next=next_sentence(results),
         kinds=kinds(results.answering),
         most_kinds=KINDS,
         describe=DESCRIBE,

@@ -14,6 +14,7 @@ from torch import Tensor
 from components.config import Seed, Strict, parse, read_section, write_config
 from components.data.photos import Photos
 from components.evaluation import knn
+from components.evaluation.attention import MAPS, write_maps
 from components.evaluation.features import block_features, center, features
 from components.evaluation.health import effective_rank, feature_std
 from components.evaluation.scoring import baselines, cannot_score, compare, score, score_blocks, selection_score
@@ -29,11 +30,14 @@ from components.stages.scratch import scratch
 class EvaluateConfig(Strict):
     neighbors: int = Field(20, ge=1)  # of the kNN classifier
     retrieved: int = Field(5, ge=1)  # nearest training photos written for each test photo
+    maps: int = Field(6, ge=0)  # test photos of which it is drawn where the backbone looks
     seed: Seed = 0  # of the random backbone
 
 
 def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Measure folder/backbone and write metrics.json, neighbors.json and config.json to `out`. Returns the metrics.
+    """Measure folder/backbone; write metrics.json, neighbors.json, maps.safetensors and config.json to `out`.
+
+    Returns the metrics.
 
     metrics: health of the features (needs no labels); with labels also the accuracy on test of the baselines
     (majority, pixels, random), of the backbone and after each of its blocks, how well test photos find others of their
@@ -74,6 +78,9 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     near = neighbors(vectors, photos.rows("train"), test, config.retrieved)
     (out / "neighbors.json").write_text(json.dumps(near) + "\n", encoding="utf-8")
+    if config.maps and not backbone.patches:
+        shown = test[np.linspace(0, len(test) - 1, min(config.maps, len(test))).astype(int)]
+        write_maps(backbone, photos, shown, out / MAPS)
     write_config(config, out / "config.json")
     return metrics
 

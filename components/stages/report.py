@@ -10,7 +10,9 @@ from pydantic import Field
 
 from components.config import Strict, methods, read_section, write_config
 from components.data.photos import Photos
+from components.evaluation.attention import MAPS
 from components.reporting import for_dvc
+from components.reporting.maps import read_maps
 from components.reporting.page import render
 from components.reporting.results import read_results, summary
 from components.stages.exit_code import exit_code
@@ -28,7 +30,9 @@ def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -
     results, neighbors = read_results(artifacts, names), {}
     if best := results.best_method():
         neighbors = json.loads((artifacts / "evaluate" / best / "neighbors.json").read_text(encoding="utf-8"))
-    page = render(results, Photos(artifacts / "prepare"), neighbors, config.queries)
+    photos = Photos(artifacts / "prepare")
+    maps = read_maps(artifacts / "evaluate" / best / MAPS, photos) if best else None
+    page = render(results, photos, neighbors, config.queries, maps)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(results), encoding="utf-8")

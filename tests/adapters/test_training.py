@@ -83,6 +83,13 @@ def test_the_saved_classifier_is_the_one_that_was_measured(
         assert metrics["accuracy"]["value"] > metrics["majority"]["value"]
     losses = -probabilities.gather(1, photos.labels(test)[:, None]).log()
     assert float(losses.mean()) == pytest.approx(metrics["calibration"]["cross_entropy_after"], abs=LAYERS_FLOAT32)
+    worst = metrics["mistakes"]
+    assert len(worst) == min(12, len(test) - right)
+    for one in worst:
+        place = test.tolist().index(one["row"])
+        assert one["predicted"] == photos.classes[int(probabilities[place].argmax())] != photos.label(one["row"])
+        assert one["probability"] == pytest.approx(float(probabilities[place].max()), abs=LAYERS_FLOAT32)
+    assert worst == sorted(worst, key=lambda one: -one["probability"])
     assert metrics["kind"] == json.loads((folder / "config.json").read_text())["kind"] == kind
     assert ("above_linear" in metrics) == ("kept_epoch" in metrics) == (kind != "linear")
     assert metrics["onnx"] == "left out: the setting onnx is false"

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from components.evaluation.attention import CLASS_TOKEN, SIMILARITY, attention_maps
+from components.data.photos import Photos
+from components.evaluation.attention import CLASS_TOKEN, SIMILARITY, attention_maps, patch_colors, write_maps
 from components.models.backbone import PublishedBackbone, ResNetBackbone, build
+from components.reporting.maps import read_maps
 from tests.families import MAKERS, checkpoint
 from tests.tolerances import LAYERS_FLOAT32
 
@@ -68,3 +70,29 @@ def test_a_similarity_is_a_cosine_with_the_mean_of_all_places():
         cosines = np.array([place @ mean / np.linalg.norm(place) / np.linalg.norm(mean) for place in own])
         expected = (cosines - cosines.min()) / (cosines.max() - cosines.min())
         assert np.abs(photo.flatten().numpy() - expected).max() < LAYERS_FLOAT32
+
+
+def test_colors_are_the_first_three_principal_components_of_all_places(tiny):
+    backbone = build(tiny).eval()
+    with torch.no_grad():
+        tokens = backbone.tokens(photos(16)).double().flatten(0, 1).numpy()
+    tokens = tokens - tokens.mean(0)
+    values, vectors = np.linalg.eigh(tokens.T @ tokens)
+    colors = patch_colors(backbone, photos(16)).flatten(0, 2).numpy()
+    for channel in range(3):
+        component = tokens @ vectors[:, np.argsort(values)[-1 - channel]]
+        low, high = np.quantile(component, [0.02, 0.98])
+        expected = (255 * (component - low) / (high - low)).clip(0, 255)
+        own = colors[:, channel].astype(float)
+        error = min(np.abs(own - expected).max(), np.abs(255 - own - expected).max())  # the sign is arbitrary
+        assert error < 2  # whole numbers, and quantiles of float32
+
+
+def test_maps_are_read_as_they_were_written(tiny, prepared, tmp_path):
+    source, file = Photos(prepared), tmp_path / "maps.safetensors"
+    assert read_maps(file, source) is None
+    write_maps(build(tiny), source, source.rows("test")[:3], file)
+    maps = read_maps(file, source)
+    assert maps.shown == CLASS_TOKEN
+    assert [len(three) for three in maps.photos] == [3, 3, 3]
+    assert len({uri for three in maps.photos for uri in three}) == 9  # all different

@@ -5,12 +5,14 @@ import json
 import re
 
 import pytest
+import torch
 
 from components.data.entries import DESCRIBE
 from components.evaluation.statistics import proportion_with_ci
 from components.reporting.answers import KINDS, kinds, sight
 from components.reporting.figures import data_uri
 from components.reporting.for_dvc import plain_metrics
+from components.reporting.maps import Maps
 from components.reporting.page import render
 from components.reporting.results import Results, method_summary, percent, read_results, summary
 
@@ -45,7 +47,7 @@ def results():
         origins={},
         teachers={},
         starts={},
-        configs={"simclr": {"epochs": 2, "batch_size": 16}, "moco": {"epochs": 4, "batch_size": 16}},
+        configs={name: {"epochs": n, "batch_size": 16, "seed": 7} for name, n in (("simclr", 2), ("moco", 4))},
         adapter={
             "accuracy": proportion_with_ci(44, 50), "majority": proportion_with_ci(5, 50),
             "classes": ["a", "b"], "confusion": [[3, 1], [0, 4]],
@@ -105,6 +107,30 @@ def test_everything_is_on_one_page_that_needs_nothing_else(results, photos):
     assert html.count("<figure") == 4 * 6 + 3  # nearest photos, and those found by captions
     assert "by the backbone of <b>moco</b>" in html
     assert "Best method: <b>moco</b>, with a kNN accuracy of 90.0 % (59.6 to 98.2) on the 10 labeled val" in html
+
+
+def test_maps_and_the_worst_mistakes_are_shown(results, photos):
+    mistakes = [{"row": 1, "predicted": "a <b>", "probability": 0.93}]
+    near = {str(photos.rows("test")[0]): photos.rows("train")[:5].tolist()}
+    shown = render(
+        Results(**{**vars(results), "adapter": {**results.adapter, "mistakes": mistakes}}),
+        photos,
+        near,
+        1,
+        Maps("similarity", [("data:,1", "data:,2", "data:,3")]),
+    )
+    assert "taken for a &lt;b&gt;, 93 %" in shown
+    assert "where it looks least (similarity)" in shown
+    assert all(f'src="data:,{number}"' in shown for number in (1, 2, 3))
+    assert "Where the backbone looks" not in page(results, photos)
+
+
+def test_how_the_results_were_made_is_said(results, photos):
+    log = [{"step": 30, "loss": 1.0, "images_per_second": 4.0}]
+    html = page(results, photos, logs={**results.logs, "moco": log})
+    assert "480 photos seen in batches of 16, seed 7, 2.0 minutes" in html
+    assert "304 photos seen in batches of 16, seed 7<" in html
+    assert f"torch {torch.__version__}" in html
 
 
 def test_words_are_beside_the_labels_and_beside_chance(results, photos):

@@ -1,0 +1,60 @@
+"""The first sentences of the page: how good the best backbone is, and what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.reporting.results import BASELINES, Results
+
+COLLAPSED = 2.0  # effective rank, below which all photos have nearly the same features
+
+
+def backbone_sentence(results: Results) -> str | None:
+    """Returns how good the best backbone is, beside the best baseline; None if no backbone was measured."""
+    if not (best := results.best_method()):
+        return None
+    metrics = results.methods[best]
+    rank, dimensions = metrics["health"]["effective_rank"], metrics["health"]["dimensions"]
+    if rank < COLLAPSED:
+        return f"{best} has collapsed: all photos have nearly the same features (effective rank {rank:.1f})."
+    if "backbone" not in metrics:
+        used = f"The features of {best} use {rank:.0f} of {dimensions} directions"
+        return f"{used}; without labels no accuracy was measured."
+    own, (name, other) = metrics["backbone"]["knn"], _best_baseline(metrics)
+    known = f"By the photos most like them, {best} names {100 * own['value']:.0f} % of the test photos right"
+    beside = f"{name}: {100 * other['value']:.0f} %"
+    if own["low"] > other["high"]:
+        times = own["value"] / other["value"] if other["value"] else 0.0
+        return f"{known}, {times:.1f} times as many as without a trained backbone ({beside})."
+    if own["high"] < other["low"]:
+        return f"{known}, fewer than without a trained backbone ({beside})."
+    return f"{known}, which this data cannot tell from what needs no trained backbone ({beside})."
+
+
+def next_sentence(results: Results) -> str | None:
+    """Returns what to do next, with a command or a setting; None if no backbone was measured."""
+    if not (best := results.best_method()):
+        return None
+    metrics = results.methods[best]
+    if metrics["health"]["effective_rank"] < COLLAPSED:
+        return "Next: train longer or with a lower learning rate, or choose another method (see docs/methods)."
+    if "backbone" not in metrics:
+        return "Next: sort a few photos into a folder for each class, or name their classes in labels.csv."
+    _, other = _best_baseline(metrics)
+    published = best in results.origins
+    if not metrics["backbone"]["knn"]["low"] > other["high"] and not published:
+        return "Next: start from published weights, which need fewer photos: make run PHOTOS=FOLDER chooses them."
+    if published and not results.configs[best]["epochs"]:
+        return (
+            "Next: let these weights learn from your photos without labels: python flows/pretrain.py --method "
+            "distill, or "
+            "make run PHOTOS=FOLDER for settings that fit them."
+        )
+    return "Next: try it on a photo of your own: make app."
+
+
+def _best_baseline(metrics: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """Returns the baseline with the best kNN accuracy, in words, and its accuracy."""
+    scores = {name: metrics[name].get("top1") or metrics[name]["knn"] for name in BASELINES if name in metrics}
+    best = max(scores, key=lambda name: float(scores[name]["value"]))
+    return BASELINES[best], scores[best]

@@ -1,0 +1,49 @@
+"""The first sentences of the page follow from the numbers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from components.evaluation.statistics import proportion_with_ci
+from components.reporting.verdict import backbone_sentence, next_sentence
+
+
+def results(*, right=160, pixels=60, rank=30.0, published=False, epochs=3, scored=True):
+    metrics = {"health": {"effective_rank": rank, "dimensions": 64}}
+    if scored:
+        metrics |= {
+            "majority": {"top1": proportion_with_ci(20, 200)},
+            "pixels": {"knn": proportion_with_ci(pixels, 200)},
+            "random": {"knn": proportion_with_ci(30, 200)},
+            "backbone": {"knn": proportion_with_ci(right, 200)},
+        }
+    return SimpleNamespace(
+        methods={"moco": metrics},
+        best_method=lambda: "moco",
+        origins={"moco": {}} if published else {},
+        configs={"moco": {"epochs": epochs}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("of", "known", "following"),
+    [
+        ({}, "80 % of the test photos right, 2.7 times as many", "make app"),
+        ({"right": 62}, "cannot tell from what needs no trained backbone (raw pixels, no network: 30 %)", "published"),
+        ({"right": 20}, "fewer than without a trained backbone", "published"),
+        ({"published": True, "epochs": 0}, "2.7 times", "--method distill"),
+        ({"published": True}, "2.7 times", "make app"),
+        ({"rank": 1.2}, "moco has collapsed", "another method"),
+        ({"scored": False}, "use 30 of 64 directions", "labels.csv"),
+    ],
+)
+def test_the_verdict_and_the_next_step(of, known, following):
+    assert known in backbone_sentence(results(**of))
+    assert following in next_sentence(results(**of))
+
+
+def test_there_is_no_verdict_before_a_backbone_was_measured():
+    none = SimpleNamespace(best_method=lambda: None)
+    assert backbone_sentence(none) is next_sentence(none) is None
