@@ -12,9 +12,11 @@ from PIL import Image
 
 from components.data.photos import Photos
 from components.models.backbone import ViTBackbone
-from components.precision import uses_bf16
+from components.precision import PRECISION, uses_bf16
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 
+# the same on all machines, unless matrix.sh asks for another: where a chip has bf16 units, auto would choose bf16
+os.environ.setdefault(PRECISION, "fp32")
 # tests are small, and two pools of threads on two cores starve each other
 torch.set_num_threads(int(os.environ.get("SELFSIGHT_TEST_THREADS", "1")))
 

@@ -16,5 +16,5 @@ combination() {
 combination "ATEN_CPU_CAPABILITY=default SELFSIGHT_PRECISION=fp32 SELFSIGHT_TEST_THREADS=1" "$@"
 combination "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 SELFSIGHT_PRECISION=fp32 SELFSIGHT_TEST_THREADS=4" "$@"
 combination "SELFSIGHT_PRECISION=bf16" "$@"
-combination "" "$@"
+combination "SELFSIGHT_PRECISION=auto" "$@"
 exit $failed
