@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+COLLAPSED = 2.0  # effective rank, below which all photos have nearly the same features
+
 
 def effective_rank(features: Tensor) -> float:
     """Returns the exponential of the entropy of the normalized singular values of `features` [N, D].

@@ -1,12 +1,14 @@
-"""Measures the features of a run that goes on from published weights, and keeps the best: the start's or a snapshot's.
+"""Measures the features during a run; one that goes on from published weights keeps the best of start and snapshots.
 
-Longer training can make a good backbone worse, and its loss does not tell. The test split is never used here.
+Longer training can make a good backbone worse, and its loss does not tell. The test split is never used here. Measuring
+changes nothing of the run: it draws no random numbers and trains nothing.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +21,35 @@ from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.evaluation import knn
 from components.evaluation.features import center, features
+from components.evaluation.health import COLLAPSED, effective_rank
 from components.models.backbone import Backbone, load
 from components.precision import uses_bf16
 
 NEIGHBORS = 20
 MOST = 4096  # photos classified by the others
-PAIRS = 1024  # photos of which two crops are compared where there are no labels
+WATCHED = 2048  # photos that a run from random weights is measured on
+PAIRS = 1024  # photos of which two crops are compared where there are no labels, and of which the rank is computed
 CROP = (0.3, 1.0)
 
 
-def measure(backbone: Backbone, photos: Photos, seed: int, splits: tuple[str, ...]) -> tuple[float, str]:
-    """Returns how good the features are, from 0 to 1, and what was measured, on the photos of `splits`.
+@dataclass(frozen=True)
+class Quality:
+    """How good features are. value: from 0 to 1, and `measured` says what it is; effective_rank: see health.py."""
+
+    value: float
+    measured: str
+    effective_rank: float
+
+
+def measure(backbone: Backbone, photos: Photos, seed: int, splits: tuple[str, ...], most: int | None = None) -> Quality:
+    """Returns how good the features are on the photos of `splits`, or on `most` of them, drawn by the seed.
 
     With labels: kNN accuracy, each photo classified by the others. Without: the share of photos whose random crop is
     nearer to another random crop of the same photo than to those of the others.
     """
     names, rows = " and ".join(splits), photos.rows(*splits, labeled=True)
+    if most is not None and len(rows) > most:
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
     if len(photos.labels(rows).unique()) > 1:
         (bank,) = center(features(backbone, photos, "snapshot", rows))
         labels, places = (
@@ -43,11 +58,13 @@ def measure(backbone: Backbone, photos: Photos, seed: int, splits: tuple[str, ..
         )
         predicted = knn.classify_leave_one_out(places, bank, labels, min(NEIGHBORS, len(rows) - 1))
         accuracy = float((predicted == labels[places]).float().mean())
-        return accuracy, f"kNN accuracy on {len(places)} photos of {names}, each classified by the others"
+        words = f"kNN accuracy on {len(places)} photos of {names}, each classified by the others"
+        return Quality(accuracy, words, effective_rank(bank[places[:PAIRS]]))
     rows = np.random.default_rng(seed).permutation(photos.rows(*splits))[:PAIRS]
     first, second = (center(x)[0] for x in _crops(backbone, photos, rows, seed))
     found = (first @ second.T).argmax(1) == torch.arange(len(rows))
-    return float(found.float().mean()), f"{len(rows)} photos of {names}, recognized by another crop of them"
+    words = f"{len(rows)} photos of {names}, recognized by another crop of them"
+    return Quality(float(found.float().mean()), words, effective_rank(first))
 
 
 @torch.no_grad()
@@ -68,10 +85,19 @@ class Snapshots:
     """The measured points of one run, in a folder that outlives its interruptions.
 
     splits: without train, if the run trains with its labels, which its features then fit better than other photos'.
+    keeps: whether the best backbone is kept; if not, features are only measured, on at most WATCHED photos.
     """
 
-    def __init__(self, folder: Path, photos: Photos, seed: int, splits: tuple[str, ...] = ("train", "val")) -> None:
-        self.folder, self.photos, self.seed, self.splits = folder, photos, seed, splits
+    def __init__(
+        self,
+        folder: Path,
+        photos: Photos,
+        seed: int,
+        splits: tuple[str, ...] = ("train", "val"),
+        *,
+        keeps: bool = True,
+    ) -> None:
+        self.folder, self.photos, self.seed, self.splits, self.keeps = folder, photos, seed, splits, keeps
         self.log = folder / "snapshots.jsonl"
 
     def lines(self) -> list[dict[str, Any]]:
@@ -79,22 +105,36 @@ class Snapshots:
         return [json.loads(line) for line in text.splitlines()]
 
     def take(self, step: int, backbone: Backbone) -> None:
-        """Measure the backbone after `step` steps, and keep it if it is better than all before."""
+        """Measure the backbone after `step` steps, and keep it, if one is kept, where it is better than all before."""
         lines = self.lines()
         if any(line["step"] == step for line in lines):  # before an interruption
             return
         modes = {name: module.training for name, module in backbone.named_modules()}
-        value, measured = measure(backbone.eval(), self.photos, self.seed, self.splits)
+        most = None if self.keeps else WATCHED
+        quality = measure(backbone.eval(), self.photos, self.seed, self.splits, most)
         for name, module in backbone.named_modules():
             module.training = modes[name]
-        if value > max((line["value"] for line in lines), default=-1.0):
+        if self.keeps and quality.value > max((line["value"] for line in lines), default=-1.0):
             part = self.folder / "best.part"
             shutil.rmtree(part, ignore_errors=True)
             backbone.save(part)
             shutil.rmtree(self.folder / "best", ignore_errors=True)
             part.rename(self.folder / "best")
-        lines.append({"step": step, "value": value, "measured": measured})
+        lines.append({"step": step, **asdict(quality)})
         self.log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def describe(self) -> list[str]:
+        """Returns what was measured as lines for a terminal; also whether the features have collapsed."""
+        lines = self.lines()
+        if not lines:
+            return []
+        points = ", ".join(f"{line['value']:.3f} after step {line['step']:,}" for line in lines)
+        ranks = ", ".join(f"{line['effective_rank']:.0f}" for line in lines)
+        words = [f"{lines[0]['measured']}: {points}; effective rank: {ranks}"]
+        if lines[-1]["effective_rank"] < COLLAPSED:
+            what = "collapsed: all photos have nearly the same features"
+            words.append(f"{what}; try a lower learning rate, a longer warm-up, or another method")
+        return words
 
     def best(self) -> tuple[Backbone, dict[str, Any]]:
         """Returns the best backbone, and what to write about the choice."""

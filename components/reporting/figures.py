@@ -51,6 +51,22 @@ def curves(logs: dict[str, list[dict[str, float]]], key: str = "loss") -> str:
     return _svg(figure)
 
 
+def learned(points: dict[str, list[tuple[int, float]]]) -> str:
+    """Returns one SVG element: how much is known over the photos seen, a line for each method. points: at least one."""
+    figure, axis = plt.subplots(figsize=(7.2, 2.8))
+    for index, (name, line) in enumerate(points.items()):
+        seen, values = zip(*line, strict=True)
+        axis.plot(seen, [100 * value for value in values], marker="o", markersize=3, color=COLORS[index % len(COLORS)])
+        axis.annotate(name, (seen[-1], 100 * values[-1]), (6, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set_xlabel("photos seen", fontsize=8)
+    axis.set_ylabel("%", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.12)
+    figure.tight_layout()
+    return _svg(figure)
+
+
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     """Returns the confusion matrix as one SVG element: a row per true class, a column per predicted class.
 

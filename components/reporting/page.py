@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from components.data.entries import DESCRIBE
 from components.data.photos import Photos
 from components.reporting.answers import KINDS, kinds, nats, sight
-from components.reporting.figures import confusion, curves, data_uri
+from components.reporting.figures import confusion, curves, data_uri, learned
 from components.reporting.issues import issue_sections
 from components.reporting.maps import Maps
 from components.reporting.provenance import provenance
@@ -45,6 +45,7 @@ def render(
         best=best,
         selection=results.methods[best].get("selection") if best else None,
         curves=curves(results.logs) if results.logs else "",
+        learned=learned(_points(results)) if results.measured else "",
         confusion=confusion(results.adapter["confusion"], results.adapter["classes"])
         if "confusion" in results.adapter
         else "",
@@ -71,6 +72,14 @@ def render(
         quality=quality_sections(photos, results.quality),
         samples=[data_uri(photos[row]) for row in evenly_spaced(len(photos), 24)],
     )
+
+
+def _points(results: Results) -> dict[str, list[tuple[int, float]]]:
+    """Returns photos seen and what the features were worth then, by method."""
+    return {
+        name: [(line["step"] * results.configs[name]["batch_size"], line["value"]) for line in lines]
+        for name, lines in results.measured.items()
+    }
 
 
 def retrieval(photos: Photos, neighbors: dict[str, list[int]], queries: int) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ class Results:
     rejected: list[dict[str, str]]
     methods: dict[str, dict[str, Any]]  # metrics of evaluate, by method
     logs: dict[str, list[dict[str, float]]]  # lines of pretrain, by method
+    measured: dict[str, list[dict[str, Any]]]  # lines of measured.jsonl, by method
     configs: dict[str, dict[str, Any]]  # as pretrain ran, by method
     origins: dict[str, dict[str, Any]]  # of published weights, by the method that used or continued them
     teachers: dict[str, dict[str, Any]]  # of published weights, by the method that distilled them
@@ -153,6 +154,7 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         for of in ("origin", "teacher")
     )
     starts = {name: _json(artifacts / "pretrain" / name / "start.json") for name in methods}
+    measured = {name: _lines(artifacts / "pretrain" / name / "measured.jsonl") for name in methods}
     metrics = {name: _json(artifacts / "evaluate" / name / "metrics.json") for name in methods}
     pending = {name: f"not trained yet: dvc repro evaluate@{name}" for name in methods if not configs[name]}
     pending |= {n: f"not evaluated yet: dvc repro evaluate@{n}" for n in methods if configs[n] and not metrics[n]}
@@ -164,6 +166,7 @@ def read_results(artifacts: Path, methods: list[str]) -> Results:
         rejected=_lines(artifacts / "prepare" / "rejected.jsonl"),
         methods={name: metrics[name] for name in methods if name not in pending},
         logs={name: lines for name, lines in logs.items() if lines},
+        measured={name: lines for name, lines in measured.items() if lines},
         configs={name: config for name, config in configs.items() if config},
         origins={name: origin for name, origin in origins.items() if origin},
         teachers={name: teacher for name, teacher in teachers.items() if teacher},

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.evaluation.health import COLLAPSED
 from components.reporting.results import BASELINES, Results
-
-COLLAPSED = 2.0  # effective rank, below which all photos have nearly the same features
 
 
 def backbone_sentence(results: Results) -> str | None:

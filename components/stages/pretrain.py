@@ -82,8 +82,8 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
 def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     """Train on the photos of the train split; write the backbone, the log and config.json to `out`.
 
-    A run that goes on from published weights also writes start.json, and of the start and the points where it was
-    measured it keeps the best (see Snapshots).
+    measured.jsonl has what the features were worth during the run. A run that goes on from published weights also
+    writes start.json, and of the start and the points where it was measured it keeps the best (see Snapshots).
     """
     acc = accelerator()
     if not config.epochs:
@@ -101,17 +101,20 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     }
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
     with exclusive(state, acc):
-        snapshots = _snapshots(config, state, Photos(data)) if config.goes_on else None
-        if snapshots:
+        snapshots = _snapshots(config, state, Photos(data))
+        if times := config.start.measured if config.goes_on else config.measured:
             if acc.is_main_process:  # as published: some methods set another pooling
-                snapshots.take(0, build(config.backbone).to(acc.device))
-            points = {max(1, round(run.steps * k / config.start.measured)) for k in range(1, config.start.measured + 1)}
+                snapshots.take(0, (build(config.backbone) if config.goes_on else method.keep()).to(acc.device))
+            points = {max(1, round(run.steps * k / times)) for k in range(1, times + 1)}
             run = replace(run, measured=tuple(points), measure=lambda step: snapshots.take(step, method.keep()))
         fit(method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
         if acc.is_main_process:
-            kept, summary = snapshots.best() if snapshots else (method.keep(), None)
+            kept, summary = snapshots.best() if config.goes_on else (method.keep(), None)
             _save(config, kept, out, acc)
             (out / "log.jsonl").write_bytes(run.log.read_bytes())
+            (out / "measured.jsonl").write_text("".join(json.dumps(x) + "\n" for x in snapshots.lines()), "utf-8")
+            for line in snapshots.describe():
+                print(f"{config.method}: {line}")
             if summary:
                 (out / "start.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
                 print(
@@ -124,7 +127,8 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
 
 def _snapshots(config: PretrainConfig, folder: Path, photos: Photos) -> Snapshots:
     shows_labels = any(field.shows_labels for field in fields(config))
-    return Snapshots(folder, photos, config.seed, ("val",) if shows_labels else ("train", "val"))
+    splits = ("val",) if shows_labels and len(photos.rows("val")) else ("train", "val")
+    return Snapshots(folder, photos, config.seed, splits, keeps=config.goes_on)
 
 
 def untrained(config: PretrainConfig, data: Path) -> Backbone:

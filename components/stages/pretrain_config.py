@@ -26,6 +26,7 @@ class PretrainConfig(Strict):
     batch_size: int = Field(ge=2)
     epochs: int = Field(ge=0)  # 0: the backbone is saved as it starts
     seed: Seed = 0
+    measured: int = Field(4, ge=0)  # times during a run from random weights; of one that goes on: start.measured
     start: Start = Start()  # of a published backbone only
     settings: SerializeAsAny[MethodConfig]
 

@@ -44,6 +44,7 @@ def results():
         rejected=[{"path": "a.jpg", "kind": "broken", "why": "cannot be decoded: truncated"}] * 6,
         methods={"simclr": worse, "moco": metrics},
         logs={"simclr": log, "moco": log},
+        measured={},
         origins={},
         teachers={},
         starts={},
@@ -123,6 +124,13 @@ def test_maps_and_the_worst_mistakes_are_shown(results, photos):
     assert "where it looks least (similarity)" in shown
     assert all(f'src="data:,{number}"' in shown for number in (1, 2, 3))
     assert "Where the backbone looks" not in page(results, photos)
+
+
+def test_what_was_learned_when_is_drawn(results, photos):
+    lines = [{"step": step, "value": value, "measured": "a <measure>"} for step, value in ((0, 0.2), (9, 0.4))]
+    html = page(results, photos, measured={"moco": lines})
+    assert "a &lt;measure&gt;, over the photos" in html
+    assert html.count("<svg") == page(results, photos).count("<svg") + 1
 
 
 def test_how_the_results_were_made_is_said(results, photos):

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from components.data.photos import Photos
 from components.evaluation import snapshots
+from components.evaluation.snapshots import Quality
 from components.methods import METHODS
 from components.models.backbone import ViTBackbone, build, load
 from components.models.published import resolve as checkpoint_settings
@@ -69,7 +70,7 @@ def test_the_best_of_start_and_snapshots_is_kept_and_compared_with_the_start(
     start_folder, photos, tmp_path, monkeypatch
 ):
     values = iter([0.5, 0.4, 0.9, 0.7])
-    monkeypatch.setattr(snapshots, "measure", lambda *_: (next(values), "made up"))
+    monkeypatch.setattr(snapshots, "measure", lambda *_: Quality(next(values), "made up", 9.0))
     run("simclr", start_folder, photos, tmp_path / "run", start={"measured": 3}, **SIMCLR)
     summary = json.loads((tmp_path / "run" / "start.json").read_text())
     assert [point["value"] for point in summary["points"]] == [0.5, 0.4, 0.9, 0.7]
@@ -88,7 +89,7 @@ def test_the_best_of_start_and_snapshots_is_kept_and_compared_with_the_start(
 def test_the_start_is_the_backbone_as_published(method, size, start_folder, photos, tmp_path, monkeypatch):
     """Not with the pooling that the method sets."""
     values = iter([0.5, 0.4])
-    monkeypatch.setattr(snapshots, "measure", lambda *_: (next(values), "made up"))
+    monkeypatch.setattr(snapshots, "measure", lambda *_: Quality(next(values), "made up", 9.0))
     run(method, start_folder, photos, tmp_path, start={"measured": 1}, **size)
     config = configure(method, start_folder, photos, **size)
     assert load(tmp_path / "backbone").pool == build(config.backbone).pool == "class"
@@ -123,7 +124,7 @@ def test_an_interrupted_run_measures_and_keeps_the_same(start_folder, photos, tm
 
 def test_a_run_that_makes_the_features_worse_keeps_the_start(start_folder, photos, tmp_path, monkeypatch):
     values = iter([0.5, 0.4, 0.3])
-    monkeypatch.setattr(snapshots, "measure", lambda *_: (next(values), "made up"))
+    monkeypatch.setattr(snapshots, "measure", lambda *_: Quality(next(values), "made up", 9.0))
     run("simclr", start_folder, photos, tmp_path, start={"measured": 2}, **SIMCLR)
     start, kept = weights(start_folder), weights(tmp_path / "backbone")
     assert all(torch.equal(start[name], kept[name]) for name in start)
@@ -144,6 +145,31 @@ def test_measuring_changes_no_bit_of_the_run(start_folder, photos, tmp_path, mon
         assert ("kNN" in points["measured"]) == labels
         assert all(0 <= point["value"] <= 1 for point in points["points"])
     assert losses[0] == losses[1]
+
+
+def test_a_run_from_random_weights_is_measured_without_changing_a_bit(photos, tmp_path, capsys):
+    shape = {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
+    states = []
+    for measured in (0, 2):
+        common = {"backbone": shape, "batch_size": 16, "epochs": 2, "measured": measured}
+        config = pretrain_config.configure_for("dino", {"common": common, "dino": DINO}, photos)
+        pretrain(config, photos.folder, out := tmp_path / str(measured))
+        states.append(weights(out / "backbone"))
+        lines = [json.loads(line) for line in (out / "measured.jsonl").read_text().splitlines()]
+        assert len(lines) == (measured and measured + 1)  # also at the start
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not (out / "start.json").exists()
+    assert all(0 <= line["value"] <= 1 <= line["effective_rank"] for line in lines)
+    assert f"dino: {lines[0]['measured']}: {lines[0]['value']:.3f} after step 0, " in capsys.readouterr().out
+
+
+def test_a_collapse_is_named(photos, tmp_path):
+    watched = snapshots.Snapshots(tmp_path, photos, 0, keeps=False)
+    for step, rank in ((0, 9.0), (5, 1.1)):
+        line = {"step": step, "value": 0.5, "measured": "x", "effective_rank": rank}
+        watched.log.open("a").write(json.dumps(line) + "\n")
+    assert watched.describe()[-1].startswith("collapsed: all photos have nearly the same features; try")
+    assert len(snapshots.Snapshots(tmp_path / "none", photos, 0).describe()) == 0
 
 
 def test_the_head_moves_first_then_lower_layers_most_slowly(start_folder, photos):
@@ -174,7 +200,7 @@ def test_the_head_moves_first_then_lower_layers_most_slowly(start_folder, photos
 def test_no_byte_of_the_backbone_changes_while_only_the_head_trains(family, photos, tmp_path, monkeypatch):
     """Running statistics of batch norm included."""
     values = iter([0.5, 0.6])  # so that the snapshot at the end is kept
-    monkeypatch.setattr(snapshots, "measure", lambda *_: (next(values), "made up"))
+    monkeypatch.setattr(snapshots, "measure", lambda *_: Quality(next(values), "made up", 9.0))
     folder = checkpoint(family, tmp_path / "start")
     backbone = {"kind": "published", "from": str(folder), "image_size": 16}
     start = {"measured": 1, "frozen": 1.0}
