@@ -12,6 +12,7 @@ from components.data.photos import Photos
 from components.reporting.answers import KINDS, kinds, nats, sight
 from components.reporting.figures import confusion, curves, data_uri
 from components.reporting.issues import issue_sections
+from components.reporting.photo_map import PhotoMap
 from components.reporting.quality import quality_sections
 from components.reporting.results import Results, percent
 
@@ -24,7 +25,13 @@ CLASSIFIERS = {
 }
 
 
-def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], queries: int) -> str:
+def render(
+    results: Results,
+    photos: Photos,
+    neighbors: dict[str, list[int]],
+    queries: int,
+    photo_map: PhotoMap | None = None,
+) -> str:
     """Returns the page as HTML.
 
     neighbors: test row -> its nearest training rows, by the best method; queries: how many of them to show.
@@ -36,6 +43,8 @@ def render(results: Results, photos: Photos, neighbors: dict[str, list[int]], qu
     return environment.get_template("page.html").render(
         results=results,
         table=results.table(),
+        photo_map=photo_map,
+        script=(Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
         best=best,
         selection=results.methods[best].get("selection") if best else None,
         curves=curves(results.logs) if results.logs else "",

@@ -12,6 +12,7 @@ from components.config import Strict, methods, read_section, write_config
 from components.data.photos import Photos
 from components.reporting import for_dvc
 from components.reporting.page import render
+from components.reporting.photo_map import photo_map
 from components.reporting.results import read_results, summary
 from components.stages.exit_code import exit_code
 
@@ -28,7 +29,8 @@ def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -
     results, neighbors = read_results(artifacts, names), {}
     if best := results.best_method():
         neighbors = json.loads((artifacts / "evaluate" / best / "neighbors.json").read_text(encoding="utf-8"))
-    page = render(results, Photos(artifacts / "prepare"), neighbors, config.queries)
+    photos = Photos(artifacts / "prepare")
+    page = render(results, photos, neighbors, config.queries, photo_map(artifacts / "embed", photos))
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(results), encoding="utf-8")
