@@ -13,6 +13,7 @@ from components.reporting.answers import KINDS, kinds, nats, sight
 from components.reporting.figures import confusion, curves, data_uri, learned
 from components.reporting.issues import issue_sections
 from components.reporting.maps import Maps
+from components.reporting.photo_map import PhotoMap
 from components.reporting.provenance import provenance
 from components.reporting.quality import quality_sections
 from components.reporting.results import Results, percent
@@ -28,12 +29,18 @@ CLASSIFIERS = {
 
 
 def render(
-    results: Results, photos: Photos, neighbors: dict[str, list[int]], queries: int, maps: Maps | None = None
+    results: Results,
+    photos: Photos,
+    neighbors: dict[str, list[int]],
+    queries: int,
+    *,
+    maps: Maps | None = None,
+    photo_map: PhotoMap | None = None,
 ) -> str:
     """Returns the page as HTML.
 
     neighbors: test row -> its nearest training rows, by the best method; queries: how many of them to show; maps: where
-    that method's backbone looks.
+    that method's backbone looks; photo_map: of the stage embed.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True)
@@ -42,6 +49,8 @@ def render(
     return environment.get_template("page.html").render(
         results=results,
         table=results.table(),
+        photo_map=photo_map,
+        script=(Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
         best=best,
         selection=results.methods[best].get("selection") if best else None,
         curves=curves(results.logs) if results.logs else "",

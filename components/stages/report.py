@@ -14,6 +14,7 @@ from components.evaluation.attention import MAPS
 from components.reporting import for_dvc
 from components.reporting.maps import read_maps
 from components.reporting.page import render
+from components.reporting.photo_map import photo_map
 from components.reporting.results import read_results, summary
 from components.stages.exit_code import exit_code
 
@@ -32,7 +33,8 @@ def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -
         neighbors = json.loads((artifacts / "evaluate" / best / "neighbors.json").read_text(encoding="utf-8"))
     photos = Photos(artifacts / "prepare")
     maps = read_maps(artifacts / "evaluate" / best / MAPS, photos) if best else None
-    page = render(results, photos, neighbors, config.queries, maps)
+    places = photo_map(artifacts / "embed", photos)
+    page = render(results, photos, neighbors, config.queries, maps=maps, photo_map=places)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(results), encoding="utf-8")

@@ -118,7 +118,7 @@ def test_maps_and_the_worst_mistakes_are_shown(results, photos):
         photos,
         near,
         1,
-        Maps("similarity", [("data:,1", "data:,2", "data:,3")]),
+        maps=Maps("similarity", [("data:,1", "data:,2", "data:,3")]),
     )
     assert "taken for a &lt;b&gt;, 93 %" in shown
     assert "where it looks least (similarity)" in shown

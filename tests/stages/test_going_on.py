@@ -152,8 +152,9 @@ def test_a_run_from_random_weights_is_measured_without_changing_a_bit(photos, tm
     states = []
     for measured in (0, 2):
         common = {"backbone": shape, "batch_size": 16, "epochs": 2, "measured": measured}
-        config = pretrain_config.configure_for("dino", {"common": common, "dino": DINO}, photos)
-        pretrain(config, photos.folder, out := tmp_path / str(measured))
+        own = {"hidden": 8, "bottleneck": 4, "prototypes": 8, "local_crops": 0}
+        config = pretrain_config.configure_for("dino", {"common": common, "dino": own}, photos)
+        pretrain.pretrain(config, photos.folder, out := tmp_path / str(measured))
         states.append(weights(out / "backbone"))
         lines = [json.loads(line) for line in (out / "measured.jsonl").read_text().splitlines()]
         assert len(lines) == (measured and measured + 1)  # also at the start
@@ -165,9 +166,8 @@ def test_a_run_from_random_weights_is_measured_without_changing_a_bit(photos, tm
 
 def test_a_collapse_is_named(photos, tmp_path):
     watched = snapshots.Snapshots(tmp_path, photos, 0, keeps=False)
-    for step, rank in ((0, 9.0), (5, 1.1)):
-        line = {"step": step, "value": 0.5, "measured": "x", "effective_rank": rank}
-        watched.log.open("a").write(json.dumps(line) + "\n")
+    lines = [{"step": step, "value": 0.5, "measured": "x", "effective_rank": r} for step, r in ((0, 9.0), (5, 1.1))]
+    watched.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert watched.describe()[-1].startswith("collapsed: all photos have nearly the same features; try")
     assert len(snapshots.Snapshots(tmp_path / "none", photos, 0).describe()) == 0
 
