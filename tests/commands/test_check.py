@@ -115,7 +115,7 @@ def test_a_setting_that_common_does_not_have_is_reported_once(params, tmp_path):
     errors, warnings = findings(params, tmp_path)
     assert errors == [
         "params.yaml, section pretrain.common: batchsize: no such setting; known here: "
-        "backbone, batch_size, epochs, seed, measured, start; did you mean batch_size?"
+        "backbone, batch_size, epochs, measured, seed, start; did you mean batch_size?"
     ]
     assert not warnings
 
@@ -164,7 +164,7 @@ def test_what_all_methods_share_is_needed_and_its_absence_reported_once(params, 
         error for error in errors if error.startswith("params.yaml, section pretrain.common: backbone: Field required")
     ]
     params["pretrain"]["common"] = {"method": "x", "settings": 3}
-    assert all("known here: backbone, batch_size, epochs, seed, measured" in e for e in findings(params, tmp_path).errors)
+    assert all("known here: backbone, batch_size, epochs, measured, seed" in e for e in findings(params, tmp_path).errors)
 
 
 def test_what_only_the_photos_contradict_is_an_error_once_they_are_prepared(params, prepared, tmp_path):
