@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 INK = "#010203"  # stands for the color of the page's text, which is light on a dark page
 for _name in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
     mpl.rcParams[_name] = INK
-COLORS = ("#2f6f6d", "#c8553d", "#5b5f97", "#b08900", "#7d8471", "#9b5094")
+COLORS = ("#3f908c", "#d3654d", "#7b80c4", "#b08900", "#8d957f", "#b065a9")  # on light and on dark
 
 
 def data_uri(image: Tensor, quality: int = 88, most: int | None = None) -> str:

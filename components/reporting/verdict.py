@@ -8,26 +8,29 @@ from components.evaluation.health import COLLAPSED
 from components.reporting.results import BASELINES, Results
 
 
-def backbone_sentence(results: Results) -> str | None:
-    """Returns how good the best backbone is, beside the best baseline; None if no backbone was measured."""
+def backbone_sentence(results: Results) -> tuple[bool, str] | None:
+    """Returns whether the best backbone is better than every baseline, and how good it is as a sentence.
+
+    None if no backbone was measured. Without labels, True unless it has collapsed.
+    """
     if not (best := results.best_method()):
         return None
     metrics = results.methods[best]
     rank, dimensions = metrics["health"]["effective_rank"], metrics["health"]["dimensions"]
     if rank < COLLAPSED:
-        return f"{best} has collapsed: all photos have nearly the same features (effective rank {rank:.1f})."
+        return False, f"{best} has collapsed: all photos have nearly the same features (effective rank {rank:.1f})."
     if "backbone" not in metrics:
         used = f"The features of {best} use {rank:.0f} of {dimensions} directions"
-        return f"{used}; without labels no accuracy was measured."
+        return True, f"{used}; without labels no accuracy was measured."
     own, (name, other) = metrics["backbone"]["knn"], _best_baseline(metrics)
     known = f"By the photos most like them, {best} names {100 * own['value']:.0f} % of the test photos right"
     beside = f"{name}: {100 * other['value']:.0f} %"
     if own["low"] > other["high"]:
         times = own["value"] / other["value"] if other["value"] else 0.0
-        return f"{known}, {times:.1f} times as many as without a trained backbone ({beside})."
+        return True, f"{known}, {times:.1f} times as many as without a trained backbone ({beside})."
     if own["high"] < other["low"]:
-        return f"{known}, fewer than without a trained backbone ({beside})."
-    return f"{known}, which this data cannot tell from what needs no trained backbone ({beside})."
+        return False, f"{known}, fewer than without a trained backbone ({beside})."
+    return False, f"{known}, which this data cannot tell from what needs no trained backbone ({beside})."
 
 
 def next_sentence(results: Results) -> str | None:

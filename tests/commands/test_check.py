@@ -164,7 +164,9 @@ def test_what_all_methods_share_is_needed_and_its_absence_reported_once(params, 
         error for error in errors if error.startswith("params.yaml, section pretrain.common: backbone: Field required")
     ]
     params["pretrain"]["common"] = {"method": "x", "settings": 3}
-    assert all("known here: backbone, batch_size, epochs, measured, seed" in e for e in findings(params, tmp_path).errors)
+    assert all(
+        "known here: backbone, batch_size, epochs, measured, seed" in e for e in findings(params, tmp_path).errors
+    )
 
 
 def test_what_only_the_photos_contradict_is_an_error_once_they_are_prepared(params, prepared, tmp_path):
