@@ -160,7 +160,11 @@ def test_recorded_results_are_used_in_place_of_runs(tmp_path):
     of = cell("simclr")
     section = Section("heads", "Heads", "claim", "seen", [["a"], ["1"]], Figure(), "runs")
     write(section, {key(of): {"pictures": 3, "test": {"knn": 1 / 3}}}, tmp_path, "command", list(STUDIES))
-    ready = Runner(tmp_path / "out", recorded=recorded(tmp_path))
+    results, made = recorded(tmp_path, "heads")
+    ready = Runner(tmp_path / "out", recorded=results)
+    assert made == "command"
     assert ready.measure([of]) == [{"pictures": 3, "test": {"knn": 0.333333}}]
     assert list(ready.used) == [key(of)]
     assert key(replace(of, points=1)) != key(of)
+    with pytest.raises(ValueError, match=r"queue.json is missing; without --recorded, the study queue is run"):
+        recorded(tmp_path, "queue")

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.history.page import recorded, write
 from benchmarks.history.runner import Runner
 from benchmarks.history.studies import STUDIES
-from benchmarks.methods import ROOT
+from benchmarks.methods import ROOT, machine
 
 
 def _command(name: str, args: Namespace) -> str:
@@ -41,11 +41,12 @@ def main() -> None:
     if unknown := set(args.studies) - set(STUDIES):
         raise ValueError(f"no study {', '.join(sorted(unknown))}; known: {', '.join(STUDIES)}")
     names = args.studies or [name for name in STUDIES if args.cifar or name != "photos"]
-    cifar, results = args.cifar and args.cifar.resolve(), recorded(args.page) if args.recorded else {}
+    cifar = args.cifar and args.cifar.resolve()
     for name in names:
+        results, made = recorded(args.page, name) if args.recorded else ({}, f"`{_command(name, args)}`, {machine()}")
         runner = Runner(args.out.resolve(), args.scale, args.seeds, args.jobs, cifar, results)
         section = STUDIES[name](runner)
-        write(section, runner.used, args.page, _command(name, args), list(STUDIES))
+        write(section, runner.used, args.page, made, list(STUDIES))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare
+from benchmarks.history.section import COLORS, Section, accuracies, bare, legend
 from components.data.photos import Photos
 from components.evaluation.attention import attention_maps
 from components.models.backbone import load
@@ -92,7 +92,7 @@ def _figure(results: dict[str, Result], backbone: Path, data: Path) -> Figure:
         right.plot(steps, [line["entropy"] for line in result["log"]], color=color, label=name)
     bare(left, "pictures seen", "kNN on val, %; dotted: student")
     bare(right, "step", "entropy of the targets")
-    left.legend(fontsize=6, frameon=False)
+    legend(left)
     photos = Photos(data)
     rows = np.random.default_rng(0).permutation(photos.rows("test"))[:PHOTOS]
     model = load(backbone)

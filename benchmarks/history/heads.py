@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, spread
+from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, legend, spread
 
 HEADS = {"none": "no head", "linear": "one linear layer", "v1": "two layers (v1)", "v2": "three layers (v2)"}
 
@@ -43,14 +43,14 @@ def _seen(by_head: dict[str, list[Result]]) -> str:
     before, after = _before_and_after(by_head["v1"], "linear")
     none, linear = (accuracies(by_head[head], "linear") for head in ("none", "linear"))
     gains = [
-        f"{mean(before) - mean(other):+.1f} points above {name}"
+        f"{mean(before) - mean(other):.1f} points above {name}"
         + ("" if beyond_seeds(before, other) else " (within chance)")
         for name, other in (("no head", none), ("a linear one", linear))
     ]
     lost = mean(before) - mean(after)
     agrees = "as in the paper" if lost > 0 and beyond_seeds(before, after) else "unlike the paper"
     return (
-        f"With two layers the features are {' and '.join(gains)}. A linear probe before the head is {lost:+.1f} "
+        f"With two layers the features are {' and '.join(gains)}. A linear probe before the head is {lost:.1f} "
         f"points above one after it, {agrees}."
     )
 
@@ -67,6 +67,6 @@ def _figure(by_head: dict[str, list[Result]]) -> Figure:
             places, [mean(some) for some in values], 0.38, yerr=errors, capsize=2, label=label, color=COLORS[offset]
         )
     axis.set_xticks(range(len(HEADS)), list(HEADS.values()))
-    axis.legend(fontsize=8, frameon=False)
+    legend(axis)
     bare(axis, "", "linear probe on test, %")
     return figure

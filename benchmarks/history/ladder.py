@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, spread
+from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, legend, spread
 
 LADDER = {"contextprediction": (2015, 51), "moco": (2019, 65), "simclr": (2020, 69), "dino": (2021, 75)}
 # year and accuracy on ImageNet in per cent, linear, ResNet-50; context prediction as measured with a ResNet-50 by
@@ -123,6 +123,6 @@ def _figure(
     for (name, value), style in zip(lines, (":", "--", "-."), strict=True):
         axis.axhline(mean(value), color="#555555", linestyle=style, linewidth=1, label=name)
     axis.set_xticks(range(len(pictures)), list(pictures))
-    axis.legend(fontsize=7, ncols=2, frameon=False)
+    legend(axis)
     bare(axis, "", "linear probe on test, %")
     return figure

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.history.section import Section, markdown
-from benchmarks.methods import machine
 
 HEAD = """# The history of self-supervision, in our own runs
 
@@ -20,17 +19,19 @@ vote of the 20 nearest training photos, "linear" a linear probe whose penalty is
 """
 
 
-def write(section: Section, results: dict[str, Any], folder: Path, command: str, order: list[str]) -> None:
+def write(section: Section, results: dict[str, Any], folder: Path, made: str, order: list[str]) -> None:
     """Writes folder/NAME.png and folder/results/NAME.json, and puts the section into folder/README.md.
 
-    results: what the section was made from, by the cell's key; order: names of sections, as the page has them.
+    results: what the section was made from, by the cell's key; made: by what command, where; order: names of sections,
+    as the page has them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     section.figure.savefig(folder / f"{section.name}.png", dpi=110)
     file = folder / "results" / f"{section.name}.json"
     file.parent.mkdir(exist_ok=True)
     lines = [f"{json.dumps(name)}: {json.dumps(_rounded(result))}" for name, result in sorted(results.items())]
-    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    text = ",\n".join([f'"made": {json.dumps(made)}', *lines])
+    file.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
     text = "\n\n".join(
         [
             f"## {section.title}",
@@ -38,7 +39,7 @@ def write(section: Section, results: dict[str, Any], folder: Path, command: str,
             f"![{section.title}]({section.name}.png)",
             f"Here: {section.seen}",
             markdown(section.table),
-            f"`{command}` ({section.runs}; {machine()}).",
+            f"{made}: {section.runs}.",
         ]
     )
     page = folder / "README.md"
@@ -48,10 +49,16 @@ def write(section: Section, results: dict[str, Any], folder: Path, command: str,
     page.write_text("\n".join([HEAD, *body]), encoding="utf-8")
 
 
-def recorded(folder: Path) -> dict[str, Any]:
-    """Returns the results that `write` has left in a folder, by the cell's key."""
-    files = sorted((folder / "results").glob("*.json"))
-    return {name: result for file in files for name, result in json.loads(file.read_text(encoding="utf-8")).items()}
+def recorded(folder: Path, name: str) -> tuple[dict[str, Any], str]:
+    """Returns the results of a section that `write` has left in a folder, by the cell's key, and how they were made.
+
+    Raises ValueError if there are none.
+    """
+    file = folder / "results" / f"{name}.json"
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; without --recorded, the study {name} is run")
+    results = json.loads(file.read_text(encoding="utf-8"))
+    return results, results.pop("made")
 
 
 def _rounded(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare
+from benchmarks.history.section import COLORS, Section, accuracies, bare, legend
 
 PICTURES = {1000: 50_000, 5000: 200_000, 20_000: 500_000, 50_000: 1_000_000}  # seen in training, by photos
 BACKBONE = {"kind": "vit", "image_size": 32, "patch_size": 4, "width": 128, "depth": 3, "heads": 4}
@@ -108,5 +108,5 @@ def _figure(results: dict[tuple[str, int], Result]) -> Figure:
             )
         axis.set_xscale("log")
         bare(axis, "training photos", f"{'kNN' if kind == 'knn' else 'linear probe'} on test, %")
-    axes[0].legend(fontsize=7, frameon=False)
+    legend(axes[0])
     return figure

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, spread
+from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, legend, spread
 
 LENGTHS = (128, 512, 2048, 4096)
 MOMENTA = (0.0, 0.9, 0.99, 0.999)
@@ -71,5 +71,5 @@ def _figure(lengths: dict[int, list[Result]], momenta: dict[float, list[Result]]
             ]
             axis.errorbar(labels, middle, yerr=errors, color=color, marker="o", capsize=3, label=kind)
         bare(axis, name, "accuracy on test, %" if axis is left else "")
-    left.legend(fontsize=8, frameon=False)
+    legend(left)
     return figure

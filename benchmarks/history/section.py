@@ -57,6 +57,12 @@ def beyond_seeds(first: list[float], second: list[float]) -> bool:
     return difference > max(2 * error, 0.5)
 
 
+def legend(axis: Any) -> None:
+    """Puts the legend of an axis above the figure, where it covers nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    axis.figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=7, frameon=False)
+
+
 def bare(axis: Any, x: str = "", y: str = "") -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xlabel(x, fontsize=9)

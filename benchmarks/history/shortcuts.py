@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare
+from benchmarks.history.section import COLORS, Section, accuracies, bare, legend
 
 TRICKS: dict[str, dict[str, Any]] = {
     "all tricks": {"color": "dropping"},
@@ -93,5 +93,5 @@ def _figure(results: dict[tuple[str, str], Result]) -> Figure:
             )
         axis.set_xticks(range(len(TRICKS)), list(TRICKS), fontsize=7)
         bare(axis, "", label)
-    axes[0].legend(fontsize=7, frameon=False)
+    legend(axes[0])
     return figure
