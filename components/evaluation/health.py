@@ -3,19 +3,26 @@
 Garrido et al., RankMe, ICML 2023. https://arxiv.org/abs/2210.02885
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-COLLAPSED = 2.0  # effective rank, below which all photos have nearly the same features
+COLLAPSED = 2.0  # effective rank, below which all photos have nearly the same features, of at least
+ENOUGH = 32  # photos, for the rank is at most their number
 
 
 def effective_rank(features: Tensor) -> float:
     """Returns the exponential of the entropy of the normalized singular values of `features` [N, D].
 
-    From 1 (collapsed) to min(N, D).
+    From 1 (collapsed) to min(N, D). NaN if a feature is not finite.
     """
+    if not features.isfinite().all():
+        return math.nan
     singular_values = torch.linalg.svdvals(features.double())
+    if not singular_values.any():
+        return 1.0
     p = singular_values / singular_values.sum() + 1e-7
     return float(torch.exp(-(p * p.log()).sum()))
 

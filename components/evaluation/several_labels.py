@@ -57,7 +57,7 @@ def precision_with_ci(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
     scores, labels: [N, C]; each photo shows at least one class.
     """
-    return _interval(mean_average_precision(scores, labels), _resampled(scores, labels), len(labels))
+    return _interval(mean_average_precision(scores, labels), _resampled(scores, labels), len(labels), least=0.0)
 
 
 def precision_difference(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, float]:
@@ -66,23 +66,29 @@ def precision_difference(first: Tensor, second: Tensor, labels: Tensor) -> dict[
     Both are measured on the same samples of the photos.
     """
     value = mean_average_precision(first, labels) - mean_average_precision(second, labels)
-    return _interval(value, _resampled(first, labels) - _resampled(second, labels), len(labels))
+    return _interval(value, _resampled(first, labels) - _resampled(second, labels), len(labels), least=-1.0)
 
 
 def _resampled(scores: Tensor, labels: Tensor) -> Tensor:
-    """Returns the mean average precision of DRAWS samples of as many photos, drawn with replacement: [DRAWS]."""
+    """Returns the mean average precision of DRAWS samples of as many photos, drawn with replacement: [DRAWS].
+
+    A class that a sample does not show has its precision on all photos there, so that every sample is of all classes.
+    """
     random, photos, values = torch.Generator().manual_seed(0), len(labels), []
+    measured = average_precision(scores, labels).float()
+    known = ~measured.isnan()
     for _ in range(DRAWS // AT_ONCE):
         drawn = torch.randint(photos, (photos, AT_ONCE), generator=random)
         counts = torch.zeros(photos, AT_ONCE).scatter_add_(0, drawn, torch.ones(photos, AT_ONCE))
-        values.append(average_precision(scores, labels, counts).nanmean(0))
+        precisions = average_precision(scores[:, known], labels[:, known], counts)
+        values.append(torch.where(precisions.isnan(), measured[known, None], precisions).mean(0))
     return torch.cat(values)
 
 
-def _interval(value: float, drawn: Tensor, photos: int) -> dict[str, float]:
-    """Returns the 95 % interval, from -1 to 1, of samples that are moved to the mean `value`.
+def _interval(value: float, drawn: Tensor, photos: int, *, least: float) -> dict[str, float]:
+    """Returns the 95 % interval, from `least` to 1, of samples that are moved to the mean `value`.
 
     A photo that is drawn twice and shows a class finds itself, so that the mean of the samples is too high.
     """
-    low, high = (drawn - drawn.mean() + value).clamp(-1, 1).quantile(torch.tensor([0.025, 0.975])).tolist()
+    low, high = (drawn - drawn.mean() + value).clamp(least, 1).quantile(torch.tensor([0.025, 0.975])).tolist()
     return {"value": value, "low": low, "high": high, "of": photos}

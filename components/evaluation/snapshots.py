@@ -7,6 +7,7 @@ changes nothing of the run: it draws no random numbers and trains nothing.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.evaluation import knn
 from components.evaluation.features import center, features
-from components.evaluation.health import COLLAPSED, effective_rank
+from components.evaluation.health import COLLAPSED, ENOUGH, effective_rank
 from components.models.backbone import Backbone, load
 from components.precision import uses_bf16
 
 NEIGHBORS = 20
+FEWEST_VAL = 5  # labels of val, for a run that trains with those of train
 MOST = 4096  # photos classified by the others
 WATCHED = 2048  # photos that a run from random weights is measured on
 PAIRS = 1024  # photos of which two crops are compared where there are no labels, and of which the rank is computed
@@ -34,24 +36,36 @@ CROP = (0.3, 1.0)
 
 @dataclass(frozen=True)
 class Quality:
-    """How good features are. value: from 0 to 1, and `measured` says what it is; effective_rank: see health.py."""
+    """How good features are. value: from 0 to 1, and `measured` says what it is.
+
+    effective_rank: see health.py; None for fewer photos than ENOUGH, and if a feature is not finite.
+    """
 
     value: float
     measured: str
-    effective_rank: float
+    effective_rank: float | None
 
 
-def measure(backbone: Backbone, photos: Photos, seed: int, splits: tuple[str, ...], most: int | None = None) -> Quality:
+def measure(
+    backbone: Backbone,
+    photos: Photos,
+    seed: int,
+    splits: tuple[str, ...],
+    most: int | None = None,
+    *,
+    by_labels: bool = True,
+) -> Quality:
     """Returns how good the features are on the photos of `splits`, or on `most` of them, drawn by the seed.
 
-    With labels: kNN accuracy, each photo classified by the others. Without: the share of photos whose random crop is
-    nearer to another random crop of the same photo than to those of the others.
+    With labels, if by_labels: kNN accuracy, each photo classified by the others. Without: the share of photos whose
+    random crop is nearer to another random crop of the same photo than to those of the others.
     """
     names, rows = " and ".join(splits), photos.rows(*splits, labeled=True)
     if most is not None and len(rows) > most:
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
-    if len(photos.labels(rows).unique()) > 1:
-        (bank,) = center(features(backbone, photos, "snapshot", rows))
+    if by_labels and len(photos.labels(rows).unique()) > 1:
+        vectors = features(backbone, photos, "snapshot", rows)
+        (bank,) = center(vectors)
         labels, places = (
             photos.labels(rows),
             torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:MOST]),
@@ -59,12 +73,18 @@ def measure(backbone: Backbone, photos: Photos, seed: int, splits: tuple[str, ..
         predicted = knn.classify_leave_one_out(places, bank, labels, min(NEIGHBORS, len(rows) - 1))
         accuracy = float((predicted == labels[places]).float().mean())
         words = f"kNN accuracy on {len(places)} photos of {names}, each classified by the others"
-        return Quality(accuracy, words, effective_rank(bank[places[:PAIRS]]))
+        return Quality(accuracy, words, _rank(vectors[places[:PAIRS]]))
     rows = np.random.default_rng(seed).permutation(photos.rows(*splits))[:PAIRS]
-    first, second = (center(x)[0] for x in _crops(backbone, photos, rows, seed))
+    crops = _crops(backbone, photos, rows, seed)
+    first, second = (center(x)[0] for x in crops)
     found = (first @ second.T).argmax(1) == torch.arange(len(rows))
     words = f"{len(rows)} photos of {names}, recognized by another crop of them"
-    return Quality(float(found.float().mean()), words, effective_rank(first))
+    return Quality(float(found.float().mean()), words, _rank(crops[0]))
+
+
+def _rank(vectors: Tensor) -> float | None:
+    rank = effective_rank(vectors)  # not of centered vectors: of those that are all the same, rounding is left
+    return rank if len(vectors) >= ENOUGH and math.isfinite(rank) else None
 
 
 @torch.no_grad()
@@ -84,7 +104,8 @@ def _crops(backbone: Backbone, photos: Photos, rows: np.ndarray, seed: int) -> t
 class Snapshots:
     """The measured points of one run, in a folder that outlives its interruptions.
 
-    splits: without train, if the run trains with its labels, which its features then fit better than other photos'.
+    labels_seen: whether the run trains with the labels of train, which its features then fit better than other photos'.
+    It is measured on val alone then, or, where val has fewer than FEWEST_VAL labels, without labels.
     keeps: whether the best backbone is kept; if not, features are only measured, on at most WATCHED photos.
     """
 
@@ -93,11 +114,13 @@ class Snapshots:
         folder: Path,
         photos: Photos,
         seed: int,
-        splits: tuple[str, ...] = ("train", "val"),
         *,
+        labels_seen: bool = False,
         keeps: bool = True,
     ) -> None:
-        self.folder, self.photos, self.seed, self.splits, self.keeps = folder, photos, seed, splits, keeps
+        self.folder, self.photos, self.seed, self.keeps = folder, photos, seed, keeps
+        self.by_labels = not labels_seen or len(photos.rows("val", labeled=True)) >= FEWEST_VAL
+        self.splits = ("val",) if labels_seen and self.by_labels else ("train", "val")
         self.log = folder / "snapshots.jsonl"
 
     def lines(self) -> list[dict[str, Any]]:
@@ -111,7 +134,7 @@ class Snapshots:
             return
         modes = {name: module.training for name, module in backbone.named_modules()}
         most = None if self.keeps else WATCHED
-        quality = measure(backbone.eval(), self.photos, self.seed, self.splits, most)
+        quality = measure(backbone.eval(), self.photos, self.seed, self.splits, most, by_labels=self.by_labels)
         for name, module in backbone.named_modules():
             module.training = modes[name]
         if self.keeps and quality.value > max((line["value"] for line in lines), default=-1.0):
@@ -129,9 +152,11 @@ class Snapshots:
         if not lines:
             return []
         points = ", ".join(f"{line['value']:.3f} after step {line['step']:,}" for line in lines)
-        ranks = ", ".join(f"{line['effective_rank']:.0f}" for line in lines)
-        words = [f"{lines[0]['measured']}: {points}; effective rank: {ranks}"]
-        if lines[-1]["effective_rank"] < COLLAPSED:
+        words, ranks = [f"{lines[0]['measured']}: {points}"], [line["effective_rank"] for line in lines]
+        if None in ranks:
+            return words
+        words[0] += f"; effective rank: {', '.join(f'{rank:.0f}' for rank in ranks)}"
+        if ranks[-1] < COLLAPSED:
             what = "collapsed: all photos have nearly the same features"
             words.append(f"{what}; try a lower learning rate, a longer warm-up, or another method")
         return words

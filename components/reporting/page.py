@@ -54,7 +54,7 @@ def render(
         best=best,
         selection=results.methods[best].get("selection") if best else None,
         curves=curves(results.logs) if results.logs else "",
-        learned=learned(_points(results)) if results.measured else "",
+        learned={measured: learned(points) for measured, points in _points(results).items()},
         confusion=confusion(results.adapter["confusion"], results.adapter["classes"])
         if "confusion" in results.adapter
         else "",
@@ -83,12 +83,14 @@ def render(
     )
 
 
-def _points(results: Results) -> dict[str, list[tuple[int, float]]]:
-    """Returns photos seen and what the features were worth then, by method."""
-    return {
-        name: [(line["step"] * results.configs[name]["batch_size"], line["value"]) for line in lines]
-        for name, lines in results.measured.items()
-    }
+def _points(results: Results) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Returns photos seen and what the features were worth then, by what was measured and by method."""
+    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name, lines in results.measured.items():
+        batch_size = results.configs[name]["batch_size"]
+        values = [(line["step"] * batch_size, line["value"]) for line in lines]
+        points.setdefault(lines[0]["measured"], {})[name] = values
+    return points
 
 
 def retrieval(photos: Photos, neighbors: dict[str, list[int]], queries: int) -> list[dict[str, Any]]:

@@ -8,10 +8,12 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from components.measurement import processor
 from components.reporting.results import Results
+from components.source_files import ROOT as COMPONENTS
+
+ROOT = COMPONENTS.parent
 
 PACKAGES = ("selfsight", "torch", "torchvision", "transformers", "accelerate", "dvc")
 
@@ -64,10 +66,12 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Returns the commit of the project's checkout, with a note if files differ from it; None without git."""
+    """Returns the commit of the project's checkout, with a note if files differ from it; None if it is not in git."""
+    if not (ROOT / ".git").exists():  # installed elsewhere, perhaps inside another project's checkout
+        return None
     try:
         command = ["git", "describe", "--always", "--dirty= with changes", "--exclude=*"]
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.evaluation.health import COLLAPSED
+from components.evaluation.health import COLLAPSED, ENOUGH
 from components.reporting.results import BASELINES, Results
 
 
@@ -17,17 +17,17 @@ def backbone_sentence(results: Results) -> tuple[bool, str] | None:
         return None
     metrics = results.methods[best]
     rank, dimensions = metrics["health"]["effective_rank"], metrics["health"]["dimensions"]
-    if rank < COLLAPSED:
+    if _collapsed(metrics):
         return False, f"{best} has collapsed: all photos have nearly the same features (effective rank {rank:.1f})."
     if "backbone" not in metrics:
         used = f"The features of {best} use {rank:.0f} of {dimensions} directions"
-        return True, f"{used}; without labels no accuracy was measured."
+        return True, f"{used}; accuracy was not measured: {_why(metrics)}."
     own, (name, other) = metrics["backbone"]["knn"], _best_baseline(metrics)
     known = f"By the photos most like them, {best} names {100 * own['value']:.0f} % of the test photos right"
     beside = f"{name}: {100 * other['value']:.0f} %"
     if own["low"] > other["high"]:
-        times = own["value"] / other["value"] if other["value"] else 0.0
-        return True, f"{known}, {times:.1f} times as many as without a trained backbone ({beside})."
+        times = f"{own['value'] / other['value']:.1f} times as many as" if other["value"] else "more than"
+        return True, f"{known}, {times} without a trained backbone ({beside})."
     if own["high"] < other["low"]:
         return False, f"{known}, fewer than without a trained backbone ({beside})."
     return False, f"{known}, which this data cannot tell from what needs no trained backbone ({beside})."
@@ -38,21 +38,26 @@ def next_sentence(results: Results) -> str | None:
     if not (best := results.best_method()):
         return None
     metrics = results.methods[best]
-    if metrics["health"]["effective_rank"] < COLLAPSED:
+    if _collapsed(metrics):
         return "Next: train longer or with a lower learning rate, or choose another method (see docs/methods)."
     if "backbone" not in metrics:
-        return "Next: sort a few photos into a folder for each class, or name their classes in labels.csv."
+        return "Next: sort a few photos into a folder for each class, or name one class for each in labels.csv."
     _, other = _best_baseline(metrics)
     published = best in results.origins
     if not metrics["backbone"]["knn"]["low"] > other["high"] and not published:
         return "Next: start from published weights, which need fewer photos: make run PHOTOS=FOLDER chooses them."
     if published and not results.configs[best]["epochs"]:
-        return (
-            "Next: let these weights learn from your photos without labels: python flows/pretrain.py --method "
-            "distill, or "
-            "make run PHOTOS=FOLDER for settings that fit them."
-        )
+        return "Next: let these weights learn from your photos, without labels: make run PHOTOS=FOLDER chooses how."
     return "Next: try it on a photo of your own: make app."
+
+
+def _collapsed(metrics: dict[str, Any]) -> bool:
+    health = metrics["health"]
+    return bool(health["effective_rank"] < COLLAPSED and health.get("photos", ENOUGH) >= ENOUGH)
+
+
+def _why(metrics: dict[str, Any]) -> str:
+    return str(next(iter(metrics.get("not_measured", {}).values()), "there are no labels"))
 
 
 def _best_baseline(metrics: dict[str, Any]) -> tuple[str, dict[str, float]]:

@@ -54,6 +54,7 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
         "effective_rank": effective_rank(sample),
         "feature_std": feature_std(sample),
         "dimensions": backbone.dim,
+        "photos": len(sample),
     }
     metrics: dict[str, Any] = {"health": health}
     if reason := cannot_score(photos):
@@ -78,6 +79,7 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     near = neighbors(vectors, photos.rows("train"), test, config.retrieved)
     (out / "neighbors.json").write_text(json.dumps(near) + "\n", encoding="utf-8")
+    (out / MAPS).unlink(missing_ok=True)
     if config.maps and not backbone.patches:
         shown = test[np.linspace(0, len(test) - 1, min(config.maps, len(test))).astype(int)]
         write_maps(backbone, photos, shown, out / MAPS)

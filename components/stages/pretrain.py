@@ -30,6 +30,8 @@ from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 from components.training.start import rates
 
+MEASURED = "measured.jsonl"
+
 
 def epoch_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Returns the rows in the order of one epoch."""
@@ -40,6 +42,7 @@ def epoch_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 class Setup:
     """All that `fit` needs for this config and these photos."""
 
+    photos: Photos
     config: PretrainConfig  # with the settings that depend on the data
     method: Method
     load: Callable[[int], list[torch.Tensor]]  # step -> this rank's batch
@@ -76,7 +79,7 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
         compile_blocks(method)
     factors = rates(method, config.start) if config.goes_on else {}
     optimizer = optim.build(method, config.settings.optimizer, config.batch_size, factors, config.start.frozen)
-    return Setup(config, method, load, optimizer, per_epoch)
+    return Setup(photos, config, method, load, optimizer, per_epoch)
 
 
 def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
@@ -101,7 +104,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     }
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
     with exclusive(state, acc):
-        snapshots = _snapshots(config, state, Photos(data))
+        snapshots = _snapshots(config, state, run_setup.photos)
         if times := config.start.measured if config.goes_on else config.measured:
             if acc.is_main_process:  # as published: some methods set another pooling
                 snapshots.take(0, (build(config.backbone) if config.goes_on else method.keep()).to(acc.device))
@@ -112,7 +115,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
             kept, summary = snapshots.best() if config.goes_on else (method.keep(), None)
             _save(config, kept, out, acc)
             (out / "log.jsonl").write_bytes(run.log.read_bytes())
-            (out / "measured.jsonl").write_text("".join(json.dumps(x) + "\n" for x in snapshots.lines()), "utf-8")
+            (out / MEASURED).write_text("".join(json.dumps(x) + "\n" for x in snapshots.lines()), "utf-8")
             for line in snapshots.describe():
                 print(f"{config.method}: {line}")
             if summary:
@@ -126,9 +129,8 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
 
 
 def _snapshots(config: PretrainConfig, folder: Path, photos: Photos) -> Snapshots:
-    shows_labels = any(field.shows_labels for field in fields(config))
-    splits = ("val",) if shows_labels and len(photos.rows("val")) else ("train", "val")
-    return Snapshots(folder, photos, config.seed, splits, keeps=config.goes_on)
+    labels_seen = any(field.shows_labels for field in fields(config))
+    return Snapshots(folder, photos, config.seed, labels_seen=labels_seen, keeps=config.goes_on)
 
 
 def untrained(config: PretrainConfig, data: Path) -> Backbone:
@@ -144,7 +146,8 @@ def _save(config: PretrainConfig, backbone: Backbone, out: Path, acc: Accelerato
     if acc.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         backbone.save(out / "backbone")
-        (out / "log.jsonl").write_text("", encoding="utf-8")
+        for name in ("log.jsonl", MEASURED):
+            (out / name).write_text("", encoding="utf-8")
         write_config(config, out / "config.json")
 
 

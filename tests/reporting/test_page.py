@@ -128,9 +128,11 @@ def test_maps_and_the_worst_mistakes_are_shown(results, photos):
 
 def test_what_was_learned_when_is_drawn(results, photos):
     lines = [{"step": step, "value": value, "measured": "a <measure>"} for step, value in ((0, 0.2), (9, 0.4))]
-    html = page(results, photos, measured={"moco": lines})
+    other = [{**line, "measured": "another"} for line in lines]
+    html = page(results, photos, measured={"moco": lines, "simclr": other})
     assert "a &lt;measure&gt;, over the photos" in html
-    assert html.count("<svg") == page(results, photos).count("<svg") + 1
+    assert "another, over the photos" in html  # what cannot be compared has a figure of its own
+    assert html.count("<svg") == page(results, photos).count("<svg") + 2
 
 
 def test_how_the_results_were_made_is_said(results, photos):

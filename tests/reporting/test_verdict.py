@@ -10,9 +10,11 @@ from components.evaluation.statistics import proportion_with_ci
 from components.reporting.verdict import backbone_sentence, next_sentence
 
 
-def results(*, right=160, pixels=60, rank=30.0, published=False, epochs=3, scored=True):
-    metrics = {"health": {"effective_rank": rank, "dimensions": 64}}
-    if scored:
+def results(*, right=160, pixels=60, rank=30.0, published=False, epochs=3, scored=True, photos=200):
+    metrics = {"health": {"effective_rank": rank, "dimensions": 64, "photos": photos}}
+    if not scored:
+        metrics["not_measured"] = {"knn": "the test split has no labeled photo"}
+    else:
         metrics |= {
             "majority": {"top1": proportion_with_ci(20, 200)},
             "pixels": {"knn": proportion_with_ci(pixels, 200)},
@@ -33,10 +35,11 @@ def results(*, right=160, pixels=60, rank=30.0, published=False, epochs=3, score
         ({}, "80 % of the test photos right, 2.7 times as many", "make app"),
         ({"right": 62}, "cannot tell from what needs no trained backbone (raw pixels, no network: 30 %)", "published"),
         ({"right": 20}, "fewer than without a trained backbone", "published"),
-        ({"published": True, "epochs": 0}, "2.7 times", "--method distill"),
+        ({"published": True, "epochs": 0}, "2.7 times", "make run PHOTOS"),
         ({"published": True}, "2.7 times", "make app"),
         ({"rank": 1.2}, "moco has collapsed", "another method"),
-        ({"scored": False}, "use 30 of 64 directions", "labels.csv"),
+        ({"rank": 1.2, "photos": 2}, "2.7 times", "make app"),  # two photos have no more directions
+        ({"scored": False}, "use 30 of 64 directions; accuracy was not measured: the test split has", "labels.csv"),
     ],
 )
 def test_the_verdict_and_the_next_step(of, known, following):

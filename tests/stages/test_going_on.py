@@ -1,6 +1,7 @@
 """A published backbone untouched, and training that goes on from it and is never silently worse."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_the_best_of_start_and_snapshots_is_kept_and_compared_with_the_start(
     start_folder, photos, tmp_path, monkeypatch
 ):
     values = iter([0.5, 0.4, 0.9, 0.7])
-    monkeypatch.setattr(snapshots, "measure", lambda *_: Quality(next(values), "made up", 9.0))
+    monkeypatch.setattr(snapshots, "measure", lambda *_, **__: Quality(next(values), "made up", 9.0))
     run("simclr", start_folder, photos, tmp_path / "run", start={"measured": 3}, **SIMCLR)
     summary = json.loads((tmp_path / "run" / "start.json").read_text())
     assert [point["value"] for point in summary["points"]] == [0.5, 0.4, 0.9, 0.7]
@@ -89,7 +90,7 @@ def test_the_best_of_start_and_snapshots_is_kept_and_compared_with_the_start(
 def test_the_start_is_the_backbone_as_published(method, size, start_folder, photos, tmp_path, monkeypatch):
     """Not with the pooling that the method sets."""
     values = iter([0.5, 0.4])
-    monkeypatch.setattr(snapshots, "measure", lambda *_: Quality(next(values), "made up", 9.0))
+    monkeypatch.setattr(snapshots, "measure", lambda *_, **__: Quality(next(values), "made up", 9.0))
     run(method, start_folder, photos, tmp_path, start={"measured": 1}, **size)
     config = configure(method, start_folder, photos, **size)
     assert load(tmp_path / "backbone").pool == build(config.backbone).pool == "class"
@@ -106,10 +107,10 @@ def test_an_interrupted_run_measures_and_keeps_the_same(start_folder, photos, tm
     run("simclr", start_folder, photos, tmp_path / "whole", **settings)
     real, calls = snapshots.measure, iter(range(3))
 
-    def cut(*args):
+    def cut(*args, **settings):
         if next(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **settings)
 
     monkeypatch.setattr(snapshots, "measure", cut)
     with pytest.raises(KeyboardInterrupt):
@@ -124,7 +125,7 @@ def test_an_interrupted_run_measures_and_keeps_the_same(start_folder, photos, tm
 
 def test_a_run_that_makes_the_features_worse_keeps_the_start(start_folder, photos, tmp_path, monkeypatch):
     values = iter([0.5, 0.4, 0.3])
-    monkeypatch.setattr(snapshots, "measure", lambda *_: Quality(next(values), "made up", 9.0))
+    monkeypatch.setattr(snapshots, "measure", lambda *_, **__: Quality(next(values), "made up", 9.0))
     run("simclr", start_folder, photos, tmp_path, start={"measured": 2}, **SIMCLR)
     start, kept = weights(start_folder), weights(tmp_path / "backbone")
     assert all(torch.equal(start[name], kept[name]) for name in start)
@@ -147,13 +148,23 @@ def test_measuring_changes_no_bit_of_the_run(start_folder, photos, tmp_path, mon
     assert losses[0] == losses[1]
 
 
-def test_a_run_from_random_weights_is_measured_without_changing_a_bit(photos, tmp_path, capsys):
-    shape = {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
+VIT = {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
+PUZZLE = {"patch": 8, "gap": 2, "jitter": 1, "grids": 1, "hidden": 8, "resampled": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "own"),
+    [
+        ("dino", VIT, {"hidden": 8, "bottleneck": 4, "prototypes": 8, "local_crops": 0}),
+        ("contextprediction", VIT, PUZZLE),  # its kept backbone looks at patches, the trained one does not
+        ("simclr", {"kind": "resnet18", "image_size": 16}, {"hidden": 8, "dim": 4}),  # with batch norm
+    ],
+)
+def test_a_run_from_random_weights_is_measured_without_changing_a_bit(photos, tmp_path, capsys, method, shape, own):
     states = []
     for measured in (0, 2):
-        common = {"backbone": shape, "batch_size": 16, "epochs": 2, "measured": measured}
-        own = {"hidden": 8, "bottleneck": 4, "prototypes": 8, "local_crops": 0}
-        config = pretrain_config.configure_for("dino", {"common": common, "dino": own}, photos)
+        common = {"backbone": shape, "batch_size": 16, "epochs": 1, "measured": measured}
+        config = pretrain_config.configure_for(method, {"common": common, method: own}, photos)
         pretrain.pretrain(config, photos.folder, out := tmp_path / str(measured))
         states.append(weights(out / "backbone"))
         lines = [json.loads(line) for line in (out / "measured.jsonl").read_text().splitlines()]
@@ -161,15 +172,33 @@ def test_a_run_from_random_weights_is_measured_without_changing_a_bit(photos, tm
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not (out / "start.json").exists()
     assert all(0 <= line["value"] <= 1 <= line["effective_rank"] for line in lines)
-    assert f"dino: {lines[0]['measured']}: {lines[0]['value']:.3f} after step 0, " in capsys.readouterr().out
+    assert f"{method}: {lines[0]['measured']}: {lines[0]['value']:.3f} after step 0, " in capsys.readouterr().out
 
 
-def test_a_collapse_is_named(photos, tmp_path):
+@pytest.mark.parametrize(
+    ("spread", "said"),
+    [(1e-4, ["collapsed: all photos have nearly the same features; try"]), (1.0, []), (math.nan, [])],
+)
+def test_a_collapse_is_measured_and_named(photos, tmp_path, monkeypatch, tiny, spread, said):
+    noise = torch.randn(len(photos), 16, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(snapshots, "features", lambda _, __, ___, rows: 1 + spread * noise[rows])
     watched = snapshots.Snapshots(tmp_path, photos, 0, keeps=False)
-    lines = [{"step": step, "value": 0.5, "measured": "x", "effective_rank": r} for step, r in ((0, 9.0), (5, 1.1))]
-    watched.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert watched.describe()[-1].startswith("collapsed: all photos have nearly the same features; try")
-    assert len(snapshots.Snapshots(tmp_path / "none", photos, 0).describe()) == 0
+    watched.take(5, build(tiny))
+    (line,) = watched.lines()
+    assert (line["effective_rank"] is None) == math.isnan(spread)
+    assert [words[:56] for words in watched.describe()[1:]] == said
+
+
+def test_the_rank_of_a_few_photos_tells_nothing(photos, tmp_path, tiny):
+    assert snapshots.measure(build(tiny), photos, 0, ("val",)).effective_rank is None
+
+
+def test_a_run_that_saw_the_labels_is_measured_by_crops_where_val_has_few(photos, tmp_path, monkeypatch, tiny):
+    assert snapshots.Snapshots(tmp_path, photos, 0, labels_seen=True).splits == ("val",)
+    monkeypatch.setattr(snapshots, "FEWEST_VAL", 1000)
+    watched = snapshots.Snapshots(tmp_path, photos, 0, labels_seen=True, keeps=False)
+    watched.take(0, build(tiny))
+    assert "of train and val, recognized by another crop" in watched.lines()[0]["measured"]
 
 
 def test_the_head_moves_first_then_lower_layers_most_slowly(start_folder, photos):
@@ -200,7 +229,7 @@ def test_the_head_moves_first_then_lower_layers_most_slowly(start_folder, photos
 def test_no_byte_of_the_backbone_changes_while_only_the_head_trains(family, photos, tmp_path, monkeypatch):
     """Running statistics of batch norm included."""
     values = iter([0.5, 0.6])  # so that the snapshot at the end is kept
-    monkeypatch.setattr(snapshots, "measure", lambda *_: Quality(next(values), "made up", 9.0))
+    monkeypatch.setattr(snapshots, "measure", lambda *_, **__: Quality(next(values), "made up", 9.0))
     folder = checkpoint(family, tmp_path / "start")
     backbone = {"kind": "published", "from": str(folder), "image_size": 16}
     start = {"measured": 1, "frozen": 1.0}
