@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import affine_grid, grid_sample
 
-from benchmarks.history import augmentations, photo_sets
+from benchmarks.history import augmentations, collapse, heads, photo_sets
 from benchmarks.history.cell import Cell, run
 from benchmarks.history.page import recorded, write
 from benchmarks.history.runner import Runner, key
@@ -144,6 +144,43 @@ def test_a_study_ends_in_a_section(name, tmp_path):
     assert (tmp_path / f"{name}.png").stat().st_size < 150_000
 
 
+def result(*, linear, knn=50.0, head=None, **more):
+    def scores(value):
+        return {"knn": {"value": knn / 100}, "linear": {"value": value / 100}}
+
+    return {"test": scores(linear), "others": {"head": scores(head or linear)}, **more}
+
+
+def test_sentences_say_what_the_numbers_can_tell():
+    by_head = {
+        "none": [result(linear=60), result(linear=62)],
+        "linear": [result(linear=66), result(linear=74)],
+        "v1": [result(linear=70, head=60), result(linear=71, head=61)],
+    }
+    words = heads._seen(by_head)
+    assert (
+        "By a linear probe, features before two layers are 9.5 points above those with no head and not to be told"
+        in words
+    )
+    assert "and 10.0 points above those after, as in the paper. By kNN" in words
+    assert words.endswith("not to be told (+0.0) from those after, unlike the paper.")
+
+    def learning(entropy):
+        return {"points": [{"kept": 0.4, "student": 0.3}], "log": [{"entropy": entropy}], **result(linear=50)}
+
+    of = {name: learning(entropy) for name, entropy in zip(collapse.RUNS, (0.4, 0.0, 1.0, 0.5), strict=True)}
+    words = collapse._seen(of)
+    assert words.startswith(
+        "At 100 % of the measured points of the two runs that learn, the teacher is above its student. "
+    )
+    assert "is 0.40 of its maximum with both, 0.00 without centering and 1.00 without sharpening" in words
+
+    one = {(a, b): 50.0 for a in augmentations.CHANGES for b in augmentations.CHANGES}
+    words = augmentations._seen({**one, ("crop", "color"): 56.0, ("crop", "gray"): 58.0}, result(linear=40))
+    assert "The best pair is crop with gray (58.0 %), not to be told from crop with color. " in words
+    assert "Crop with color has 56.0 %, as in the paper" in words
+
+
 def test_a_section_replaces_its_own_and_keeps_the_others_in_order(tmp_path):
     def section(name, seen):
         return Section(name, name.title(), "claim", seen, [["a", "b"], ["1", "2"]], Figure(), "runs")
@@ -165,6 +202,8 @@ def test_recorded_results_are_used_in_place_of_runs(tmp_path):
     assert made == "command"
     assert ready.measure([of]) == [{"pictures": 3, "test": {"knn": 0.333333}}]
     assert list(ready.used) == [key(of)]
+    with pytest.raises(ValueError, match="1 of 2 runs are not recorded"):
+        ready.measure([of, replace(of, points=1)])
     assert key(replace(of, points=1)) != key(of)
     with pytest.raises(ValueError, match=r"queue.json is missing; without --recorded, the study queue is run"):
         recorded(tmp_path, "queue")

@@ -51,6 +51,10 @@ class Cell:
     points: int = 0
 
 
+def epochs(cell: Cell) -> int:
+    return int(cell.pretrain[cell.method]["epochs"])
+
+
 def run(cell: Cell, data: Path, folder: Path) -> dict[str, Any]:
     """Trains and measures. Returns accuracies on test, on val at the end and at each point, and what it took.
 
@@ -70,14 +74,18 @@ def run(cell: Cell, data: Path, folder: Path) -> dict[str, Any]:
     length: dict[str, Any] = {"steps": steps, "per_epoch": ready.per_epoch, "batch_size": config.batch_size}
     plan = Run(cell.method, **length, log=folder / "log.jsonl", state=folder / "state", seed=config.seed)
     plan = replace(plan, measured=tuple(sorted(every)), measure=points.take)
-    started, before = time.process_time(), _steps(folder / "log.jsonl")
-    fit(ready.method, ready.load, ready.optimizer, config.settings.optimizer, plan, acc)
-    per_step = (time.process_time() - started - points.seconds) / max(1, steps - before)
+    seconds, started = folder / "cpu_seconds.txt", time.process_time()
+    before = float(seconds.read_text(encoding="utf-8")) if seconds.is_file() else 0.0
+    try:
+        fit(ready.method, ready.load, ready.optimizer, config.settings.optimizer, plan, acc)
+    finally:
+        spent = before + time.process_time() - started - points.seconds
+        seconds.write_text(str(spent), encoding="utf-8")
     vectors = outputs(ready.method, photos)
     ready.method.keep().save(folder / "backbone")
     return {
         "pictures": steps * config.batch_size,
-        "cpu_seconds": steps * per_step,
+        "cpu_seconds": spent,
         "test": _two(score(vectors["kept"], photos, NEIGHBORS)),
         "val": {name: selection_score(x, photos, NEIGHBORS, 0)["knn"] for name, x in vectors.items()},
         "others": {name: _two(score(x, photos, NEIGHBORS)) for name, x in vectors.items() if name != "kept"},
@@ -93,7 +101,8 @@ def outputs(method: Method, photos: Photos, rows: np.ndarray | None = None) -> d
         found["student"] = features(method.student[0], photos, "student", rows)
     if isinstance(method, SimCLR):
         with torch.no_grad():
-            found["head"] = method.projector.eval().cpu()(found["kept"])
+            device = next(method.parameters()).device
+            found["head"] = method.projector.eval()(found["kept"].to(device)).cpu()
     return found
 
 
@@ -138,12 +147,6 @@ def _thinned(log: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     kept = [*lines[: -3 : max(1, len(lines) // LOGGED)], *lines[-3:]]
     return [{name: value for name, value in line.items() if name not in MACHINES} for line in kept]
-
-
-def _steps(log: Path) -> int:
-    """Returns how many steps were done before this process."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def main() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.history.cell import epochs
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, legend, spread
+from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, compared, legend, spread
 
 HEADS = {"none": "no head", "linear": "one linear layer", "v1": "two layers (v1)", "v2": "three layers (v2)"}
 
@@ -31,7 +32,7 @@ def study(runner: Runner) -> Section:
         _seen(by_head),
         rows,
         _figure(by_head),
-        f"scenes, the ViT of the ladder, 5 epochs; {runner.seeds} seeds",
+        f"scenes, the ViT of the ladder, {epochs(cells[0])} epochs; {runner.seeds} seeds",
     )
 
 
@@ -40,19 +41,18 @@ def _before_and_after(results: list[Result], kind: str) -> tuple[list[float], li
 
 
 def _seen(by_head: dict[str, list[Result]]) -> str:
-    before, after = _before_and_after(by_head["v1"], "linear")
-    none, linear = (accuracies(by_head[head], "linear") for head in ("none", "linear"))
-    gains = [
-        f"{mean(before) - mean(other):.1f} points above {name}"
-        + ("" if beyond_seeds(before, other) else " (within chance)")
-        for name, other in (("no head", none), ("a linear one", linear))
+    return " ".join(_sentence(by_head, kind, name) for kind, name in (("linear", "a linear probe"), ("knn", "kNN")))
+
+
+def _sentence(by_head: dict[str, list[Result]], kind: str, name: str) -> str:
+    before, after = _before_and_after(by_head["v1"], kind)
+    against = [
+        f"{compared(before, accuracies(by_head[head], kind))} those with {words}"
+        for head, words in (("none", "no head"), ("linear", "a linear one"))
     ]
-    lost = mean(before) - mean(after)
-    agrees = "as in the paper" if lost > 0 and beyond_seeds(before, after) else "unlike the paper"
-    return (
-        f"With two layers the features are {' and '.join(gains)}. A linear probe before the head is {lost:.1f} "
-        f"points above one after it, {agrees}."
-    )
+    lost = compared(before, after)
+    agrees = "as in the paper" if mean(before) > mean(after) and beyond_seeds(before, after) else "unlike the paper"
+    return f"By {name}, features before two layers are {' and '.join(against)}, and {lost} those after, {agrees}."
 
 
 def _figure(by_head: dict[str, list[Result]]) -> Figure:

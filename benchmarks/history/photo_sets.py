@@ -68,8 +68,8 @@ def magnified(plane: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _part_of_cifar(cifar: Path, count: int, out: Path) -> None:
-    """Links `count` training photos, the first of each class by name, and test and val photos, which all parts "
-    "share."""
+    """Links `count` training photos, the first of each class by name, and test and val photos, which all parts
+    share."""
     for source in sorted((cifar / "train").iterdir()):
         test = sorted((cifar / "test" / source.name).iterdir())
         parts = {
