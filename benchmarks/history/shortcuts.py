@@ -74,6 +74,8 @@ def _seen(results: dict[tuple[str, str], Result]) -> str:
         known = compared(accuracies([with_fringes], "linear"), accuracies([without], "linear"))
         puzzle = f"With {trick}, fringes make the puzzle {effect} ({solved:+.1f} points)"
         words.append(f"{puzzle}, and features are {known} those without.")
+        if effect == "easier":
+            words.append("As in the paper." if "below" in known else "In the paper, fringes taught less.")
     return " ".join([*words, "Guessing solves 12.5 %."])
 
 
