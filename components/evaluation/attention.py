@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity, pad
 from components.data.photos import Photos
 from components.models.backbone import Backbone, Published
 
-MAPS = "maps.safetensors"
+MAPS, LEAST = "maps.safetensors", 4
 CLASS_TOKEN = "attention of the class token in the last block, mean over heads"
 SIMILARITY = "similarity of each place's feature to the mean of all places"
 
@@ -58,12 +58,16 @@ def patch_colors(backbone: Backbone, pixels: Tensor) -> Tensor:
 def write_maps(backbone: Backbone, photos: Photos, rows: np.ndarray, file: Path) -> None:
     """Writes where in the photos of `rows` a backbone looks, and their places as colors, as safetensors.
 
+    Nothing if it has fewer than LEAST × LEAST places, which show nothing.
+
     rows: int64 [N]; attention: float32 [N, h, w] from 0 to 1, what it is in the metadata under "shown"; colors: uint8
     [N, h, w, 3].
     """
     backbone.cpu().eval()
     pixels = photos.squares(rows, backbone.config.image_size, backbone.config.square)
     attention, shown = attention_maps(backbone, pixels)
+    if attention.shape[-1] < LEAST:
+        return
     tensors = {"rows": torch.from_numpy(rows), "attention": attention, "colors": patch_colors(backbone, pixels)}
     about = {"shown": shown, "square": backbone.config.square}
     save_file({name: x.contiguous() for name, x in tensors.items()}, file, about)

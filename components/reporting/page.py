@@ -40,7 +40,7 @@ def render(
     """Returns the page as HTML.
 
     neighbors: test row -> its nearest training rows, by the best method; queries: how many of them to show; maps: where
-    that method's backbone looks; photo_map: of the stage embed.
+    a backbone looks; photo_map: of the stage embed.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True)

@@ -54,11 +54,15 @@ class Results:
 
         The first one where there are no labels; None if no method was evaluated.
         """
+        return next(iter(self.best_first()), None)
+
+    def best_first(self) -> list[str]:
+        """Returns the methods that were evaluated, the best one by `best_method` first."""
 
         def accuracy(name: str) -> float:
             return float(self.methods[name]["selection"]["knn"]["value"]) if "selection" in self.methods[name] else 0.0
 
-        return max(self.methods, key=accuracy, default=None)
+        return sorted(self.methods, key=accuracy, reverse=True)
 
     def baseline(self, name: str) -> list[tuple[str, dict[str, Any]]]:
         """Returns the distinct scores of a baseline, each with a suffix for its name.

@@ -32,7 +32,7 @@ def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -
     if best := results.best_method():
         neighbors = json.loads((artifacts / "evaluate" / best / "neighbors.json").read_text(encoding="utf-8"))
     photos = Photos(artifacts / "prepare")
-    maps = read_maps(artifacts / "evaluate" / best / MAPS, photos) if best else None
+    maps = read_maps({name: artifacts / "evaluate" / name / MAPS for name in results.best_first()}, photos)
     places = photo_map(artifacts / "embed", photos)
     page = render(results, photos, neighbors, config.queries, maps=maps, photo_map=places)
     out.mkdir(parents=True, exist_ok=True)

@@ -90,9 +90,11 @@ def test_colors_are_the_first_three_principal_components_of_all_places(tiny):
 
 def test_maps_are_read_as_they_were_written(tiny, prepared, tmp_path):
     source, file = Photos(prepared), tmp_path / "maps.safetensors"
-    assert read_maps(file, source) is None
     write_maps(build(tiny), source, source.rows("test")[:3], file)
-    maps = read_maps(file, source)
-    assert maps.shown == CLASS_TOKEN
+    assert read_maps({"moco": file}, source) is None  # four places show nothing
+    finer = tiny.model_copy(update={"patch_size": 4})
+    write_maps(build(finer), source, source.rows("test")[:3], file)
+    maps = read_maps({"simclr": tmp_path / "none", "moco": file}, source)
+    assert (maps.method, maps.shown) == ("moco", CLASS_TOKEN)
     assert [len(three) for three in maps.photos] == [3, 3, 3]
     assert len({uri for three in maps.photos for uri in three}) == 9  # all different

@@ -118,10 +118,11 @@ def test_maps_and_the_worst_mistakes_are_shown(results, photos):
         photos,
         near,
         1,
-        maps=Maps("similarity", [("data:,1", "data:,2", "data:,3")]),
+        maps=Maps("simclr", "similarity", [("data:,1", "data:,2", "data:,3")]),
     )
     assert "taken for a &lt;b&gt;, 93 %" in shown
     assert "where it looks least (similarity)" in shown
+    assert "backbone of <b>simclr</b> sees them (that of moco has too few places to draw)" in shown
     assert all(f'src="data:,{number}"' in shown for number in (1, 2, 3))
     assert "Where the backbone looks" not in page(results, photos)
 
