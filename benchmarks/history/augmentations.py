@@ -24,6 +24,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "noise": {"distort": ["noise"]},
 }
 EPOCHS = 3
+OUTLINES = " The classes of scenes differ by their outlines, never by color, and Sobel's filter shows outlines alone."
 
 
 def settings(*names: str) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def _seen(accuracy: dict[tuple[str, str], float], none: Result) -> str:
     return (
         f"The best pair is {' with '.join(best)} ({pairs[best]:.1f} %){told}. Crop with color has {crop_color:.1f} %, "
         f"{agrees}. The best alone is {best_single} ({single[best_single]:.1f} %); flips alone, which all have, give "
-        f"{accuracies([none], 'linear')[0]:.1f} %."
+        f"{accuracies([none], 'linear')[0]:.1f} %." + OUTLINES * ("sobel" in best)
     )
 
 

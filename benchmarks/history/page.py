@@ -26,7 +26,7 @@ def write(section: Section, results: dict[str, Any], folder: Path, made: str, or
     as the page has them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    section.figure.savefig(folder / f"{section.name}.png", dpi=110)
+    section.figure.savefig(folder / f"{section.name}.png", dpi=110, bbox_inches="tight")
     file = folder / "results" / f"{section.name}.json"
     file.parent.mkdir(exist_ok=True)
     lines = [f"{json.dumps(name)}: {json.dumps(_rounded(result))}" for name, result in sorted(results.items())]
