@@ -9,7 +9,17 @@ from matplotlib.figure import Figure
 
 from benchmarks.history.cell import epochs
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, compared, legend, spread
+from benchmarks.history.section import (
+    COLORS,
+    Section,
+    accuracies,
+    bare,
+    beyond_seeds,
+    compared,
+    counted,
+    legend,
+    spread,
+)
 
 HEADS = {"none": "no head", "linear": "one linear layer", "v1": "two layers (v1)", "v2": "three layers (v2)"}
 
@@ -32,7 +42,7 @@ def study(runner: Runner) -> Section:
         _seen(by_head),
         rows,
         _figure(by_head),
-        f"scenes, the ViT of the ladder, {epochs(cells[0])} epochs; {runner.seeds} seeds",
+        f"scenes, the ViT of the ladder, {epochs(cells[0])} epochs; {counted(runner.seeds)}",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, legend, spread
+from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, counted, legend, spread
 
 # year, and accuracy on ImageNet by a linear probe of a ResNet-50, in per cent; context prediction as measured again
 # by Kolesnikov et al. 2019 (https://arxiv.org/abs/1901.09005), with a wider one
@@ -36,7 +36,7 @@ def study(runner: Runner) -> Section:
         _seen(same_pictures, same_minutes, floor),
         rows,
         _figure(same_pictures, same_minutes, floor, start),
-        f"8,000 scenes of 64 pixels, a ViT of 0.6 million parameters; {runner.seeds} seeds",
+        f"8,000 scenes of 64 pixels, a ViT of 0.6 million parameters; {counted(runner.seeds)}",
     )
 
 

@@ -9,7 +9,17 @@ from matplotlib.figure import Figure
 
 from benchmarks.history.cell import epochs
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, compared, legend, spread
+from benchmarks.history.section import (
+    COLORS,
+    Section,
+    accuracies,
+    bare,
+    beyond_seeds,
+    compared,
+    counted,
+    legend,
+    spread,
+)
 
 LENGTHS = (128, 512, 2048, 4096)
 MOMENTA = (0.0, 0.9, 0.99, 0.999)
@@ -36,8 +46,8 @@ def study(runner: Runner) -> Section:
         _seen(lengths, momenta),
         rows,
         _figure(lengths, momenta),
-        f"scenes, the ViT of the ladder, {epochs(of_queue[LENGTHS[0]][0])} epochs; {runner.seeds} seeds; error bars: "
-        f"least and greatest",
+        f"scenes, the ViT of the ladder, {epochs(of_queue[LENGTHS[0]][0])} epochs; {counted(runner.seeds)}; "
+        "error bars: least and greatest",
     )
 
 
@@ -46,9 +56,10 @@ def _seen(lengths: dict[int, list[Result]], momenta: dict[float, list[Result]]) 
     scores = {value: accuracies(runs, "linear") for value, runs in momenta.items()}
     best = max(scores, key=lambda value: mean(scores[value]))
     slowest = max(MOMENTA)
+    longer, agrees = compared(long, short), mean(long) > mean(short) and beyond_seeds(long, short)
     words = [
-        f"By a linear probe, accuracies with a queue of {LENGTHS[-1]:,} are {compared(long, short)} those with "
-        f"{LENGTHS[0]}.",
+        f"By a linear probe, accuracies with a queue of {LENGTHS[-1]:,} are {longer} those with {LENGTHS[0]}, "
+        f"{'as in' if agrees else 'unlike'} the paper.",
         f"The best momentum is {best} ({mean(scores[best]):.1f} %)",
     ]
     others = [value for value in MOMENTA if value != best and not beyond_seeds(scores[best], scores[value])]

@@ -61,6 +61,10 @@ def beyond_seeds(first: list[float], second: list[float]) -> bool:
     return difference > T95[min(freedom, max(T95))] * error
 
 
+def counted(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"{seeds} seeds"
+
+
 def compared(first: list[float], second: list[float]) -> str:
     """Returns how far the mean of `first` is above or below that of `second`, as words before "those of …"."""
     difference = mean(first) - mean(second)
