@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from components.data.photos import Photos
-from components.evaluation.features import features
+from components.evaluation.features import eval_mode, features
 from components.evaluation.scoring import baselines, score, selection_score
 from components.machine import keep_memory
 from components.methods import Method
@@ -62,7 +62,6 @@ def run(cell: Cell, data: Path, folder: Path) -> dict[str, Any]:
     """
     photos, acc = Photos(data), accelerator()
     config = configure_for(cell.method, cell.pretrain, photos)
-    torch.manual_seed(config.seed)
     if not config.epochs:
         backbone = untrained(config, data)
         scores = score(features(backbone, photos), photos, NEIGHBORS)
@@ -120,14 +119,13 @@ class Points:
         if any(line["step"] == step for line in self.lines()):
             return
         started = time.process_time()
-        training = {module: module.training for module in self.method.modules()}
         rows, values = self.photos.rows("train", "val"), {}
-        for name, some in outputs(self.method, self.photos, rows).items():
+        with eval_mode(self.method):
+            measured = outputs(self.method, self.photos, rows)
+        for name, some in measured.items():
             vectors = some.new_zeros(len(self.photos), some.shape[1])
             vectors[rows] = some
             values[name] = selection_score(vectors, self.photos, NEIGHBORS, 0)["knn"]["value"]
-        for module, mode in training.items():
-            module.training = mode
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.seconds += time.process_time() - started

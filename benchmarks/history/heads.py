@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from benchmarks.history.cell import epochs
 from benchmarks.history.runner import Result, Runner
 from benchmarks.history.section import (
-    COLORS,
     Section,
     accuracies,
     bare,
@@ -18,6 +17,7 @@ from benchmarks.history.section import (
     compared,
     counted,
     legend,
+    paired_bars,
     spread,
 )
 
@@ -68,15 +68,8 @@ def _sentence(by_head: dict[str, list[Result]], kind: str, name: str) -> str:
 def _figure(by_head: dict[str, list[Result]]) -> Figure:
     figure = Figure(figsize=(5.2, 3.0), layout="constrained")
     axis: Any = figure.add_subplot()
-    pairs = [_before_and_after(results, "linear") for results in by_head.values()]
-    for offset, label in enumerate(("before the head", "after the head")):
-        values = [pair[offset] for pair in pairs]
-        errors = [stdev(some) if len(some) > 1 else 0 for some in values]
-        places = [place + 0.38 * (offset - 0.5) for place in range(len(values))]
-        axis.bar(
-            places, [mean(some) for some in values], 0.38, yerr=errors, capsize=2, label=label, color=COLORS[offset]
-        )
-    axis.set_xticks(range(len(HEADS)), list(HEADS.values()))
+    before, after = zip(*[_before_and_after(results, "linear") for results in by_head.values()], strict=True)
+    paired_bars(axis, list(HEADS.values()), {"before the head": list(before), "after the head": list(after)})
     legend(axis)
     bare(axis, "", "linear probe on test, %")
     return figure

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, beyond_seeds, counted, legend, spread
+from benchmarks.history.section import (
+    Section,
+    accuracies,
+    bare,
+    beyond_seeds,
+    counted,
+    legend,
+    paired_bars,
+    spread,
+)
 
 # year, and accuracy on ImageNet by a linear probe of a ResNet-50, in per cent; context prediction as measured again
 # by Kolesnikov et al. 2019 (https://arxiv.org/abs/1901.09005), with a wider one
@@ -99,22 +108,9 @@ def _figure(
 ) -> Figure:
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axis: Any = figure.add_subplot()
-    width = 0.36
-    for offset, (label, runs) in zip(
-        (-width / 2, width / 2), (("same pictures", pictures), ("same minutes", minutes)), strict=True
-    ):
-        values = [accuracies(some, "linear") for some in runs.values()]
-        errors = [stdev(some) if len(some) > 1 else 0 for some in values]
-        places = [place + offset for place in range(len(values))]
-        axis.bar(
-            places,
-            [mean(some) for some in values],
-            width,
-            yerr=errors,
-            capsize=2,
-            label=label,
-            color=COLORS[int(offset > 0)],
-        )
+    both = (("same pictures", pictures), ("same minutes", minutes))
+    values = {label: [accuracies(some, "linear") for some in runs.values()] for label, runs in both}
+    paired_bars(axis, list(pictures), values)
     lines = (
         ("pixels", accuracies([{"test": floor[0]["pixels"]}], "linear")),
         ("untrained", accuracies(floor, "linear")),
@@ -122,7 +118,6 @@ def _figure(
     )
     for (name, value), style in zip(lines, (":", "--", "-."), strict=True):
         axis.axhline(mean(value), color="#555555", linestyle=style, linewidth=1, label=name)
-    axis.set_xticks(range(len(pictures)), list(pictures))
     legend(axis)
     bare(axis, "", "linear probe on test, %")
     return figure

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, legend
+from benchmarks.history.section import COLORS, POINTS, Section, accuracies, bare, legend
 
 PICTURES = {1000: 50_000, 5000: 200_000, 20_000: 500_000, 50_000: 1_000_000}  # seen in training, by photos
 PUBLISHED = (1000, 5000)  # photos whose labels the published backbone is measured with; more of them cost minutes
@@ -82,7 +82,7 @@ def _seen(results: dict[tuple[str, int], Result]) -> str:
             count: accuracies([results[name, count]], "linear")[0] - accuracies([results["pixels", count]], "linear")[0]
             for count in PICTURES
         }
-        wins = [count for count, points in above.items() if points > 3]  # 95 % interval of a difference
+        wins = [count for count, points in above.items() if points > POINTS]
         begins = f"beats raw pixels from {min(wins):,} photos on" if wins else "never clearly beats raw pixels"
         most = max(PICTURES)
         words.append(f"{name} {begins} and is {above[most]:+.1f} points above them with {most:,} (linear)")

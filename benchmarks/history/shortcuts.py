@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.history.cell import epochs
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, compared, legend
+from benchmarks.history.section import Section, accuracies, bare, compared, legend, paired_bars
 
 TRICKS: dict[str, dict[str, Any]] = {
     "all tricks": {"color": "dropping"},
@@ -87,12 +87,8 @@ def _figure(results: dict[tuple[str, str], Result]) -> Figure:
         ("linear probe on test, %", lambda result: accuracies([result], "linear")[0]),
     )
     for axis, (label, value) in zip(axes, panels, strict=True):
-        for offset, (photos, name) in enumerate(PHOTO_SETS.items()):
-            places = [place + 0.38 * (offset - 0.5) for place in range(len(TRICKS))]
-            axis.bar(
-                places, [value(results[photos, trick]) for trick in TRICKS], 0.38, label=name, color=COLORS[offset]
-            )
-        axis.set_xticks(range(len(TRICKS)), list(TRICKS), fontsize=7)
+        values = {name: [[value(results[photos, trick])] for trick in TRICKS] for photos, name in PHOTO_SETS.items()}
+        paired_bars(axis, list(TRICKS), values, fontsize=7)
         bare(axis, "", label)
     legend(axes[0])
     return figure

@@ -13,6 +13,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from components.evaluation.features import eval_mode
+
 
 class BestEpoch:
     """quality: measures the classifier on val now. Of its two numbers the first is to be high, the second low.
@@ -35,11 +37,8 @@ class BestEpoch:
         if any(line["epoch"] == epoch for line in lines):  # before an interruption
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        training = {module: module.training for module in self.objective.modules()}
-        self.objective.eval()
-        new = {"epoch": epoch, **self.quality()}
-        for module, mode in training.items():
-            module.training = mode
+        with eval_mode(self.objective):
+            new = {"epoch": epoch, **self.quality()}
         if not lines or _rank(new) > max(map(_rank, lines)):
             part = self.file.with_suffix(".part")
             state = self.objective.state_dict()

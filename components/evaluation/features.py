@@ -5,7 +5,8 @@ Runs on a GPU if there is one, and in bf16 where the chip has bf16 matrix produc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +16,18 @@ from components.data.photos import Photos
 from components.models.backbone import Backbone
 from components.precision import uses_bf16, with_bf16_weights
 from components.progress import progress
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Switches a module to eval mode, and every part of it back to its own mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 @torch.no_grad()

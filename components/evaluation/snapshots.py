@@ -21,7 +21,7 @@ from components.data.augment import View
 from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.evaluation import knn
-from components.evaluation.features import center, features
+from components.evaluation.features import center, eval_mode, features
 from components.evaluation.health import COLLAPSED, ENOUGH, effective_rank
 from components.models.backbone import Backbone, load
 from components.precision import uses_bf16
@@ -132,11 +132,9 @@ class Snapshots:
         lines = self.lines()
         if any(line["step"] == step for line in lines):  # before an interruption
             return
-        modes = {name: module.training for name, module in backbone.named_modules()}
         most = None if self.keeps else WATCHED
-        quality = measure(backbone.eval(), self.photos, self.seed, self.splits, most, by_labels=self.by_labels)
-        for name, module in backbone.named_modules():
-            module.training = modes[name]
+        with eval_mode(backbone):
+            quality = measure(backbone, self.photos, self.seed, self.splits, most, by_labels=self.by_labels)
         if self.keeps and quality.value > max((line["value"] for line in lines), default=-1.0):
             part = self.folder / "best.part"
             shutil.rmtree(part, ignore_errors=True)
