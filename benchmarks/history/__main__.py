@@ -3,7 +3,7 @@
     python -m benchmarks.history                                # all but those on CIFAR-10
     python -m benchmarks.history ladder dino --scale 2          # twice the epochs
     python -m benchmarks.history photos --cifar data/cifar10    # class folders: train/CLASS, test/CLASS
-    python -m benchmarks.history heads --recorded               # the page anew, from the results beside it
+    python -m benchmarks.history heads --recorded               # from the results beside the page; runs what they lack
 
 What is finished is in --out and is not repeated; an interrupted run goes on from its last state.
 """
@@ -36,16 +36,18 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path, help="CIFAR-10 as class folders, for the study `photos`")
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "history")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "history")
-    parser.add_argument("--recorded", action="store_true", help="results beside the page are used in place of runs")
+    parser.add_argument("--recorded", action="store_true", help="use the results beside the page; run what they lack")
     args = parser.parse_args()
     if unknown := set(args.studies) - set(STUDIES):
         raise ValueError(f"no study {', '.join(sorted(unknown))}; known: {', '.join(STUDIES)}")
     names = args.studies or [name for name in STUDIES if args.cifar or name != "photos"]
     cifar = args.cifar and args.cifar.resolve()
     for name in names:
-        results, made = recorded(args.page, name) if args.recorded else ({}, f"`{_command(name, args)}`, {machine()}")
+        results, made = recorded(args.page, name) if args.recorded else ({}, "")
         runner = Runner(args.out.resolve(), args.scale, args.seeds, args.jobs, cifar, results)
         section = STUDIES[name](runner)
+        if set(runner.used) != set(results):
+            made = f"`{_command(name, args)}`, {machine()}"
         write(section, runner.used, args.page, made, list(STUDIES))
 
 

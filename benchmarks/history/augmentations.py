@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from itertools import combinations
+from statistics import mean
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.history.cell import epochs
-from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import POINTS, Section, accuracies
+from benchmarks.history.runner import Runner
+from benchmarks.history.section import Section, accuracies, beyond_seeds, counted, spread
 
 NONE: dict[str, Any] = {"crop": [1.0, 1.0], "color_strength": 0.0, "gray": 0.0, "blur": 0.0, "distort": []}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -38,13 +39,14 @@ def settings(*names: str) -> dict[str, Any]:
 
 def study(runner: Runner) -> Section:
     pairs = [*((name, name) for name in CHANGES), *combinations(CHANGES, 2)]
-    cells = [runner.cell("simclr", settings(*dict.fromkeys(pair))) for pair in pairs]
-    none = runner.cell("simclr", settings())
-    first, *results = runner.measure([none, *cells])
-    accuracy = {pair: accuracies([result], "linear")[0] for pair, result in zip(pairs, results, strict=True)}
-    accuracy |= {(b, a): value for (a, b), value in accuracy.items()}
+    wanted = [settings(), *(settings(*dict.fromkeys(pair)) for pair in pairs)]
+    cells = [[runner.cell("simclr", own, seed=seed) for seed in range(runner.seeds)] for own in wanted]
+    every = iter(runner.measure([cell for some in cells for cell in some]))
+    first, *results = [accuracies([next(every) for _ in some], "linear") for some in cells]
+    accuracy = dict(zip(pairs, results, strict=True))
+    accuracy |= {(b, a): values for (a, b), values in accuracy.items()}
     names = list(CHANGES)
-    rows = [["", *names], *[[a, *[f"{accuracy[a, b]:.1f}" for b in names]] for a in names]]
+    rows = [["", *names], *[[a, *[spread(accuracy[a, b]) for b in names]] for a in names]]
     return Section(
         "augmentations",
         "Which augmentations SimCLR needs",
@@ -55,30 +57,30 @@ def study(runner: Runner) -> Section:
         _seen(accuracy, first),
         rows,
         _figure(accuracy),
-        f"scenes, the ViT of the ladder, {epochs(none)} epochs, both views augmented alike, one seed; intervals ± 2.5 "
-        f"points",
+        f"scenes, the ViT of the ladder, {epochs(cells[0][0])} epochs, both views augmented alike; "
+        f"{counted(runner.seeds)}",
     )
 
 
-def _seen(accuracy: dict[tuple[str, str], float], none: Result) -> str:
-    single = {a: value for (a, b), value in accuracy.items() if a == b}
-    best_single = max(single, key=lambda name: single[name])
+def _seen(accuracy: dict[tuple[str, str], list[float]], none: list[float]) -> str:
+    single = {a: values for (a, b), values in accuracy.items() if a == b}
+    best_single = max(single, key=lambda name: mean(single[name]))
     pairs = {pair: accuracy[pair] for pair in combinations(CHANGES, 2)}
-    best = max(pairs, key=lambda pair: pairs[pair])
-    equal = [" with ".join(pair) for pair, value in pairs.items() if pair != best and pairs[best] - value <= POINTS]
+    best = max(pairs, key=lambda pair: mean(pairs[pair]))
+    equal = [" with ".join(pair) for pair in pairs if pair != best and not beyond_seeds(pairs[best], pairs[pair])]
     crop_color = accuracy["crop", "color"]
-    agrees = "as in the paper" if pairs[best] - crop_color <= POINTS else "unlike the paper"
+    agrees = "unlike the paper" if beyond_seeds(pairs[best], crop_color) else "as in the paper"
     told = f", not to be told from {', '.join(equal)}" if equal else ""
     return (
-        f"The best pair is {' with '.join(best)} ({pairs[best]:.1f} %){told}. Crop with color has {crop_color:.1f} %, "
-        f"{agrees}. The best alone is {best_single} ({single[best_single]:.1f} %); flips alone, which all have, give "
-        f"{accuracies([none], 'linear')[0]:.1f} %." + OUTLINES * ("sobel" in best)
+        f"The best pair is {' with '.join(best)} ({mean(pairs[best]):.1f} %){told}. Crop with color has "
+        f"{mean(crop_color):.1f} %, {agrees}. The best alone is {best_single} ({mean(single[best_single]):.1f} %); "
+        f"flips alone, which all have, give {mean(none):.1f} %." + OUTLINES * ("sobel" in best)
     )
 
 
-def _figure(accuracy: dict[tuple[str, str], float]) -> Figure:
+def _figure(accuracy: dict[tuple[str, str], list[float]]) -> Figure:
     names = list(CHANGES)
-    table = np.array([[accuracy[a, b] for b in names] for a in names])
+    table = np.array([[mean(accuracy[a, b]) for b in names] for a in names])
     figure = Figure(figsize=(5.2, 4.4), layout="constrained")
     axis: Any = figure.add_subplot()
     shown = axis.imshow(table, cmap="viridis")

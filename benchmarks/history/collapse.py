@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.history.cell import epochs
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, Section, accuracies, bare, legend
+from benchmarks.history.section import COLORS, Section, accuracies, bare, counted, legend, spread
 from components.data.photos import Photos
 from components.evaluation.attention import attention_maps
 from components.models.backbone import load
@@ -27,22 +27,18 @@ POINTS, PHOTOS = 8, 6
 
 
 def study(runner: Runner) -> Section:
-    cells = [runner.cell("dino", {**BASE, **own}, points=POINTS) for own in RUNS.values()]
-    results = dict(zip(RUNS, runner.measure(cells), strict=True))
+    cells = {
+        name: [runner.cell("dino", {**BASE, **own}, points=POINTS, seed=seed) for seed in range(runner.seeds)]
+        for name, own in RUNS.items()
+    }
+    every = iter(runner.measure([cell for some in cells.values() for cell in some]))
+    results = {name: [next(every) for _ in some] for name, some in cells.items()}
     rows = [["", "kNN, teacher", "student", "linear, teacher", "entropy of a photo's target", "of their mean"]]
-    for name, result in results.items():
-        last = result["log"][-1]
-        student = 100 * result["others"]["student"]["knn"]["value"]
-        rows.append(
-            [
-                name,
-                *[spread_of(result, "knn")],
-                f"{student:.1f}",
-                spread_of(result, "linear"),
-                f"{last['entropy']:.2f}",
-                f"{last['prototype_usage']:.2f}",
-            ]
-        )
+    for name, runs in results.items():
+        student = [100 * run["others"]["student"]["knn"]["value"] for run in runs]
+        scores = [spread(accuracies(runs, "knn")), spread(student), spread(accuracies(runs, "linear"))]
+        rows.append([name, *scores, *[f"{_last(runs, of):.2f}" for of in ("entropy", "prototype_usage")]])
+    drawn = cells["Sinkhorn and sharpening"][0]
     return Section(
         "collapse",
         "DINO: teacher and student, and collapse",
@@ -52,49 +48,42 @@ def study(runner: Runner) -> Section:
         "attends to objects.",
         _seen(results),
         rows,
-        _figure(results, runner.backbone(cells[-1]), runner.photos(cells[-1])),
-        f"scenes, the ViT of the ladder, {epochs(cells[0])} epochs, one seed; intervals ± 2.5 points; photos: class "
-        f"token's attention "
-        "after Sinkhorn and sharpening",
+        _figure(results, runner.backbone(drawn), runner.photos(drawn)),
+        f"scenes, the ViT of the ladder, {epochs(drawn)} epochs; {counted(runner.seeds)}; curves: means over seeds; "
+        "photos: class token's attention after Sinkhorn and sharpening",
     )
 
 
-def spread_of(result: Result, kind: str) -> str:
-    return f"{accuracies([result], kind)[0]:.1f}"
+def _last(runs: list[Result], name: str) -> float:
+    """Returns what was logged last under a name, the mean over seeds."""
+    return mean(float(run["log"][-1][name]) for run in runs)
 
 
-def _seen(results: dict[str, Result]) -> str:
-    both = results["centering and sharpening"]
-    learned = [results[name] for name in ("centering and sharpening", "Sinkhorn and sharpening")]
-    ahead = mean(float(point["kept"] > point["student"]) for result in learned for point in result["points"])
-    follows = "" if ahead > 0.75 else ", unlike the paper: in a run this short it must follow closely (momentum 0.9)"
-    entropies = {name: result["log"][-1]["entropy"] for name, result in results.items()}
+def _seen(results: dict[str, list[Result]]) -> str:
+    learned = [run for name in ("centering and sharpening", "Sinkhorn and sharpening") for run in results[name]]
+    points = [point for run in learned for point in run["points"]]
+    ahead = 100 * mean(float(point["kept"] > point["student"]) for point in points)
+    follows = "" if ahead > 75 else ", unlike the paper: in a run this short it must follow closely (momentum 0.9)"
+    both, *without = ("centering and sharpening", "no centering", "no sharpening")
+    entropies = [f"{_last(results[name], 'entropy'):.2f}" for name in (both, *without)]
+    scores = [f"{mean(accuracies(results[name], 'knn')):.1f}" for name in (both, *without)]
     return (
-        (
-            f"At {ahead:.0%} of the measured points of the two runs that learn, the teacher is above its "
-            f"student{follows}. "
-            f"At the end the targets' entropy is {entropies['centering and sharpening']:.2f} of its maximum with both, "
-            f"{entropies['no centering']:.2f} without centering and {entropies['no sharpening']:.2f} without "
-            f"sharpening; kNN "
-            f"accuracy is {accuracies([both], 'knn')[0]:.1f}, {accuracies([results['no centering']], 'knn')[0]:.1f} "
-            f"and "
-            f"{accuracies([results['no sharpening']], 'knn')[0]:.1f} %."
-        )
-        .replace("%", " %")
-        .replace("  %", " %")
+        f"At {ahead:.0f} % of the measured points of the runs that learn, the teacher is above its student{follows}. "
+        f"At the end the targets' entropy is {entropies[0]} of its maximum with both, {entropies[1]} without centering "
+        f"and {entropies[2]} without sharpening; kNN accuracy is {scores[0]}, {scores[1]} and {scores[2]} %."
     )
 
 
-def _figure(results: dict[str, Result], backbone: Path, data: Path) -> Figure:
+def _figure(results: dict[str, list[Result]], backbone: Path, data: Path) -> Figure:
     figure = Figure(figsize=(7.4, 5.6), layout="constrained")
     grid = figure.add_gridspec(3, PHOTOS, height_ratios=(2.2, 1, 1))
     left, right = figure.add_subplot(grid[0, : PHOTOS // 2]), figure.add_subplot(grid[0, PHOTOS // 2 :])
-    for color, (name, result) in zip(COLORS, results.items(), strict=False):
-        seen = [point["pictures"] for point in result["points"]]
-        left.plot(seen, [100 * point["kept"] for point in result["points"]], color=color, label=f"{name}")
-        left.plot(seen, [100 * point["student"] for point in result["points"]], color=color, linestyle=":")
-        steps = [line["step"] for line in result["log"]]
-        right.plot(steps, [line["entropy"] for line in result["log"]], color=color, label=name)
+    for color, (name, runs) in zip(COLORS, results.items(), strict=False):
+        seen, kept = _curve(runs, "points", "pictures", "kept")
+        left.plot(seen, 100 * kept, color=color, label=name)
+        seen, student = _curve(runs, "points", "pictures", "student")
+        left.plot(seen, 100 * student, color=color, linestyle=":")
+        right.plot(*_curve(runs, "log", "step", "entropy"), color=color, label=name)
     bare(left, "pictures seen", "kNN on val, %; dotted: student")
     bare(right, "step", "entropy of the targets")
     legend(left)
@@ -109,3 +98,9 @@ def _figure(results: dict[str, Result], backbone: Path, data: Path) -> Figure:
             axis.imshow(picture, cmap="magma")
             axis.axis("off")
     return figure
+
+
+def _curve(runs: list[Result], lines: str, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the places x of one value, and the value there as the mean over seeds, which are measured at the same."""
+    places, values = (np.array([[line[name] for line in run[lines]] for run in runs], float) for name in (x, y))
+    return places[0], values.mean(0)

@@ -25,8 +25,7 @@ Result = dict[str, Any]
 class Runner:
     """scale: of all epochs; seeds: how many; cifar: CIFAR-10 as class folders, or None.
 
-    recorded: results by the cell's key, which are used in place of runs, if there are any; used: those of the cells
-    measured so far.
+    recorded: results by the cell's key, which are used in place of runs; used: those of the cells measured so far.
     """
 
     out: Path
@@ -61,21 +60,9 @@ class Runner:
         return Cell(photos, method, sections, points)
 
     def measure(self, cells: list[Cell]) -> list[Result]:
-        """Returns the results of the cells in order; runs those that are not finished.
-
-        Raises ValueError if results are recorded, but not those of a cell.
-        """
-        if self.recorded:
-            if missing := [cell for cell in cells if key(cell) not in self.recorded]:
-                raise ValueError(
-                    f"{len(missing)} of {len(cells)} runs are not recorded, the first one is {missing[0]}; give the "
-                    f"options "
-                    "that they were made with, or leave out --recorded"
-                )
-            results = [self.recorded[key(cell)] for cell in cells]
-        else:
-            with ThreadPoolExecutor(self.jobs) as pool:  # threads that only wait for processes
-                results = list(pool.map(self._run, cells))
+        """Returns the results of the cells in order; runs those that are neither finished nor recorded."""
+        with ThreadPoolExecutor(self.jobs) as pool:  # threads that only wait for processes
+            results = list(pool.map(lambda cell: self.recorded.get(key(cell)) or self._run(cell), cells))
         self.used.update(zip(map(key, cells), results, strict=True))
         return results
 

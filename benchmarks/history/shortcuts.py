@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.history.cell import epochs
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import Section, accuracies, bare, compared, legend, paired_bars
+from benchmarks.history.section import Section, accuracies, bare, compared, counted, legend, paired_bars, spread
 
 TRICKS: dict[str, dict[str, Any]] = {
     "all tricks": {"color": "dropping"},
@@ -25,9 +26,14 @@ PUZZLE = 1.5  # points of puzzles solved, some ten thousand each, that are no ch
 def study(runner: Runner) -> Section:
     pairs = [(photos, trick) for photos in PHOTO_SETS for trick in TRICKS]
     cells = [
-        runner.cell("contextprediction", {**TRICKS[trick], "epochs": EPOCHS}, photos=photos) for photos, trick in pairs
+        [
+            runner.cell("contextprediction", {**TRICKS[trick], "epochs": EPOCHS}, photos=photos, seed=seed)
+            for seed in range(runner.seeds)
+        ]
+        for photos, trick in pairs
     ]
-    results = dict(zip(pairs, runner.measure(cells), strict=True))
+    every = iter(runner.measure([cell for some in cells for cell in some]))
+    results = {pair: [next(every) for _ in some] for pair, some in zip(pairs, cells, strict=True)}
     rows = [
         [
             "",
@@ -48,30 +54,27 @@ def study(runner: Runner) -> Section:
         _seen(results),
         rows,
         _figure(results),
-        f"scenes, the ViT of the ladder on 3 × 3 patches, {epochs(cells[0])} epochs, one seed; intervals ± 2.5 "
-        f"points; fringes: "
-        f"red enlarged by 3 %, blue reduced",
+        f"scenes, the ViT of the ladder on 3 × 3 patches, {epochs(cells[0][0])} epochs; "
+        f"{counted(runner.seeds)}; fringes: red enlarged by 3 %, blue reduced",
     )
 
 
-def _puzzle(result: Result) -> float:
-    """Returns how often the puzzle was solved at the end of training, in per cent, the mean of the last logged
-    steps."""
-    last = [line["accuracy"] for line in result["log"]][-3:]
-    return 100 * sum(last) / len(last)
+def _puzzles(results: list[Result]) -> list[float]:
+    """Returns how often each seed solved the puzzle at the end of training, in per cent (mean of its last steps)."""
+    return [100 * mean(line["accuracy"] for line in result["log"][-3:]) for result in results]
 
 
-def _scores(result: Result) -> list[str]:
-    return [f"{_puzzle(result):.1f}", *[f"{accuracies([result], kind)[0]:.1f}" for kind in ("knn", "linear")]]
+def _scores(results: list[Result]) -> list[str]:
+    return [spread(_puzzles(results)), *[spread(accuracies(results, kind)) for kind in ("knn", "linear")]]
 
 
-def _seen(results: dict[tuple[str, str], Result]) -> str:
+def _seen(results: dict[tuple[str, str], list[Result]]) -> str:
     words = []
     for trick in ("colors kept", "all tricks"):
         with_fringes, without = results["fringes", trick], results["scenes", trick]
-        solved = _puzzle(with_fringes) - _puzzle(without)
+        solved = mean(_puzzles(with_fringes)) - mean(_puzzles(without))
         effect = "no easier" if abs(solved) < PUZZLE else "easier" if solved > 0 else "harder"
-        known = compared(accuracies([with_fringes], "linear"), accuracies([without], "linear"))
+        known = compared(accuracies(with_fringes, "linear"), accuracies(without, "linear"))
         puzzle = f"With {trick}, fringes make the puzzle {effect} ({solved:+.1f} points)"
         words.append(f"{puzzle}, and features are {known} those without.")
         if effect == "easier":
@@ -79,15 +82,15 @@ def _seen(results: dict[tuple[str, str], Result]) -> str:
     return " ".join([*words, "Guessing solves 12.5 %."])
 
 
-def _figure(results: dict[tuple[str, str], Result]) -> Figure:
+def _figure(results: dict[tuple[str, str], list[Result]]) -> Figure:
     figure = Figure(figsize=(7.4, 3.0), layout="constrained")
     axes = figure.subplots(1, 2)
     panels = (
-        ("puzzle solved in training, %", _puzzle),
-        ("linear probe on test, %", lambda result: accuracies([result], "linear")[0]),
+        ("puzzle solved in training, %", _puzzles),
+        ("linear probe on test, %", lambda results: accuracies(results, "linear")),
     )
-    for axis, (label, value) in zip(axes, panels, strict=True):
-        values = {name: [[value(results[photos, trick])] for trick in TRICKS] for photos, name in PHOTO_SETS.items()}
+    for axis, (label, values_of) in zip(axes, panels, strict=True):
+        values = {name: [values_of(results[photos, trick]) for trick in TRICKS] for photos, name in PHOTO_SETS.items()}
         paired_bars(axis, list(TRICKS), values, fontsize=7)
         bare(axis, "", label)
     legend(axes[0])
