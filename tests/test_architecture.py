@@ -31,7 +31,7 @@ def test_a_stage_has_one_name_in_five_places(stage):
 
 def test_no_stage_file_and_no_section_without_a_stage():
     files = {path.stem for path in (ROOT / "components" / "stages").glob("*.py")}
-    assert files - {"__init__", "exit_code", "scratch", "pretrain_config"} == set(STAGES)
+    assert files - {"__init__", "exit_code", "scratch", "seeds", "pretrain_config"} == set(STAGES)
     assert set(PARAMS) == {*STAGES, "methods", "data"} - {"fingerprint"}
 
 

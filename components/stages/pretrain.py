@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,12 +27,14 @@ from components.source_files import digest, weight_digests
 from components.stages.exit_code import exit_code
 from components.stages.pretrain_config import PretrainConfig, configure_for, fields, resolve, training_rows
 from components.stages.scratch import clear, exclusive, scratch
+from components.stages.seeds import SEEDS, seed_folder
 from components.training import distributed, optim
-from components.training.loop import accelerator, fit
+from components.training.loop import accelerator, any_rank, fit
 from components.training.monitor import Run
 from components.training.start import rates
 
 MEASURED = "measured.jsonl"
+FINISHED = "finished"  # a folder in the state of a run
 
 
 def epoch_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -83,49 +87,79 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
 
 
 def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
-    """Train on the photos of the train split; write the backbone, the log and config.json to `out`.
+    """Train on the photos of the train split, once for each seed; write backbones, logs and config.json.
 
-    measured.jsonl has what the features were worth during the run. A run that goes on from published weights also
-    writes start.json, and of the start and the points where it was measured it keeps the best (see Snapshots).
+    Those of the first seed are in `out`, of the others in out/seeds/SEED. measured.jsonl has what the features were
+    worth during the run. A run that goes on from published weights also writes start.json, and of the start and the
+    points where it was measured it keeps the best (see Snapshots).
     """
     acc = accelerator()
     if not config.epochs:
-        _save(config, untrained(config, data), out, acc)
+        if acc.is_main_process:
+            _save(config.of_each_seed()[0], untrained(config, data), out)
         return
+    with contextlib.ExitStack() as locks:
+        runs = []
+        for one in config.of_each_seed():
+            if config.seeds > 1:
+                acc.print(f"{config.method}: seed {one.seed} of {config.seeds} seeds from {config.seed} on")
+            runs.append(_train(one, data, acc, locks))
+        if acc.is_main_process:
+            shutil.rmtree(out / SEEDS, ignore_errors=True)
+            for trained, state in runs:
+                shutil.copytree(state / FINISHED, seed_folder(out, trained.seed, config.seed), dirs_exist_ok=True)
+            write_config(runs[0][0].model_copy(update={"seeds": config.seeds}), out / "config.json")
+            for _, state in runs:
+                clear(state)
+    acc.end_training()
+
+
+def _train(
+    config: PretrainConfig, data: Path, acc: Accelerator, locks: contextlib.ExitStack
+) -> tuple[PretrainConfig, Path]:
+    """Train with one seed. Returns the resolved config, and the folder whose folder FINISHED holds the results.
+
+    Where this seed was finished before the stage was interrupted, nothing is trained. `locks` keeps the folder locked.
+    """
     run_setup = setup(config, data, acc)
     config, method, per_epoch = run_setup.config, run_setup.method, run_setup.per_epoch
     files = sorted({"manifest.parquet", *(name for field in fields(config) for name in field.files)})
     inputs = (config.model_dump(mode="json"), *(digest(data / name) for name in files), start_digests(config))
     state = scratch("pretrain", *inputs, modules=METHODS[config.method].modules)
+    locks.enter_context(exclusive(state, acc))
+    if any_rank(acc, acc.is_main_process and (state / FINISHED).is_dir())[0]:
+        acc.print(f"{config.method}: seed {config.seed} was finished before an interruption")
+        return config, state
     length: dict[str, Any] = {
         "steps": config.epochs * per_epoch,
         "per_epoch": per_epoch,
         "batch_size": config.batch_size,
     }
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
-    with exclusive(state, acc):
-        snapshots = _snapshots(config, state, run_setup.photos)
-        if times := config.start.measured if config.goes_on else config.measured:
-            if acc.is_main_process:  # as published: some methods set another pooling
-                snapshots.take(0, (build(config.backbone) if config.goes_on else method.keep()).to(acc.device))
-            points = {max(1, round(run.steps * k / times)) for k in range(1, times + 1)}
-            run = replace(run, measured=tuple(points), measure=lambda step: snapshots.take(step, method.keep()))
-        fit(method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
-        if acc.is_main_process:
-            kept, summary = snapshots.best() if config.goes_on else (method.keep(), None)
-            _save(config, kept, out, acc)
-            (out / "log.jsonl").write_bytes(run.log.read_bytes())
-            (out / MEASURED).write_text("".join(json.dumps(x) + "\n" for x in snapshots.lines()), "utf-8")
-            for line in snapshots.describe():
-                print(f"{config.method}: {line}")
-            if summary:
-                (out / "start.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-                print(
-                    f"{config.method}: {summary['measured']}: {summary['start']:.3f} at the start, "
-                    f"{summary['kept']:.3f} after step {summary['kept_step']}, which is kept"
-                )
-            clear(state)
-    acc.end_training()
+    snapshots = _snapshots(config, state, run_setup.photos)
+    if times := config.start.measured if config.goes_on else config.measured:
+        if acc.is_main_process:  # as published: some methods set another pooling
+            snapshots.take(0, (build(config.backbone) if config.goes_on else method.keep()).to(acc.device))
+        points = {max(1, round(run.steps * k / times)) for k in range(1, times + 1)}
+        run = replace(run, measured=tuple(points), measure=lambda step: snapshots.take(step, method.keep()))
+    fit(method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
+    acc.free_memory()  # it holds what it wrapped, also after the next seed has begun
+    if acc.is_main_process:
+        kept, summary = snapshots.best() if config.goes_on else (method.keep(), None)
+        part = state / f"{FINISHED}.part"
+        _save(config, kept, part)
+        (part / "log.jsonl").write_bytes(run.log.read_bytes())
+        (part / MEASURED).write_text("".join(json.dumps(x) + "\n" for x in snapshots.lines()), "utf-8")
+        for line in snapshots.describe():
+            print(f"{config.method}: {line}")
+        if summary:
+            (part / "start.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            print(
+                f"{config.method}: {summary['measured']}: {summary['start']:.3f} at the start, "
+                f"{summary['kept']:.3f} after step {summary['kept_step']}, which is kept"
+            )
+        part.rename(state / FINISHED)
+    return config, state
 
 
 def _snapshots(config: PretrainConfig, folder: Path, photos: Photos) -> Snapshots:
@@ -142,13 +176,12 @@ def untrained(config: PretrainConfig, data: Path) -> Backbone:
     return kept
 
 
-def _save(config: PretrainConfig, backbone: Backbone, out: Path, acc: Accelerator) -> None:
-    if acc.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        backbone.save(out / "backbone")
-        for name in ("log.jsonl", MEASURED):
-            (out / name).write_text("", encoding="utf-8")
-        write_config(config, out / "config.json")
+def _save(config: PretrainConfig, backbone: Backbone, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    backbone.save(out / "backbone")
+    for name in ("log.jsonl", MEASURED):
+        (out / name).write_text("", encoding="utf-8")
+    write_config(config, out / "config.json")
 
 
 def start_digests(config: PretrainConfig) -> dict[str, str]:

@@ -26,6 +26,7 @@ class PretrainConfig(Strict):
     batch_size: int = Field(ge=2)
     epochs: int = Field(ge=0)  # 0: the backbone is saved as it starts
     seed: Seed = 0
+    seeds: int = Field(1, ge=1, le=100)  # trained one after the other: seed, seed + 1, …; the first is used by all else
     measured: int = Field(4, ge=0)  # times during a run from random weights; of one that goes on: start.measured
     start: Start = Start()  # of a published backbone only
     settings: SerializeAsAny[MethodConfig]
@@ -34,6 +35,11 @@ class PretrainConfig(Strict):
     def goes_on(self) -> bool:
         """True if training goes on from published weights."""
         return isinstance(self.backbone, PublishedBackbone) and self.epochs > 0
+
+    def of_each_seed(self) -> list[PretrainConfig]:
+        """Returns the configs of the single runs. What does not train is the same for every seed that it has."""
+        count = self.seeds if self.epochs else 1
+        return [self.model_copy(update={"seed": self.seed + index, "seeds": 1}) for index in range(count)]
 
 
 def configure(method: str, params: dict[str, Any], data: DataSize | None = None) -> PretrainConfig:
