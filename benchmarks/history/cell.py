@@ -132,7 +132,7 @@ class Points:
 
 
 def _floor(photos: Photos, backbone: Any, seed: int) -> dict[str, Any]:
-    scores = baselines(photos, backbone, NEIGHBORS, seed)
+    scores, _ = baselines(photos, backbone, NEIGHBORS, seed)
     return {"majority": scores["majority"]["top1"], "pixels": _two(scores["pixels"])}
 
 

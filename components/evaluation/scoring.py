@@ -19,6 +19,8 @@ PIXELS = 16  # raw pixels of full size were no better neighbors (within 0.02 on 
 FEWEST_VAL = 30  # labeled photos of the val split; with fewer a 95 % interval may be wider than 0.34
 MOST_LEFT_OUT = 4096  # training photos classified by the others, where val has fewer
 
+Correct = dict[str, Tensor]  # whether a photo is right, by kind (knn, linear): bool [N], of the labeled test photos
+
 
 def cannot_score(photos: Photos) -> str | None:
     """Returns why accuracy cannot be measured on these photos, None if it can."""
@@ -38,18 +40,20 @@ def cannot_score(photos: Photos) -> str | None:
     return None
 
 
-def baselines(photos: Photos, backbone: Backbone, k: int, seed: int) -> dict[str, Any]:
-    """Returns the scores on the same test photos of the most frequent class, of raw pixels, and of a random backbone.
+def baselines(photos: Photos, backbone: Backbone, k: int, seed: int) -> tuple[dict[str, Any], dict[str, Correct]]:
+    """Returns `judge` of the most frequent class, of raw pixels, and of a random backbone: scores, and right photos.
 
     The random backbone has the shape of `backbone` and untrained weights drawn from `seed`.
     """
     train, test = (photos.labels(photos.rows(split, labeled=True)) for split in ("train", "test"))
     torch.manual_seed(seed)
-    return {
-        "majority": {"top1": _accuracy(train.mode().values.expand(len(test)), test)},
-        "pixels": score(pixel_features(photos, PIXELS), photos, k),
-        "random": score(features(backbone.untrained(), photos, "random backbone"), photos, k),
-    }
+    majority = train.mode().values.expand(len(test))
+    scores: dict[str, Any] = {"majority": {"top1": _accuracy(majority, test)}}
+    correct = {"majority": dict.fromkeys(("knn", "linear"), majority == test)}
+    scores["pixels"], correct["pixels"] = judge(pixel_features(photos, PIXELS), photos, k)
+    untrained = features(backbone.untrained(), photos, "random backbone")
+    scores["random"], correct["random"] = judge(untrained, photos, k)
+    return scores, correct
 
 
 def score(vectors: Tensor, photos: Photos, k: int) -> dict[str, Any]:
@@ -57,17 +61,24 @@ def score(vectors: Tensor, photos: Photos, k: int) -> dict[str, Any]:
 
     vectors: features of all photos [N, D]. retrieval: see similar.py.
     """
+    return judge(vectors, photos, k)[0]
+
+
+def judge(vectors: Tensor, photos: Photos, k: int) -> tuple[dict[str, Any], Correct]:
+    """Returns `score`, and which of the labeled test photos are right."""
     rows = [photos.rows(split, labeled=True) for split in ("train", "val", "test")]
     labels, parts = [photos.labels(r) for r in rows], [vectors[r] for r in rows]
     k = min(k, len(labels[0]))
     bank, _, queries = center(*parts)
     train, val, test = standardize(*parts)
+    by_neighbors = knn.classify(queries, bank, labels[0], k)
     by_probe, penalty = linear.probe((train, labels[0]), (val, labels[1]), test, len(photos.classes))
-    return {
-        "knn": {**_accuracy(knn.classify(queries, bank, labels[0], k), labels[2]), "k": k},
+    scores = {
+        "knn": {**_accuracy(by_neighbors, labels[2]), "k": k},
         "linear": {**_accuracy(by_probe, labels[2]), "penalty": penalty},
         "retrieval": similar_photos(vectors, photos),
     }
+    return scores, {"knn": by_neighbors == labels[2], "linear": by_probe == labels[2]}
 
 
 def compare(vectors: Tensor, start: Tensor, photos: Photos, k: int) -> dict[str, Any]:

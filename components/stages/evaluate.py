@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -16,8 +18,15 @@ from components.data.photos import Photos
 from components.evaluation import knn
 from components.evaluation.attention import MAPS, write_maps
 from components.evaluation.features import block_features, center, features
-from components.evaluation.health import effective_rank, feature_std
-from components.evaluation.scoring import baselines, cannot_score, compare, score, score_blocks, selection_score
+from components.evaluation.scoring import (
+    Correct,
+    baselines,
+    cannot_score,
+    compare,
+    score,
+    score_blocks,
+)
+from components.evaluation.seeds import CORRECT, measure_seed, over_seeds, read_correct, write_correct
 from components.evaluation.similar import similar_photos
 from components.machine import keep_memory
 from components.models.backbone import Backbone, PublishedBackbone, build, load
@@ -25,6 +34,7 @@ from components.precision import uses_bf16
 from components.source_files import digest
 from components.stages.exit_code import backbone_parser, exit_code
 from components.stages.scratch import scratch
+from components.stages.seeds import seed_folders
 
 
 class EvaluateConfig(Strict):
@@ -37,35 +47,36 @@ class EvaluateConfig(Strict):
 def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dict[str, Any]:
     """Measure folder/backbone; write metrics.json, neighbors.json, maps.safetensors and config.json to `out`.
 
+    correct.safetensors: which test photos are right by the backbone of each seed, and by the baselines (see seeds.py).
     Returns the metrics.
 
     metrics: health of the features (needs no labels); with labels also the accuracy on test of the baselines
     (majority, pixels, random), of the backbone and after each of its blocks, how well test photos find others of their
     class or caption ("retrieval", also without labels, if there are captions), and under "selection" the accuracy by
-    which methods are compared, which is not measured on test.
+    which methods are compared, which is not measured on test. seeds: the values of each seed, with mean and deviation;
+    all else is of the first. command: the one that measures this again.
     """
     photos = Photos(data)
     backbone = load(folder / "backbone")
     blocks = block_features(backbone, photos)
     vectors = blocks[-1]
     test = photos.rows("test") if len(photos.rows("test")) else photos.rows("train")
-    sample = vectors[np.random.default_rng(config.seed).permutation(test)[:4096]]  # shuffled: rows are in class order
-    health = {
-        "effective_rank": effective_rank(sample),
-        "feature_std": feature_std(sample),
-        "dimensions": backbone.dim,
-        "photos": len(sample),
-    }
-    metrics: dict[str, Any] = {"health": health}
+    seeds: dict[int, dict[str, Any]] = {}
+    correct: dict[str, list[Correct]] = {"backbone": []}
+    for seed, place in seed_folders(folder).items():
+        of_seed = vectors if place == folder else features(load(place / "backbone"), photos, f"seed {seed}")
+        seeds[seed], right = measure_seed(of_seed, photos, test, config.neighbors, config.seed)
+        correct["backbone"].append(right)
+    metrics = {**next(iter(seeds.values())), "seeds": over_seeds(seeds)}
     if reason := cannot_score(photos):
         metrics["not_measured"] = {"knn, linear and their baselines": reason}
         if found := similar_photos(vectors, photos):
             metrics["retrieval"] = found
     else:
-        metrics |= cached_baselines(photos, backbone, folder / "backbone", config)
-        metrics["backbone"] = score(vectors, photos, config.neighbors)
+        found, of_baselines = cached_baselines(photos, backbone, folder / "backbone", config)
+        metrics |= found
+        correct |= {name: [right] for name, right in of_baselines.items()}
         metrics["blocks"] = score_blocks(blocks, photos, config.neighbors)
-        metrics["selection"] = selection_score(vectors, photos, config.neighbors, config.seed)
         try:
             start = _start(folder)
         except ValueError as error:  # its weights are not there any more
@@ -75,10 +86,14 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
                 start_vectors = features(start, photos, "start")
                 metrics["start"] = score(start_vectors, photos, config.neighbors)
                 metrics["against_start"] = compare(vectors, start_vectors, photos, config.neighbors)
+    where = ("--backbone", str(folder), "--data", str(data), "--out", str(out))
+    metrics["command"] = shlex.join(("python", "-m", "components.stages.evaluate", *where))
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     near = neighbors(vectors, photos.rows("train"), test, config.retrieved)
     (out / "neighbors.json").write_text(json.dumps(near) + "\n", encoding="utf-8")
+    if "backbone" in metrics:
+        write_correct(correct, torch.from_numpy(photos.rows("test", labeled=True)), out / CORRECT)
     (out / MAPS).unlink(missing_ok=True)
     if config.maps and not backbone.patches:
         shown = test[np.linspace(0, len(test) - 1, min(config.maps, len(test))).astype(int)]
@@ -96,17 +111,22 @@ def _start(folder: Path) -> Backbone | None:
     return build(parse(PublishedBackbone, config["backbone"], str(file)))
 
 
-def cached_baselines(photos: Photos, backbone: Backbone, folder: Path, config: EvaluateConfig) -> dict[str, Any]:
+def cached_baselines(
+    photos: Photos, backbone: Backbone, folder: Path, config: EvaluateConfig
+) -> tuple[dict[str, Any], dict[str, Correct]]:
     """Returns `baselines`, computed once in each precision for all methods with a backbone of one shape."""
     shape = [digest(folder / name) for name in ("config.json", "preprocessor_config.json")]
     key = (config.model_dump(mode="json"), shape, digest(photos.folder / "manifest.parquet"))
-    file = scratch("evaluate", *key, {"bf16": uses_bf16()}) / "baselines.json"
-    if not file.is_file():
-        text = json.dumps(baselines(photos, backbone, config.neighbors, config.seed))
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(text, encoding="utf-8")
-        part.rename(file)  # complete or absent: another process may read it now
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+    cache = scratch("evaluate", *key, {"bf16": uses_bf16()})
+    if not (cache / "baselines.json").is_file():
+        scores, correct = baselines(photos, backbone, config.neighbors, config.seed)
+        part = cache / f"{os.getpid()}"
+        write_correct({name: [right] for name, right in correct.items()}, torch.tensor([]), part)
+        part.rename(cache / CORRECT)
+        part.write_text(json.dumps(scores), encoding="utf-8")
+        part.rename(cache / "baselines.json")  # complete or absent: another process may read it now
+    correct = {name: {kind: x[0] for kind, x in of.items()} for name, of in read_correct(cache / CORRECT)[1].items()}
+    return json.loads((cache / "baselines.json").read_text(encoding="utf-8")), correct
 
 
 def neighbors(vectors: Tensor, bank: np.ndarray, queries: np.ndarray, count: int) -> dict[str, list[int]]:
@@ -131,6 +151,11 @@ def main() -> None:
     for kind in ("knn", "linear") if "blocks" in metrics else ():
         values = ", ".join(f"{block[kind]['value']:.3f}" for block in metrics["blocks"])
         print(f"evaluate: blocks    {kind:7} {values}")
+    seeds = metrics["seeds"]
+    for name in ("knn", "linear") if seeds["count"] > 1 and "knn" in seeds else ():
+        each = ", ".join(f"{one[name]:.3f}" for one in seeds["each"])
+        over = "{mean:.3f} ± {deviation:.3f}".format(**seeds[name])
+        print(f"evaluate: {seeds['count']} seeds   {name:7} {over} ({each})")
     if "selection" in metrics:
         selection = metrics["selection"]
         print(f"evaluate: for choosing a method: knn {selection['knn']['value']:.3f} on {selection['on']}")

@@ -10,6 +10,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from components.data.photos import Photos
@@ -115,9 +116,15 @@ def test_a_stage_that_cannot_go_on_ends_with_a_message_and_a_code(error, code, m
 def test_baselines_are_kept_for_each_precision(prepared, tmp_path, monkeypatch):
     backbone, features = build(ViTBackbone(image_size=16, patch_size=8, width=16, depth=1, heads=2)), []
     backbone.save(tmp_path)
-    monkeypatch.setattr(evaluate, "baselines", lambda *_: features.append(uses_bf16()) or {"bf16": features[-1]})
+
+    def measured(*_):
+        features.append(uses_bf16())
+        return {"bf16": features[-1]}, {"pixels": {"knn": torch.tensor([True, features[-1]])}}
+
+    monkeypatch.setattr(evaluate, "baselines", measured)
     for precision in ("fp32", "bf16", "fp32", "bf16"):
         monkeypatch.setenv(PRECISION, precision)
-        kept = cached_baselines(Photos(prepared), backbone, tmp_path, EvaluateConfig())
+        kept, correct = cached_baselines(Photos(prepared), backbone, tmp_path, EvaluateConfig())
         assert kept == {"bf16": precision == "bf16"}
+        assert correct["pixels"]["knn"].tolist() == [True, precision == "bf16"]
     assert features == [False, True]

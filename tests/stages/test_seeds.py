@@ -2,14 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from components.data.photos import Photos
+from components.evaluation.seeds import read_correct
 from components.stages import pretrain as stage
+from components.stages.evaluate import EvaluateConfig, evaluate
 from components.stages.pretrain import pretrain
 from components.stages.pretrain_config import configure
 from components.stages.seeds import seed_folders
@@ -69,6 +74,38 @@ def test_seeds_that_were_finished_before_an_interruption_are_not_trained_again(p
     assert list(seed_folders(tmp_path / "cut")) == [0, 1, 2]
     pretrain(seeded(), prepared, tmp_path / "alone")
     assert written(tmp_path / "cut") == written(tmp_path / "alone")
+
+
+def test_every_seed_is_measured_and_the_first_as_if_it_were_alone(prepared, tmp_path):
+    pretrain(seeded(seeds=3), prepared, tmp_path / "pre")
+    metrics = evaluate(EvaluateConfig(neighbors=5), tmp_path / "pre", prepared, tmp_path / "eval")
+    folders = [tmp_path / "pre", *(tmp_path / "pre" / "seeds" / seed for seed in ("1", "2"))]
+    each = []
+    for index, folder in enumerate(folders):
+        shutil.copytree(folder, tmp_path / "alone" / str(index), ignore=shutil.ignore_patterns("seeds"))
+        alone = evaluate(EvaluateConfig(neighbors=5), tmp_path / "alone" / str(index), prepared, tmp_path / "one")
+        each.append([alone["backbone"]["knn"]["value"], alone["backbone"]["linear"]["value"]])
+        assert alone["seeds"]["knn"] == {"mean": each[-1][0], "deviation": None}
+        if not index:
+            differs = {"seeds", "command"}
+            assert {k: v for k, v in alone.items() if k not in differs} == {
+                k: v for k, v in metrics.items() if k not in differs
+            }
+    seeds = metrics["seeds"]
+    assert (seeds["count"], [one["seed"] for one in seeds["each"]]) == (3, [0, 1, 2])
+    assert [[one["knn"], one["linear"]] for one in seeds["each"]] == each
+    assert (seeds["knn"]["mean"], seeds["knn"]["deviation"]) == pytest.approx(
+        (np.mean([one[0] for one in each]), np.std([one[0] for one in each], ddof=1))
+    )
+    rows, correct = read_correct(tmp_path / "eval" / "correct.safetensors")
+    photos = Photos(prepared)
+    assert rows.tolist() == photos.rows("test", labeled=True).tolist()
+    assert correct["backbone"]["knn"].double().mean(1).tolist() == pytest.approx([one[0] for one in each])
+    assert correct["backbone"]["linear"].double().mean(1).tolist() == pytest.approx([one[1] for one in each])
+    for name in ("pixels", "random"):
+        for kind, right in correct[name].items():
+            assert float(right.double().mean()) == pytest.approx(metrics[name][kind]["value"])
+    assert float(correct["majority"]["knn"].double().mean()) == pytest.approx(metrics["majority"]["top1"]["value"])
 
 
 def test_what_does_not_train_has_one_seed(prepared, tmp_path):

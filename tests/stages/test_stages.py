@@ -106,7 +106,8 @@ def test_every_epoch_has_every_row_once_in_another_order():
 def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
     pretrain(configure("simclr", PARAMS), prepared, tmp_path / "pre")
     metrics = evaluate(EvaluateConfig(neighbors=5), tmp_path / "pre", prepared, tmp_path / "eval")
-    assert {"majority", "pixels", "random", "backbone", "health", "blocks", "selection"} == set(metrics)
+    named = {"majority", "pixels", "random", "backbone", "health", "blocks", "selection", "seeds", "command"}
+    assert named == set(metrics)
     assert len(metrics["blocks"]) == 1  # the last block's neighbors are the backbone's
     assert metrics["blocks"][-1]["knn"]["value"] == metrics["backbone"]["knn"]["value"]
     near = json.loads((tmp_path / "eval" / "neighbors.json").read_text())
