@@ -10,13 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from components.data.entries import DESCRIBE
 from components.data.photos import Photos
 from components.reporting.answers import KINDS, kinds, nats, sight
+from components.reporting.basis import basis
+from components.reporting.compared import tables
 from components.reporting.figures import confusion, curves, data_uri, learned
 from components.reporting.issues import issue_sections
 from components.reporting.maps import Maps
 from components.reporting.photo_map import PhotoMap
 from components.reporting.provenance import provenance
 from components.reporting.quality import quality_sections
-from components.reporting.results import Results, percent
+from components.reporting.results import Results, over_seeds, percent
 from components.reporting.verdict import backbone_sentence, next_sentence
 
 CLASSIFIERS = {
@@ -44,11 +46,14 @@ def render(
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-    environment.filters |= {"percent": percent, "nats": nats}
+    environment.filters |= {"percent": percent, "nats": nats, "over_seeds": over_seeds}
     best = results.best_method()
     return environment.get_template("page.html").render(
         results=results,
         table=results.table(),
+        compared=tables(results),
+        basis=basis(results),
+        most_seeds=max(map(results.seeds, results.methods), default=1),
         photo_map=photo_map,
         script=(Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
         best=best,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from components.evaluation.paired import Comparison
 
 BASELINES = {
     "majority": "always the most frequent class",
@@ -37,6 +39,7 @@ class Results:
     embedded: dict[str, Any]  # config of embed, or the reason under "skipped"
     issues: list[dict[str, str]]  # lines of embed's issues.csv
     quality: list[dict[str, str]]  # lines of prepare's issues.csv
+    compared: dict[str, list[Comparison]] = field(default_factory=dict)  # pairs of rows, by kind (knn, linear)
 
     @property
     def scored(self) -> bool:
@@ -60,7 +63,10 @@ class Results:
         """Returns the methods that were evaluated, the best one by `best_method` first."""
 
         def accuracy(name: str) -> float:
-            return float(self.methods[name]["selection"]["knn"]["value"]) if "selection" in self.methods[name] else 0.0
+            metrics = self.methods[name]
+            if over := metrics.get("seeds", {}).get("selection"):
+                return float(over["mean"])
+            return float(metrics["selection"]["knn"]["value"]) if "selection" in metrics else 0.0
 
         return sorted(self.methods, key=accuracy, reverse=True)
 
@@ -80,14 +86,30 @@ class Results:
                 names.append(method)
         return [("" if len(distinct) == 1 else f" as in {', '.join(names)}", scores) for names, scores in distinct]
 
+    def row_name(self, baseline: str, method: str) -> str:
+        """Returns the name of the row in the table that a method's baseline stands in."""
+        own = self.methods[method][baseline]
+        return baseline + next(suffix for suffix, scores in self.baseline(baseline) if scores == own)
+
+    def seeds(self, method: str) -> int:
+        """Returns with how many seeds a method was measured."""
+        return int(self.methods[method].get("seeds", {}).get("count", 1))
+
+    def comparison(self, kind: str, one: str, other: str) -> Comparison | None:
+        """Returns the comparison of two rows of the table, None if there is none. kind: knn or linear."""
+        pairs = self.compared.get(kind, [])
+        return next((pair for pair in pairs if {pair.first, pair.second} == {one, other}), None)
+
     def no_better_than_untrained(self) -> list[str]:
-        """Returns the methods whose 95 % intervals overlap those of the untrained backbone, in kNN and in linear."""
+        """Returns the methods that this data cannot show to be above the untrained backbone, in kNN nor in linear."""
 
-        def better(metrics: dict[str, Any], kind: str) -> bool:
-            return bool(metrics["backbone"][kind]["low"] > metrics["random"][kind]["high"])
+        def better(name: str, kind: str) -> bool:
+            if pair := self.comparison(kind, name, self.row_name("random", name)):
+                return pair.shown and pair.first == name
+            return bool(self.methods[name]["backbone"][kind]["low"] > self.methods[name]["random"][kind]["high"])
 
-        scored = {name: metrics for name, metrics in self.methods.items() if "backbone" in metrics}
-        return [name for name, metrics in scored.items() if not (better(metrics, "knn") or better(metrics, "linear"))]
+        scored = [name for name, metrics in self.methods.items() if "backbone" in metrics]
+        return [name for name in scored if not (better(name, "knn") or better(name, "linear"))]
 
     def _words(self, name: str) -> str:
         """Returns what a method did: how long it trained, and from which published weights if from any."""
@@ -110,8 +132,8 @@ class Results:
     def table(self) -> list[dict[str, Any]]:
         """Returns a row for each baseline, each evaluated method and each pending one.
 
-        name, words, knn, linear (proportions with intervals, or None), map_at_r (by class); of methods also health and
-        blocks.
+        name, words, knn, linear (proportions with intervals, or None), map_at_r (by class); of methods also health,
+        blocks and seeds.
         """
         rows: list[dict[str, Any]] = []
         if self.scored:
@@ -132,6 +154,7 @@ class Results:
                     "map_at_r": _map_at_r(scores),
                     "health": metrics["health"],
                     "blocks": metrics.get("blocks", []),
+                    "seeds": metrics.get("seeds", {}),
                 }
             )
         return rows + [{"name": name, "words": why, "knn": None, "linear": None} for name, why in self.pending.items()]
@@ -192,52 +215,6 @@ def _words(folder: Path) -> dict[str, Any]:
     return {"method": _json(folder / "config.json").get("method"), **metrics}
 
 
-def summary(results: Results) -> str:
-    """Returns the table of methods and the numbers of the adapter and of the answers, as Markdown."""
-    lines = ["| | kNN top-1 | linear top-1 | effective rank |", "|---|---|---|---|"]
-    for row in results.table():
-        rank = f"{row['health']['effective_rank']:.0f} of {row['health']['dimensions']}" if "health" in row else ""
-        if row["name"] in results.pending:
-            rank = row["words"]
-        lines.append(f"| {row['name']} | {percent(row['knn'])} | {percent(row['linear'])} | {rank} |")
-    lines.append("")
-    adapter, answering = results.adapter, results.answering
-    kind = f"{adapter['kind']}, " if "kind" in adapter else ""
-    measured = percent(adapter.get("accuracy"))
-    if several := adapter.get("mean_average_precision"):
-        measured = f"mAP {percent(several)}, by chance {100 * adapter['chance']:.1f} %"
-    lines.append(f"adapter: {adapter.get('skipped') or kind + measured}")
-    lines.append(f"words: {_words_summary(results.words)}")
-    if "skipped" in answering:
-        lines.append(f"answers: {answering['skipped']}")
-    else:
-        correct, blind = percent(answering.get("exact_match")), percent(answering.get("blind"))
-        sees = ""
-        if "sees" in answering:
-            sees = "the language model sees; " if answering["sees"] else "the language model does not see; "
-        lines.append(f"answers: {sees}{correct} correct, without the photo {blind}")
-        if gap := answering.get("gap"):  # with one photo there is no other to exchange it with
-            cost = f"{gap['value']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}) nats"
-            lines[-1] += f"; with the photo of another question the loss is higher by {cost}"
-    return "\n".join(lines) + "\n"
-
-
-def _words_summary(words: dict[str, Any]) -> str:
-    """Returns the numbers of the stage words, or why there are none."""
-    if "skipped" in words:
-        return str(words["skipped"])
-    parts = []
-    if named := words.get("zero_shot"):
-        parts.append(f"{percent(named['top1'])} of test photos named by class names")
-    for direction, what in (("text_to_photo", "a photo by its caption"), ("photo_to_text", "a caption by its photo")):
-        found = words.get("retrieval", {}).get(direction, {})
-        k = max(map(int, found), default=0)
-        if k:
-            recall = found[str(k)]
-            parts.append(f"{what} among the best {k}: {percent(recall)}, by chance {100 * recall['chance']:.1f} %")
-    return "; ".join(parts) or "not measured: " + "; ".join(words.get("not_measured", {}).values())
-
-
 def method_summary(artifacts: Path, method: str) -> str:
     """Returns the path of one backbone and its numbers, as lines for a terminal. Raises ValueError if untrained."""
     backbone = artifacts / "pretrain" / method / "backbone"
@@ -249,7 +226,10 @@ def method_summary(artifacts: Path, method: str) -> str:
         return "\n".join([*lines, f"not evaluated yet; run: dvc repro evaluate@{method}"])
     for kind, name in (("knn", "kNN top-1"), ("linear", "linear top-1")) if "backbone" in metrics else ():
         trained, untrained = (percent(metrics[source][kind]) for source in ("backbone", "random"))
-        lines.append(f"{name}: {trained}; untrained: {untrained}")
+        seeds = over_seeds(metrics.get("seeds", {}), kind, "; ")
+        lines.append(
+            f"{name}: {trained} of {metrics['backbone'][kind]['of']:,} test photos{seeds}; untrained: {untrained}"
+        )
     lines += [f"not measured: {reason}" for reason in metrics.get("not_measured", {}).values()]
     health = metrics["health"]
     return "\n".join([*lines, f"effective rank: {health['effective_rank']:.0f} of {health['dimensions']}"])
@@ -261,6 +241,14 @@ def percent(proportion: dict[str, float] | None) -> str:
         return "–"
     value, low, high = (100 * proportion[key] for key in ("value", "low", "high"))
     return f"{value:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def over_seeds(seeds: dict[str, Any], kind: str, before: str = "") -> str:
+    """Returns mean and standard deviation over seeds in percent; "" for one seed. before: text in front of them."""
+    if seeds.get("count", 1) == 1 or kind not in seeds:
+        return ""
+    mean, deviation = (100 * seeds[kind][key] for key in ("mean", "deviation"))
+    return f"{before}{seeds['count']} seeds: {mean:.1f} ± {deviation:.1f}"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -22,13 +22,14 @@ def backbone_sentence(results: Results) -> tuple[bool, str] | None:
     if "backbone" not in metrics:
         used = f"The features of {best} use {rank:.0f} of {dimensions} directions"
         return True, f"{used}; accuracy was not measured: {_why(metrics)}."
-    own, (name, other) = metrics["backbone"]["knn"], _best_baseline(metrics)
+    own, (baseline, other) = metrics["backbone"]["knn"], _best_baseline(metrics)
+    name, side = BASELINES[baseline], _side(results, best, baseline)
     known = f"By the photos most like them, {best} names {100 * own['value']:.0f} % of the test photos right"
     beside = f"{name}: {100 * other['value']:.0f} %"
-    if own["low"] > other["high"]:
+    if side > 0:
         times = f"{own['value'] / other['value']:.1f} times as many as" if other["value"] else "more than"
         return True, f"{known}, {times} without a trained backbone ({beside})."
-    if own["high"] < other["low"]:
+    if side < 0:
         return False, f"{known}, fewer than without a trained backbone ({beside})."
     return False, f"{known}, which this data cannot tell from what needs no trained backbone ({beside})."
 
@@ -42,13 +43,24 @@ def next_sentence(results: Results) -> str | None:
         return "Next: train longer or with a lower learning rate, or choose another method (see docs/methods)."
     if "backbone" not in metrics:
         return "Next: sort a few photos into a folder for each class, or name one class for each in labels.csv."
-    _, other = _best_baseline(metrics)
     published = best in results.origins
-    if not metrics["backbone"]["knn"]["low"] > other["high"] and not published:
+    if _side(results, best, _best_baseline(metrics)[0]) <= 0 and not published:
         return "Next: start from published weights, which need fewer photos: make run PHOTOS=FOLDER chooses them."
     if published and not results.configs[best]["epochs"]:
         return "Next: let these weights learn from your photos, without labels: make run PHOTOS=FOLDER chooses how."
     return "Next: try it on a photo of your own: make app."
+
+
+def _side(results: Results, method: str, baseline: str) -> int:
+    """Returns 1 if a method is above a baseline in kNN accuracy, -1 if it is below, 0 if this data cannot tell.
+
+    By the same photos where they were compared, otherwise by whether the two intervals overlap.
+    """
+    if pair := results.comparison("knn", method, results.row_name(baseline, method)):
+        return (1 if pair.first == method else -1) if pair.shown else 0
+    metrics = results.methods[method]
+    own, other = metrics["backbone"]["knn"], metrics[baseline].get("top1") or metrics[baseline]["knn"]
+    return int(own["low"] > other["high"]) - int(own["high"] < other["low"])
 
 
 def _collapsed(metrics: dict[str, Any]) -> bool:
@@ -61,7 +73,7 @@ def _why(metrics: dict[str, Any]) -> str:
 
 
 def _best_baseline(metrics: dict[str, Any]) -> tuple[str, dict[str, float]]:
-    """Returns the baseline with the best kNN accuracy, in words, and its accuracy."""
+    """Returns the baseline with the best kNN accuracy, and its accuracy."""
     scores = {name: metrics[name].get("top1") or metrics[name]["knn"] for name in BASELINES if name in metrics}
     best = max(scores, key=lambda name: float(scores[name]["value"]))
-    return BASELINES[best], scores[best]
+    return best, scores[best]

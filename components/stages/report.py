@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -12,10 +13,12 @@ from components.config import Strict, methods, read_section, write_config
 from components.data.photos import Photos
 from components.evaluation.attention import MAPS
 from components.reporting import for_dvc
+from components.reporting.compared import compare
 from components.reporting.maps import read_maps
 from components.reporting.page import render
 from components.reporting.photo_map import photo_map
-from components.reporting.results import read_results, summary
+from components.reporting.results import read_results
+from components.reporting.summary import summary
 from components.stages.exit_code import exit_code
 
 
@@ -24,11 +27,12 @@ class ReportConfig(Strict):
 
 
 def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -> str:
-    """Write index.html, summary.md, metrics.json, losses/ and config.json to `out`. Returns the summary.
+    """Write index.html, summary.md, metrics.json, comparisons.json, losses/ and config.json to `out`.
 
-    Stages and methods that have not run are named on the page, with the command that runs them.
+    Returns the summary. Stages and methods that have not run are named on the page, with the command that runs them.
     """
     results, neighbors = read_results(artifacts, names), {}
+    results = replace(results, compared=compare(results, artifacts / "evaluate"))
     if best := results.best_method():
         neighbors = json.loads((artifacts / "evaluate" / best / "neighbors.json").read_text(encoding="utf-8"))
     photos = Photos(artifacts / "prepare")

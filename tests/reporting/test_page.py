@@ -14,7 +14,8 @@ from components.reporting.figures import data_uri
 from components.reporting.for_dvc import plain_metrics
 from components.reporting.maps import Maps
 from components.reporting.page import render
-from components.reporting.results import Results, method_summary, percent, read_results, summary
+from components.reporting.results import Results, method_summary, percent, read_results
+from components.reporting.summary import summary
 
 SCORE = {"knn": {**proportion_with_ci(40, 50), "k": 20}, "linear": {**proportion_with_ci(45, 50), "penalty": 0.01}}
 LOW = {"knn": proportion_with_ci(10, 50), "linear": proportion_with_ci(12, 50)}
@@ -371,8 +372,8 @@ def test_the_summary_of_one_method_has_its_path_and_numbers(results, tmp_path):
     write(tmp_path / "evaluate" / "moco" / "metrics.json", results.methods["moco"])
     assert method_summary(tmp_path, "moco").splitlines() == [
         f"backbone: {tmp_path / 'pretrain' / 'moco' / 'backbone'}",
-        "kNN top-1: 80.0 % (67.0 to 88.8); untrained: 20.0 % (11.2 to 33.0)",
-        "linear top-1: 90.0 % (78.6 to 95.7); untrained: 24.0 % (14.3 to 37.4)",
+        "kNN top-1: 80.0 % (67.0 to 88.8) of 50 test photos; untrained: 20.0 % (11.2 to 33.0)",
+        "linear top-1: 90.0 % (78.6 to 95.7) of 50 test photos; untrained: 24.0 % (14.3 to 37.4)",
         "effective rank: 31 of 64",
     ]
     unlabeled = {"health": results.methods["moco"]["health"], "not_measured": {"knn": "the photos have no labels"}}

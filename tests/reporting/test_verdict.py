@@ -24,6 +24,8 @@ def results(*, right=160, pixels=60, rank=30.0, published=False, epochs=3, score
     return SimpleNamespace(
         methods={"moco": metrics},
         best_method=lambda: "moco",
+        comparison=lambda kind, one, other: None,
+        row_name=lambda baseline, method: baseline,
         origins={"moco": {}} if published else {},
         configs={"moco": {"epochs": epochs}},
     )
@@ -47,6 +49,16 @@ def test_the_verdict_and_the_next_step(of, known, following):
     assert known in sentence
     assert good == ("times" in known or "directions" in known)
     assert following in next_sentence(results(**of))
+
+
+@pytest.mark.parametrize(("right", "shown", "known"), [(64, True, "1.1 times"), (80, False, "cannot tell")])
+def test_the_verdict_is_that_of_the_same_photos_where_they_were_compared(right, shown, known):
+    pair = SimpleNamespace(first="moco", second="pixels", shown=shown)
+    compared = results(right=right)
+    compared.comparison = lambda kind, one, other: pair if {one, other} == {"moco", "pixels"} else None
+    good, sentence = backbone_sentence(compared)
+    assert known in sentence
+    assert good == shown
 
 
 def test_there_is_no_verdict_before_a_backbone_was_measured():

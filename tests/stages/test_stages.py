@@ -197,7 +197,17 @@ def test_the_page_is_drawn_after_one_method(prepared, tmp_path):
         "knn": {"simclr": metrics["backbone"]["knn"]["value"]},
         "linear": {"simclr": metrics["backbone"]["linear"]["value"]},
         "effective_rank": {"simclr": metrics["health"]["effective_rank"]},
+        "knn_compared": {},
+        "linear_compared": {},
+        "n": metrics["backbone"]["knn"]["of"],
+        "seeds": {"simclr": 1},
+        "command": "dvc repro",
     }
+    comparisons = json.loads((tmp_path / "report" / "comparisons.json").read_text())
+    others = [{pair["first"], pair["second"]} - {"simclr"} for pair in comparisons["knn"]]
+    assert others == [{"majority"}, {"pixels"}, {"random"}]
+    for pair in comparisons["knn"]:
+        assert pair["words"] in done.stdout
     header, *rows = (tmp_path / "report" / "losses" / "simclr.csv").read_text().splitlines()
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert header == "step,loss"
@@ -213,7 +223,7 @@ def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
     )
     pretrain(configure("simclr", PARAMS), data, tmp_path / "pre")
     metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
-    assert set(metrics) == {"health", "not_measured"}
+    assert set(metrics) == {"health", "not_measured", "seeds", "command"}
     assert "no labels" in next(iter(metrics["not_measured"].values()))
     assert "no labels" in adapt(AdaptConfig(method="simclr"), tmp_path / "pre", data, tmp_path / "adapt")["skipped"]
     captions.write_text("path,caption\n" + "".join(f"{index}.png,one of {index % 3}\n" for index in range(60)))
@@ -221,7 +231,8 @@ def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
         ResolvedConfig(data=DataConfig(source=str(tmp_path / "album"), size=32), prepare=PrepareConfig()), data, data
     )
     metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
-    assert set(metrics) == {"health", "not_measured", "retrieval"}  # captions say which photos belong together
+    # captions say which photos belong together
+    assert set(metrics) == {"health", "not_measured", "retrieval", "seeds", "command"}
     assert 0 <= metrics["retrieval"]["by_caption"]["map_at_r"]["value"] <= 1
 
 

@@ -1,0 +1,133 @@
+"""Which rows of the table differ by more than chance: all pairs, on the same test photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from components.evaluation.paired import NO_DIFFERENCE, Comparison, compare_pairs
+from components.evaluation.seeds import CORRECT, read_correct
+from components.reporting.results import BASELINES, Results
+
+KINDS = {"knn": "kNN", "linear": "linear"}
+MATRIX_FROM = 3  # methods; with fewer, the list has all of their pairs
+
+
+def compare(results: Results, folder: Path) -> dict[str, list[Comparison]]:
+    """Returns the comparisons of all pairs of rows, one of them a method, by kind (see KINDS); {} if there are none.
+
+    folder: with what evaluate wrote for each method. A method is left out if it was evaluated on other photos than the
+    first one, or before evaluate wrote which photos are right.
+    """
+    correct = _correct(results, folder)
+    pairs = [pair for pair in combinations(correct, 2) if set(pair) & results.methods.keys()]
+    return {kind: compare_pairs({name: of[kind] for name, of in correct.items()}, pairs) for kind in KINDS if pairs}
+
+
+def _correct(results: Results, folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Returns which test photos are right, by row of the table and kind: bool [S, N]."""
+    rows: Tensor | None = None
+    found: dict[str, dict[str, Tensor]] = {}
+    for method in results.methods:
+        file = folder / method / CORRECT
+        if not file.is_file():
+            continue
+        own, correct = read_correct(file)
+        rows = own if rows is None else rows
+        if torch.equal(own, rows):
+            found |= {results.row_name(name, method): correct[name] for name in BASELINES if name in correct}
+            found[method] = correct["backbone"]
+    return found
+
+
+class Against(NamedTuple):
+    """One row of the table beside the best method. words: by kind."""
+
+    name: str
+    words: dict[str, str]
+    shown: dict[str, bool]
+
+
+def against_best(results: Results) -> list[Against]:
+    """Returns what the best method is beside every other row that it was compared with, in the order of the table."""
+    best, rows = results.best_method(), []
+    for row in results.table():
+        pairs = {kind: results.comparison(kind, str(best), row["name"]) for kind in KINDS}
+        found = {kind: pair for kind, pair in pairs.items() if pair}
+        if found:
+            words = {kind: _beside(str(best), pair) for kind, pair in found.items()}
+            rows.append(Against(row["name"], words, {kind: pair.shown for kind, pair in found.items()}))
+    return rows
+
+
+def _beside(best: str, pair: Comparison) -> str:
+    low, high = (pair.low, pair.high) if pair.first == best else (-pair.high, -pair.low)
+    value = pair.value if pair.first == best else -pair.value
+    points, interval = f"{100 * value:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
+    return f"{points} points ({interval})" if pair.shown else f"{NO_DIFFERENCE} ({points}, {interval})"
+
+
+def matrix(results: Results, kind: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Returns a row for each method: its name, and beside each method a class and the difference in points.
+
+    The class is "yes" above, "no" below, "" where this data shows no difference.
+    """
+    names = [name for name in results.methods if any(name in (p.first, p.second) for p in results.compared[kind])]
+    return [(name, [_cell(results, kind, name, other) for other in names]) for name in names]
+
+
+def _cell(results: Results, kind: str, name: str, other: str) -> tuple[str, str]:
+    if not (pair := results.comparison(kind, name, other)):
+        return "", ""
+    above = pair.first == name
+    points = f"{100 * (pair.value if above else -pair.value):+.1f}"
+    return ("yes" if above else "no", points) if pair.shown else ("", f"≈ {points}")
+
+
+def tables(results: Results) -> dict[str, Any]:
+    """Returns what the page shows of the comparisons, {} if there are none."""
+    if not results.compared:
+        return {}
+    pairs = results.compared["knn"]
+    methods = {name for pair in pairs for name in (pair.first, pair.second)} & results.methods.keys()
+    matrices = {words: matrix(results, kind) for kind, words in KINDS.items()} if len(methods) >= MATRIX_FROM else {}
+    return {"against": against_best(results), "matrices": matrices, "notes": list(notes(results))}
+
+
+def notes(results: Results) -> Iterator[str]:
+    """Yields how the comparisons were made, and what they do not say."""
+    pairs = results.compared["knn"]
+    single = [name for name in results.methods if results.configs[name]["epochs"] and results.seeds(name) == 1]
+    seeds = {pair.seeds == (1, 1) for pair in pairs}
+    tests = [words for one, words in ((True, "McNemar's exact test"), (False, "a t-test over seeds")) if one in seeds]
+    yield (
+        f"n = {pairs[0].photos:,} test photos, the same for both of a pair; in brackets the 95 % interval of the pair "
+        f"alone. A difference counts if the interval is on one side of 0 and p is below 0.05 by {' or '.join(tests)}, "
+        f"adjusted for {len(pairs)} pairs (Holm)."
+    )
+    if single:
+        yield (
+            f"One seed of {', '.join(single)}: these are backbones that are compared, not methods; another seed may "
+            "give another order. The setting seeds: 3 in pretrain.common trains three."
+        )
+
+
+def lines(results: Results) -> list[str]:
+    """Returns for a terminal: the best method beside every other row, and all other pairs of methods that are equal."""
+    if not results.compared:
+        return []
+    best, found = results.best_method(), []
+    for kind, name in KINDS.items():
+        pairs = results.compared[kind]
+        own = [pair.words() for pair in pairs if best in (pair.first, pair.second)]
+        rest = [pair for pair in pairs if best not in (pair.first, pair.second)]
+        equal = [pair.words() for pair in rest if not pair.shown]
+        found += [f"compared by {name} accuracy:", *(f"- {words}" for words in [*own, *equal])]
+        if differ := len(rest) - len(equal):
+            found.append(f"- all {differ} other pairs differ: comparisons.json")
+    return [*found, *notes(results)]
