@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
+from components.data.truth import Truth
+
 DESCRIBE, NAME = "Describe the picture.", "What is in the picture?"
 
 
@@ -15,7 +17,8 @@ class Entry:
     """One photo before it is read. `fetch` returns a file's bytes, or an image that needs no decoding.
 
     path: the name it has in the manifest, valid Unicode. split: None if it has to be drawn. label: None if the photo
-    has none or several. labels: all of them, sorted. group: photos of one group are in one split.
+    has none or several. labels: all of them, sorted. group: photos of one group are in one split. truth: of generated
+    photos.
     """
 
     path: str
@@ -26,6 +29,7 @@ class Entry:
     questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
     labels: tuple[str, ...] = ()
     group: str | None = None
+    truth: Truth | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A folder written by `prepare` holds
                      and all_labels if training photos have several labels, see LabelSets
   manifest.parquet   one row per photo, see checks.Manifest
   questions.parquet  row (of the manifest), question, answer
+and for generated scenes what is known of them, see truth.py.
 Training reads only the first two, so that it runs where polars is not installed; `clip` alone reads the last too.
 """
 

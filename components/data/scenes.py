@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from components.data.objects import OBJECTS
+from components.data.truth import Truth
 
 Floats = npt.NDArray[np.float32]
 Color = tuple[int, int, int]
@@ -47,6 +48,7 @@ class Scene:
     label: str  # one of CLASSES
     caption: str  # "three fish on a wooden table"
     questions: tuple[tuple[str, str], ...]  # (question, short answer): what, how many, background, yes or no
+    truth: Truth
 
 
 def draw(seed: int, index: int) -> Scene:
@@ -59,7 +61,9 @@ def draw(seed: int, index: int) -> Scene:
     r = np.random.default_rng([seed, index])
     background, count = str(r.choice(list(BACKGROUNDS))), int(r.choice(list(NUMBERS)))
     caption, questions = _words(r, label, background, count)
-    return Scene(_pixels(r, label, background, count), label, caption, questions)
+    pixels, mask, colors, quarters = _pixels(r, label, background, count)
+    truth = Truth(mask, label, background, tuple(colors), tuple(quarters))
+    return Scene(pixels, label, caption, questions, truth)
 
 
 def _words(r: np.random.Generator, label: str, background: str, count: int) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -82,11 +86,17 @@ def _several(noun: str) -> str:
     return {"fish": "fish", "butterfly": "butterflies", "cactus": "cacti"}.get(noun, f"{noun}s")
 
 
-def _pixels(r: np.random.Generator, label: str, background: str, count: int) -> npt.NDArray[np.uint8]:
-    """uint8 [64, 64, 3]: ground, pebbles, the objects' shadows, the objects in relief, then light, lens and noise."""
+def _pixels(
+    r: np.random.Generator, label: str, background: str, count: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], list[str], list[int]]:
+    """Returns uint8 [64, 64, 3], and of its objects the mask [64, 64], colors and quarters.
+
+    It is made of ground, pebbles, the objects' shadows, the objects in relief, then light, lens and noise.
+    """
     angle, slope = r.uniform(0, 2 * np.pi), r.uniform(0.5, 1.0)
     lamp = np.array([np.cos(angle) * slope, np.sin(angle) * slope, 1.0], np.float32)  # the way to it
-    layer = np.asarray(_objects(r, label, count), np.float32)
+    objects, mask, colors, quarters = _objects(r, label, count)
+    layer = np.asarray(objects, np.float32)
     cover = layer[..., 3:] / np.float32(255)  # [64, 64, 1]
     shadow = _blurred(np.roll(cover, np.round(-3.5 * lamp[1::-1]).astype(int), (0, 1)), 2.0)
     leaves = _window(r, _leaves())[..., None]
@@ -96,21 +106,47 @@ def _pixels(r: np.random.Generator, label: str, background: str, count: int) -> 
     picture = (ground * (1 - cover) + surface * cover) * _light(r, lamp) * r.uniform(0.7, 1.3)
     noise = r.standard_normal((SIDE, SIDE, 3), np.float32) * r.uniform(3, 5)
     pixels: npt.NDArray[np.uint8] = np.clip(picture + noise, 0, 255).astype(np.uint8)
-    return pixels
+    return pixels, mask, colors, quarters
 
 
-def _objects(r: np.random.Generator, label: str, count: int) -> Image.Image:
-    """Returns the objects as RGBA, 64x64, each near the middle of a quarter and in a color of its own."""
+def _objects(
+    r: np.random.Generator, label: str, count: int
+) -> tuple[Image.Image, npt.NDArray[np.uint8], list[str], list[int]]:
+    """Returns the objects as RGBA, 64x64, and their mask, colors and quarters.
+
+    Each is near the middle of a quarter and in a color of its own; later ones hide earlier ones.
+    """
     canvas = Image.new("RGBA", (SIDE * FINER,) * 2, (*TONES["ink"], 0))
-    for quarter in r.permutation(4)[:count]:
+    colors, quarters = [], r.permutation(4)[:count].tolist()
+    for number, quarter in enumerate(quarters, 1):
         middle = [17 + 30 * half + r.uniform(-SHAKE, SHAKE) for half in (quarter % 2, quarter // 2)]
-        _object(r, ImageDraw.Draw(canvas), label, middle)
-    return canvas.reduce(FINER)
+        colors.append(_object(r, ImageDraw.Draw(canvas), label, middle, number))
+    numbers = canvas.getchannel("A")  # the pen writes an object's number in place of its opacity
+    canvas.putalpha(numbers.point([0] + [255] * 255))
+    return canvas.reduce(FINER), _mask(np.asarray(numbers), count), colors, quarters
 
 
-def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle: list[float]) -> None:
-    """Draws one object with its middle at (x, y) in pixels; the edge of the image may cut it."""
-    color = list(COLORS.values())[r.integers(len(COLORS))]
+def _mask(numbers: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
+    """Returns the object of each pixel, [64, 64]; 0: objects cover at most half of it. numbers: of each finer pixel."""
+    places = np.array([0] + [256**place for place in range(count)], np.uint32)  # a byte to count each object
+    coded = places.take(numbers)  # faster than places[numbers]
+    rows: npt.NDArray[np.uint32] = np.sum([coded[start::FINER] for start in range(FINER)], 0, np.uint32)
+    sums: npt.NDArray[np.uint32] = np.sum([rows[:, start::FINER] for start in range(FINER)], 0, np.uint32)
+    mask, most, all_of_them = (np.zeros((SIDE, SIDE), np.uint8) for _ in range(3))
+    for number in range(1, count + 1):
+        covered = (sums >> 8 * (number - 1)).astype(np.uint8)
+        mask[covered > most] = number
+        most, all_of_them = np.maximum(most, covered), all_of_them + covered
+    mask[all_of_them <= FINER**2 // 2] = 0
+    return mask
+
+
+def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle: list[float], number: int) -> str:
+    """Draws one object with its middle at (x, y) in pixels; the edge of the image may cut it. Returns its color.
+
+    number: written in place of the opacity.
+    """
+    name, color = list(COLORS.items())[r.integers(len(COLORS))]
     body = tuple(int(np.clip(c + r.integers(-14, 15), 0, 255)) for c in color)
     shade, pale = tuple(int(c * 0.68) for c in body), tuple(int(c * 0.5 + 120) for c in body)
     tones: dict[str, tuple[int, ...]] = {**TONES, "body": body, "shade": shade, "pale": pale}
@@ -122,9 +158,10 @@ def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle
     for points, tone, thick in OBJECTS[label](r):
         placed = [(left + x * ax + y * height * bx, top + x * ay + y * height * by) for x, y in points]
         if thick:
-            pen.line(placed, tones[tone], max(1, round(thick * half * FINER)), joint="curve")
+            pen.line(placed, (*tones[tone], number), max(1, round(thick * half * FINER)), joint="curve")
         else:
-            pen.polygon(placed, tones[tone])
+            pen.polygon(placed, (*tones[tone], number))
+    return name
 
 
 def _blurred(plane: Floats, radius: float) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -61,7 +62,7 @@ def _scenes(count: int, seed: int) -> Iterator[Entry]:
         for index, scene in enumerate(pool.map(partial(scenes.draw, seed), range(count), chunksize=100)):
             image, questions = Image.fromarray(scene.pixels), (*scene.questions, (DESCRIBE, scene.caption))
             entry = Entry(f"scenes/{index:05d}.png", image.copy, caption=scene.caption, questions=questions)
-            yield labeled(entry, [scene.label])
+            yield labeled(replace(entry, truth=scene.truth), [scene.label])
 
 
 def _torchvision(name: str, root: Path) -> Iterator[Entry]:

@@ -30,6 +30,7 @@ from components.data.near_duplicates import sign
 from components.data.photos import jpeg, write_index
 from components.data.quality import measure
 from components.data.splits import SPLIT_ORDER
+from components.data.truth import write_truths
 from components.progress import progress
 from components.stages.exit_code import exit_code
 
@@ -68,7 +69,7 @@ class ResolvedConfig(Strict):
 
 
 def prepare(config: ResolvedConfig, out: Path, downloads: Path) -> dict[str, Any]:
-    """Writes the prepared data set (see data.photos), validation.json, rejected.jsonl and issues.csv to `out`.
+    """Writes the prepared data set (see data.photos, and data.truth), validation.json, rejected.jsonl and issues.csv.
 
     Returns the validation report. Raises ValueError if too many files are rejected or if the data set as a whole
     cannot be trained on.
@@ -81,6 +82,8 @@ def prepare(config: ResolvedConfig, out: Path, downloads: Path) -> dict[str, Any
     report = validate_photos(source, intake, manifest, config, out)
     manifest.write_parquet(out / "manifest.parquet")
     intake.question_table().write_parquet(out / "questions.parquet")
+    truth_of = {entry.path: entry.truth for entry in source.entries if entry.truth}
+    write_truths(out, [truth_of[path] for path in manifest["path"]] if truth_of else [])
     write_index(out, manifest, jpegs=bool(config.data.jpeg_quality))
     write_config(config, out / "config.json")
     return report
