@@ -127,7 +127,8 @@ def lines(results: Results) -> list[str]:
         own = [pair.words() for pair in pairs if best in (pair.first, pair.second)]
         rest = [pair for pair in pairs if best not in (pair.first, pair.second)]
         equal = [pair.words() for pair in rest if not pair.shown]
-        found += [f"compared by {name} accuracy:", *(f"- {words}" for words in [*own, *equal])]
+        found += [f"compared by {name} accuracy:", "", *(f"- {words}" for words in [*own, *equal])]
         if differ := len(rest) - len(equal):
-            found.append(f"- all {differ} other pairs differ: comparisons.json")
+            found.append(f"- all other pairs ({differ}) differ: comparisons.json")
+        found.append("")
     return [*found, *notes(results)]
