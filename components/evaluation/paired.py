@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -14,6 +15,13 @@ from components.evaluation.statistics import Z95
 
 LEVEL = 0.05  # of the p-values, over all pairs
 NO_DIFFERENCE = "no difference that this data can show"
+
+
+class Right(NamedTuple):
+    """Which photos each seed gets right, bool [S, N]: the same N for all that are compared, in the same order."""
+
+    name: str
+    photos: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,25 +51,30 @@ class Comparison:
         value, low, high = (100 * x for x in (self.value, self.low, self.high))
         if self.shown:
             return f"{self.first} above {self.second} by {value:.1f} points ({low:.1f} to {high:.1f})"
-        return f"{self.first} and {self.second}: {NO_DIFFERENCE} ({value:+.1f}, {low:.1f} to {high:.1f})"
+        return f"{self.first} and {self.second}: {NO_DIFFERENCE} ({value:+.1f}, {low:.1f} to {high:.1f}{self.why()})"
+
+    def why(self) -> str:
+        """Returns the adjusted p-value as words, where it alone says that chance may explain the difference."""
+        return f"; p {self.p_adjusted:.2f} among all pairs" if self.low > 0 and not self.shown else ""
 
 
-def compare_pairs(correct: dict[str, Tensor], pairs: Iterable[tuple[str, str]]) -> list[Comparison]:
-    """Returns a comparison of each pair of names, with p-values adjusted for all of them.
+def compare_pairs(pairs: Iterable[tuple[Right, Right]]) -> list[Comparison]:
+    """Returns a comparison of each pair, with p-values adjusted for all of them.
 
-    correct: by name, which photos each seed gets right, bool [S, N]; the same photos in the same order. With one seed
-    each the p-value is that of McNemar's exact test, otherwise that of `difference_over_seeds`.
+    With one seed each the p-value is that of McNemar's exact test, otherwise that of `difference_over_seeds`.
     """
-    ordered = [sorted(pair, key=lambda name: -float(correct[name].double().mean())) for pair in pairs]
-    found = [difference_over_seeds(correct[first], correct[second]) for first, second in ordered]
-    for (first, second), one in zip(ordered, found, strict=True):
-        if len(correct[first]) == len(correct[second]) == 1:
-            one["p"] = mcnemar(correct[first][0], correct[second][0])
+    ordered = [sorted(pair, key=lambda one: -float(one.photos.double().mean())) for pair in pairs]
+    found = []
+    for first, second in ordered:
+        difference = difference_over_seeds(first.photos, second.photos)
+        if len(first.photos) == len(second.photos) == 1:
+            difference["p"] = mcnemar(first.photos[0], second.photos[0])
+        found.append(difference)
     adjusted = holm([one["p"] for one in found])
     return [
         Comparison(
-            first, second, **one, p_adjusted=p, photos=correct[first].shape[1],
-            seeds=(len(correct[first]), len(correct[second])),
+            first.name, second.name, **one, p_adjusted=p, photos=first.photos.shape[1],
+            seeds=(len(first.photos), len(second.photos)),
         )
         for (first, second), one, p in zip(ordered, found, adjusted, strict=True)
     ]  # fmt: skip

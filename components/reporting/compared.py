@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from components.evaluation.paired import NO_DIFFERENCE, Comparison, compare_pairs
+from components.evaluation.paired import NO_DIFFERENCE, Comparison, Right, compare_pairs
+from components.evaluation.scoring import Correct
 from components.evaluation.seeds import CORRECT, read_correct
 from components.reporting.results import BASELINES, Results
 
@@ -19,30 +20,27 @@ MATRIX_FROM = 3  # methods; with fewer, the list has all of their pairs
 
 
 def compare(results: Results, folder: Path) -> dict[str, list[Comparison]]:
-    """Returns the comparisons of all pairs of rows, one of them a method, by kind (see KINDS); {} if there are none.
+    """Returns the comparisons of all pairs of methods, and of each method with its baselines, by kind (see KINDS).
 
     folder: with what evaluate wrote for each method. A method is left out if it was evaluated on other photos than the
-    first one, or before evaluate wrote which photos are right.
+    first one, or before evaluate wrote which photos are right. {} if there is nothing to compare.
     """
-    correct = _correct(results, folder)
-    pairs = [pair for pair in combinations(correct, 2) if set(pair) & results.methods.keys()]
-    return {kind: compare_pairs({name: of[kind] for name, of in correct.items()}, pairs) for kind in KINDS if pairs}
-
-
-def _correct(results: Results, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Returns which test photos are right, by row of the table and kind: bool [S, N]."""
+    found: dict[str, dict[str, Correct]] = {}  # by method and by name in its file
     rows: Tensor | None = None
-    found: dict[str, dict[str, Tensor]] = {}
     for method in results.methods:
-        file = folder / method / CORRECT
-        if not file.is_file():
-            continue
-        own, correct = read_correct(file)
-        rows = own if rows is None else rows
-        if torch.equal(own, rows):
-            found |= {results.row_name(name, method): correct[name] for name in BASELINES if name in correct}
-            found[method] = correct["backbone"]
-    return found
+        if (file := folder / method / CORRECT).is_file():
+            measured, correct = read_correct(file)
+            rows = measured if rows is None else rows
+            if torch.equal(measured, rows):
+                found[method] = correct
+    compared = {}
+    for kind in KINDS:
+        own = {method: Right(method, correct["backbone"][kind]) for method, correct in found.items()}
+        pairs = list(combinations(own.values(), 2))
+        for method, correct in found.items():
+            pairs += [(own[method], Right(name, correct[name][kind])) for name in BASELINES if name in correct]
+        compared[kind] = compare_pairs(pairs)
+    return compared if any(compared.values()) else {}
 
 
 class Against(NamedTuple):
@@ -54,14 +52,13 @@ class Against(NamedTuple):
 
 
 def against_best(results: Results) -> list[Against]:
-    """Returns what the best method is beside every other row that it was compared with, in the order of the table."""
-    best, rows = results.best_method(), []
-    for row in results.table():
-        pairs = {kind: results.comparison(kind, str(best), row["name"]) for kind in KINDS}
-        found = {kind: pair for kind, pair in pairs.items() if pair}
+    """Returns what the best method is beside each of its baselines, and beside every other method."""
+    best, rows = str(results.best_method()), []
+    for name in (*BASELINES, *results.methods):
+        found = {kind: pair for kind in KINDS if (pair := results.comparison(kind, best, name))}
         if found:
-            words = {kind: _beside(str(best), pair) for kind, pair in found.items()}
-            rows.append(Against(row["name"], words, {kind: pair.shown for kind, pair in found.items()}))
+            words = {kind: _beside(best, pair) for kind, pair in found.items()}
+            rows.append(Against(name, words, {kind: pair.shown for kind, pair in found.items()}))
     return rows
 
 
@@ -69,7 +66,7 @@ def _beside(best: str, pair: Comparison) -> str:
     low, high = (pair.low, pair.high) if pair.first == best else (-pair.high, -pair.low)
     value = pair.value if pair.first == best else -pair.value
     points, interval = f"{100 * value:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
-    return f"{points} points ({interval})" if pair.shown else f"{NO_DIFFERENCE} ({points}, {interval})"
+    return f"{points} points ({interval})" if pair.shown else f"{NO_DIFFERENCE} ({points}, {interval}{pair.why()})"
 
 
 def matrix(results: Results, kind: str) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -6,9 +6,10 @@ import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from components.evaluation.paired import Comparison
+if TYPE_CHECKING:  # scipy takes a second to load
+    from components.evaluation.paired import Comparison
 
 BASELINES = {
     "majority": "always the most frequent class",
@@ -39,7 +40,7 @@ class Results:
     embedded: dict[str, Any]  # config of embed, or the reason under "skipped"
     issues: list[dict[str, str]]  # lines of embed's issues.csv
     quality: list[dict[str, str]]  # lines of prepare's issues.csv
-    compared: dict[str, list[Comparison]] = field(default_factory=dict)  # pairs of rows, by kind (knn, linear)
+    compared: dict[str, list[Comparison]] = field(default_factory=dict)  # see compared.py
 
     @property
     def scored(self) -> bool:
@@ -86,17 +87,12 @@ class Results:
                 names.append(method)
         return [("" if len(distinct) == 1 else f" as in {', '.join(names)}", scores) for names, scores in distinct]
 
-    def row_name(self, baseline: str, method: str) -> str:
-        """Returns the name of the row in the table that a method's baseline stands in."""
-        own = self.methods[method][baseline]
-        return baseline + next(suffix for suffix, scores in self.baseline(baseline) if scores == own)
-
     def seeds(self, method: str) -> int:
         """Returns with how many seeds a method was measured."""
         return int(self.methods[method].get("seeds", {}).get("count", 1))
 
     def comparison(self, kind: str, one: str, other: str) -> Comparison | None:
-        """Returns the comparison of two rows of the table, None if there is none. kind: knn or linear."""
+        """Returns the comparison of two methods, or of a method and its baseline, None if there is none."""
         pairs = self.compared.get(kind, [])
         return next((pair for pair in pairs if {pair.first, pair.second} == {one, other}), None)
 
@@ -104,7 +100,7 @@ class Results:
         """Returns the methods that this data cannot show to be above the untrained backbone, in kNN nor in linear."""
 
         def better(name: str, kind: str) -> bool:
-            if pair := self.comparison(kind, name, self.row_name("random", name)):
+            if pair := self.comparison(kind, name, "random"):
                 return pair.shown and pair.first == name
             return bool(self.methods[name]["backbone"][kind]["low"] > self.methods[name]["random"][kind]["high"])
 

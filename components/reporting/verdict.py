@@ -56,7 +56,7 @@ def _side(results: Results, method: str, baseline: str) -> int:
 
     By the same photos where they were compared, otherwise by whether the two intervals overlap.
     """
-    if pair := results.comparison("knn", method, results.row_name(baseline, method)):
+    if pair := results.comparison("knn", method, baseline):
         return (1 if pair.first == method else -1) if pair.shown else 0
     metrics = results.methods[method]
     own, other = metrics["backbone"]["knn"], metrics[baseline].get("top1") or metrics[baseline]["knn"]

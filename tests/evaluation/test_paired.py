@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from components.evaluation.paired import compare_pairs, difference_over_seeds, holm, mcnemar
+from components.evaluation.paired import Right, compare_pairs, difference_over_seeds, holm, mcnemar
 from components.evaluation.statistics import paired_difference
 
 
@@ -18,6 +18,10 @@ def trained(seeds, photos=400, accuracy=0.5, deviation=0.0, random=0):
     center = stats.norm.ppf(accuracy) * 1.7
     rows = [ease + center + draws.normal(0, 0.7, photos) + draws.normal(0, deviation) > 0 for _ in range(seeds)]
     return torch.from_numpy(np.stack(rows))
+
+
+def compared(correct, pairs):
+    return compare_pairs((Right(a, correct[a]), Right(b, correct[b])) for a, b in pairs)
 
 
 def test_mcnemar_is_a_sum_of_exact_binomial_probabilities():
@@ -89,7 +93,7 @@ def test_seeds_that_differ_are_no_difference_of_methods():
     for trial in range(200):
         for seeds in called:
             two = {name: trained(seeds, deviation=0.2, random=(trial, i)) for i, name in enumerate("ab")}
-            called[seeds] += compare_pairs(two, [("a", "b")])[0].shown
+            called[seeds] += compared(two, [("a", "b")])[0].shown
     assert called[1] > 60  # of 200; 10 are allowed at 95 %
     assert called[3] <= 16
 
@@ -97,14 +101,14 @@ def test_seeds_that_differ_are_no_difference_of_methods():
 def test_an_equal_pair_is_named_as_one_that_this_data_cannot_tell_apart():
     correct = {"dino": trained(1, random=1), "moco": trained(1, random=2), "simclr": trained(1, accuracy=0.7, random=3)}
     pairs = [("dino", "moco"), ("dino", "simclr"), ("moco", "simclr")]
-    equal, *different = compare_pairs(correct, pairs)
+    equal, *different = compared(correct, pairs)
     assert not equal.shown
     value = 100 * abs(float(correct["dino"].double().mean() - correct["moco"].double().mean()))
     assert f"no difference that this data can show ({value:+.1f}, " in equal.words()
     for one, other in zip(different, ("dino", "moco"), strict=True):
         assert one.words().startswith(f"simclr above {other} by {100 * one.value:.1f} points ({100 * one.low:.1f} to ")
         assert (one.photos, one.seeds) == (400, (1, 1))
-    same = compare_pairs({"a": correct["dino"], "b": correct["dino"].clone()}, [("a", "b")])[0]
+    same = compared({"a": correct["dino"], "b": correct["dino"].clone()}, [("a", "b")])[0]
     assert (same.value, same.p, same.shown) == (0, 1, False)
     assert same.words().startswith("a and b: no difference that this data can show (+0.0, -")
 
@@ -113,8 +117,10 @@ def test_many_pairs_need_more_than_one():
     """A difference that one pair would show alone is not shown where it is the largest of many by chance."""
     correct = {"a": trained(1, random=1), "b": trained(1, accuracy=0.56, random=2)}
     correct |= {str(i): trained(1, random=2 + i) for i in range(1, 13)}
-    alone = compare_pairs(correct, [("a", "b")])[0]
+    alone = compared(correct, [("a", "b")])[0]
     assert alone.shown
-    among = compare_pairs(correct, [("a", "b"), *((x, y) for x in correct for y in correct if "0" < x < y < "a")])[0]
+    among = compared(correct, [("a", "b"), *((x, y) for x in correct for y in correct if "0" < x < y < "a")])[0]
     assert alone.p == among.p < 0.05 <= among.p_adjusted
     assert not among.shown
+    assert "no difference that this data can show" in among.words()
+    assert f" to {100 * among.high:.1f}; p {among.p_adjusted:.2f} among all pairs)" in among.words()

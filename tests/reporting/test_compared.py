@@ -48,8 +48,9 @@ def evaluated(tmp_path):
             for seed, right in enumerate(seeds)
         }
         (tmp_path / name).mkdir()
-        baselines = {"pixels": {"knn": pixels, "linear": pixels}}
-        metrics = {**each[0], "pixels": scores(baselines["pixels"]), "random": scores(baselines["pixels"])}
+        untrained = planted(0.2, 50 + index)[0]  # each method's own
+        baselines = {"pixels": {"knn": pixels, "linear": pixels}, "random": {"knn": untrained, "linear": untrained}}
+        metrics = {**each[0], **{of: scores(right) for of, right in baselines.items()}}
         metrics["seeds"] = over_seeds(each)
         (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
         correct = {"backbone": seeds, **{of: [right] for of, right in baselines.items()}}
@@ -80,11 +81,17 @@ def results(evaluated):
 
 def test_every_pair_with_a_method_is_compared_on_the_same_photos(results):
     names = {frozenset((pair.first, pair.second)) for pair in results.compared["knn"]}
-    assert len(names) == len(results.compared["knn"]) == 6 + 4  # four methods, each also with pixels
+    assert len(names) == len(results.compared["knn"]) == 6 + 8  # four methods, each also with two baselines
     above = results.comparison("knn", "dino", "published")
     assert (above.first, above.second, above.photos, above.seeds) == ("published", "dino", PHOTOS, (1, 3))
     assert above.shown
     assert not results.comparison("knn", "moco", "dino").shown
+    for name in RIGHT:  # its own untrained backbone, not another method's
+        accuracies = [results.methods[name][of]["knn"]["value"] for of in ("backbone", "random")]
+        accuracies[0] = results.methods[name]["seeds"]["knn"]["mean"]
+        untrained = results.comparison("knn", name, "random")
+        assert (untrained.first, untrained.second) == (name, "random")
+        assert untrained.value == pytest.approx(accuracies[0] - accuracies[1])
 
 
 def test_the_summary_says_what_the_data_cannot_show(results):
@@ -97,7 +104,7 @@ def test_the_summary_says_what_the_data_cannot_show(results):
     assert f"; 3 seeds: {mean:.1f} ± {deviation:.1f} |" in text
     assert "n = 300 test photos; 3 seeds of simclr, dino, 1 seed of published, moco; dvc repro evaluate@METHOD" in text
     assert "One seed of moco: these are backbones that are compared, not methods" in text
-    assert "p is below 0.05 by McNemar's exact test or a t-test over seeds, adjusted for 10 pairs (Holm)" in text
+    assert "p is below 0.05 by McNemar's exact test or a t-test over seeds, adjusted for 14 pairs (Holm)" in text
 
 
 def test_every_method_is_beside_every_other_one_in_the_matrix(results):
@@ -141,7 +148,7 @@ def test_dvc_shows_means_over_seeds_and_the_differences_in_words(results, tmp_pa
     assert not any("pixels" in name for name in numbers["knn_compared"])
     write(results, tmp_path)
     pairs = json.loads((tmp_path / "comparisons.json").read_text())
-    assert len(pairs["linear"]) == 10
+    assert len(pairs["linear"]) == 14
     assert {"first", "second", "value", "low", "high", "p", "p_adjusted", "photos", "seeds", "words"} < set(
         pairs["knn"][0]
     )
@@ -161,10 +168,15 @@ def test_methods_of_other_photos_and_without_the_file_are_left_out(results, eval
     right = {"knn": planted(0.7, 3)[0], "linear": planted(0.7, 3)[0]}
     write_correct({"backbone": [right]}, torch.arange(1, PHOTOS + 1), evaluated / "dino" / CORRECT)
     found = compare(results, evaluated)
-    assert {name for pair in found["knn"] for name in (pair.first, pair.second)} == {"published", "moco", "pixels"}
+    assert {name for pair in found["knn"] for name in (pair.first, pair.second)} == {
+        "published",
+        "moco",
+        "pixels",
+        "random",
+    }
     few = replace(results, compared=found)
     assert compared.tables(few)["matrices"] == {}
-    assert [row.name for row in against_best(few)] == ["pixels", "moco"]
+    assert [row.name for row in against_best(few)] == ["pixels", "random", "moco"]
     nothing = replace(results, methods={}, compared={})
     assert compare(nothing, evaluated) == {} == compared.tables(nothing)
     assert lines(nothing) == []

@@ -25,7 +25,6 @@ def results(*, right=160, pixels=60, rank=30.0, published=False, epochs=3, score
         methods={"moco": metrics},
         best_method=lambda: "moco",
         comparison=lambda kind, one, other: None,
-        row_name=lambda baseline, method: baseline,
         origins={"moco": {}} if published else {},
         configs={"moco": {"epochs": epochs}},
     )
