@@ -133,8 +133,9 @@ def test_the_page_shows_the_best_method_beside_all_others(results, photos):
     pair = results.comparison("knn", "published", "dino")
     assert dino.words["knn"] == f"{100 * pair.value:+.1f} points ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})"
     mean, deviation = (100 * results.methods["dino"]["seeds"]["knn"][key] for key in ("mean", "deviation"))
-    assert f"3 seeds: {mean:.1f} ± {deviation:.1f} %" in html
-    assert basis(results)["backbones"] in html
+    assert f"3 seeds: {mean:.1f} ± {deviation:.1f}<" in html
+    stands, _, command = basis(results)["backbones"].rpartition("; ")
+    assert f"{stands}; <code>{command}</code>" in html
     assert "Which differences" not in render(replace(results, compared={}), photos, {}, 4)
 
 
