@@ -63,7 +63,8 @@ def beyond_seeds(first: list[float], second: list[float]) -> bool:
 
 
 def counted(seeds: int) -> str:
-    return "one seed" if seeds == 1 else f"{seeds} seeds"
+    """Returns how many seeds, as words; for one also the interval of a score on the 1,600 test photos of scenes."""
+    return "one seed; 95 % intervals ± 2.5 points" if seeds == 1 else f"{seeds} seeds"
 
 
 def compared(first: list[float], second: list[float]) -> str:
