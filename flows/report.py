@@ -1,8 +1,10 @@
 """Draw the page that shows all results.
 
-Runs the stage `report`, and before it whatever it needs that is not up to date; its table also goes to the Prefect UI.
+Runs the stage `report`, and before it whatever it needs that is not up to date; its verdict, table and figures also go to the Prefect UI.
 """
 
+import base64
+import re
 import sys
 from pathlib import Path
 
@@ -17,19 +19,25 @@ FOLDER = Path("artifacts/report")
 
 
 def markdown(folder: Path) -> str | None:
-    """Returns the table and the path of the page for the UI, or None if the stage wrote no table."""
-    summary, page = folder / "summary.md", (folder / "index.html").resolve()
-    if not summary.is_file():
+    """Returns the report for the UI, with its figures in it and the path of the page; None if the stage wrote none."""
+    report, page = folder / "report.md", (folder / "index.html").resolve()
+    if not report.is_file():
         return None
+
+    def inline(link: re.Match[str]) -> str:
+        data = base64.b64encode((folder / link[2]).read_bytes()).decode()
+        return f"![{link[1]}](data:image/svg+xml;base64,{data})"
+
+    text = re.sub(r"!\[([\w-]*)\]\((figures/[\w-]+\.svg)\)", inline, report.read_text(encoding="utf-8"))
     # browsers follow no link from http to file, so the path is shown too
-    return f"{summary.read_text(encoding='utf-8').rstrip()}\n\nIn full: [index.html]({page.as_uri()}), `{page}`\n"
+    return f"{text.rstrip()}\n\nIn full: [index.html]({page.as_uri()}), `{page}`\n"
 
 
 def publish(root: Path = environment.ROOT) -> None:
-    """Show the table of the report in the Prefect UI, under Artifacts."""
+    """Show the report in the Prefect UI, under Artifacts."""
     text = markdown(root / FOLDER)
     if text is None:
-        stage.logger().warning("There is no %s/summary.md, so no table for the UI.", FOLDER)
+        stage.logger().warning("There is no %s/report.md, so no report for the UI.", FOLDER)
         return
     create_markdown_artifact(text, key="report", description="Every method, measured the same way")
 

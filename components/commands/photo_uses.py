@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from components.adapters.saved import SavedClassifier, check_key, load_classifier
 from components.commands import ask
 from components.commands.one_photo import prepare_settings, read_photo
-from components.commands.search import Places, by_text, paths
+from components.commands.search import Places, TextSearch, paths
 from components.connector.answering import generate_answers, load_vlm
 from components.data.photos import Photos, as_square
 from components.evaluation.attention import attention_maps
@@ -59,6 +59,10 @@ class PhotoUses:
         return Index.read(embeddings) or embeddings
 
     @cached_property
+    def _texts(self) -> TextSearch:
+        return TextSearch(self.places)
+
+    @cached_property
     def _classifier(self) -> SavedClassifier:
         check_key(self._adapter, None)
         return load_classifier(self._adapter / "model")
@@ -84,7 +88,7 @@ class PhotoUses:
 
     def by_text(self, text: str, k: int) -> list[Similar]:
         """Returns the `k` photos of the project that fit the text best."""
-        found = by_text(text, k, self.places)
+        found = self._texts.search(text, k)
         return self._shown(found.rows, found.cosines)
 
     def _shown(self, rows: list[int], cosines: list[float]) -> list[Similar]:

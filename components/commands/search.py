@@ -38,28 +38,33 @@ class Places:
     words: Path
 
 
-def by_text(text: str, k: int, places: Places) -> Found:
-    """Returns the `k` photos whose vectors are nearest to that of the text.
+class TextSearch:
+    """Finds the photos that fit a text. What the stage words wrote is read once.
 
     Raises ValueError if words has not run, was skipped, or ran on other photos.
     """
-    if not text.strip():
-        raise ValueError(f'--text is {text!r}; a few words are needed, such as "two red cars"')
-    file = places.words / "metrics.json"
-    if not file.is_file():
-        raise ValueError(f"{file} is missing: the stage words has not run; run: dvc repro words")
-    metrics, photos = json.loads(file.read_text(encoding="utf-8")), Photos(places.data)
-    if "skipped" in metrics:
-        raise ValueError(f"{places.words} has no vectors to search: {metrics['skipped']}")
-    if metrics["manifest"] != digest(photos.folder / "manifest.parquet"):
-        raise ValueError(f"{places.words} is not of the photos that are prepared; run: dvc repro words")
-    tokenizer = AutoTokenizer.from_pretrained(places.words / "model")
-    model = VisionTextDualEncoderModel.from_pretrained(places.words / "model").eval()
-    with torch.no_grad():
-        query = model.get_text_features(**tokenize(tokenizer, [text])).pooler_output
-    vectors = load_file(places.words / "photos.safetensors")["photos"]
-    similarity, rows = nearest(query, vectors, min(k, len(vectors)))
-    return Found(text, None, rows[0].tolist(), similarity[0].tolist())
+
+    def __init__(self, places: Places) -> None:
+        file = places.words / "metrics.json"
+        if not file.is_file():
+            raise ValueError(f"{file} is missing: the stage words has not run; run: dvc repro words")
+        metrics, photos = json.loads(file.read_text(encoding="utf-8")), Photos(places.data)
+        if "skipped" in metrics:
+            raise ValueError(f"{places.words} has no vectors to search: {metrics['skipped']}")
+        if metrics["manifest"] != digest(photos.folder / "manifest.parquet"):
+            raise ValueError(f"{places.words} is not of the photos that are prepared; run: dvc repro words")
+        self._tokenizer = AutoTokenizer.from_pretrained(places.words / "model")
+        self._model = VisionTextDualEncoderModel.from_pretrained(places.words / "model").eval()
+        self._vectors = load_file(places.words / "photos.safetensors")["photos"]
+
+    @torch.no_grad()
+    def search(self, text: str, k: int) -> Found:
+        """Returns the `k` photos whose vectors are nearest to that of the text. Raises ValueError if it is empty."""
+        if not text.strip():
+            raise ValueError(f'--text is {text!r}; a few words are needed, such as "two red cars"')
+        query = self._model.get_text_features(**tokenize(self._tokenizer, [text])).pooler_output
+        similarity, rows = nearest(query, self._vectors, min(k, len(self._vectors)))
+        return Found(text, None, rows[0].tolist(), similarity[0].tolist())
 
 
 def by_photos(files: Sequence[Path], k: int, places: Places, *, exact: bool = False) -> list[Found]:
@@ -127,7 +132,7 @@ def main() -> None:
         known = folders("embed")
         places = Places(known["backbone"], known["data"], known["out"], folders("words")["out"])
         by = args.photos and by_photos(photo_files(args.photos), args.k, places, exact=args.exact)
-        found = by or [by_text(args.text, args.k, places)]
+        found = by or [TextSearch(places).search(args.text, args.k)]
         for one in found:
             if len(found) > 1:
                 print(one.query)

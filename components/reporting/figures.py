@@ -51,7 +51,7 @@ def curves(logs: dict[str, list[dict[str, float]]], key: str = "loss") -> str:
     return _svg(figure)
 
 
-def learned(points: dict[str, list[tuple[int, float]]]) -> str:
+def learned(points: dict[str, list[tuple[float, float]]]) -> str:
     """Returns one SVG element: how much is known over the photos seen, a line for each method. points: at least one."""
     figure, axis = plt.subplots(figsize=(7.2, 2.8))
     for index, (name, line) in enumerate(points.items()):
@@ -89,6 +89,11 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     axis.spines[:].set_visible(False)
     figure.tight_layout()
     return _svg(figure)
+
+
+def standalone(svg: str) -> str:
+    """Returns the SVG with paper and ink of its own, for viewers that may be dark, where it is an image."""
+    return svg.replace("<svg ", '<svg style="background:#fff;color:#1d2b2a" ', 1)
 
 
 def _svg(figure: object) -> str:

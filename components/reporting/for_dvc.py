@@ -11,7 +11,7 @@ from typing import Any
 from components.reporting.basis import scored_photos
 from components.reporting.results import Results
 
-METRICS, LOSSES = "metrics.json", "losses"
+METRICS, LOSSES, LEARNED = "metrics.json", "losses", "learned"
 COMPARISONS = "comparisons.json"
 
 
@@ -48,16 +48,25 @@ def plain_metrics(results: Results) -> dict[str, Any]:
 
 
 def write(results: Results, out: Path) -> None:
-    """Writes metrics.json, comparisons.json, and losses/METHOD.csv with the columns step and loss, to `out`."""
+    """Writes metrics.json, comparisons.json and the curves of each method to `out`.
+
+    losses/METHOD.csv: step and loss; learned/METHOD.csv: photos_seen, and what the features were worth then as value,
+    from 0 to 1 (see snapshots.py for what is measured).
+    """
     compared = {
         kind: [{**asdict(pair), "difference_shown": pair.shown, "words": pair.words()} for pair in pairs]
         for kind, pairs in results.compared.items()
     }
     (out / COMPARISONS).write_text(json.dumps(compared, indent=2) + "\n", encoding="utf-8")
     (out / METRICS).write_text(json.dumps(plain_metrics(results), indent=2) + "\n", encoding="utf-8")
-    (out / LOSSES).mkdir(exist_ok=True)
-    for name, lines in results.logs.items():
-        with (out / LOSSES / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ["step", "loss"], extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(lines)
+    losses = {name: [(line["step"], line["loss"]) for line in lines] for name, lines in results.logs.items()}
+    learned = {name: points for curves in results.learned().values() for name, points in curves.items()}
+    _write_curves(out / LOSSES, ("step", "loss"), losses)
+    _write_curves(out / LEARNED, ("photos_seen", "value"), learned)
+
+
+def _write_curves(folder: Path, columns: tuple[str, str], curves: dict[str, list[tuple[float, float]]]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, points in curves.items():
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([columns, *points])

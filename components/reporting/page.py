@@ -17,8 +17,8 @@ from components.reporting.issues import issue_sections
 from components.reporting.maps import Maps
 from components.reporting.photo_map import PhotoMap
 from components.reporting.provenance import provenance
-from components.reporting.quality import quality_sections
 from components.reporting.results import Results, over_seeds, percent
+from components.reporting.retrieval import retrieval
 from components.reporting.verdict import backbone_sentence, next_sentence
 
 CLASSIFIERS = {
@@ -33,7 +33,7 @@ CLASSIFIERS = {
 def render(
     results: Results,
     photos: Photos,
-    neighbors: dict[str, list[int]],
+    neighbors: dict[str, dict[str, list[Any]]],
     queries: int,
     *,
     maps: Maps | None = None,
@@ -41,7 +41,7 @@ def render(
 ) -> str:
     """Returns the page as HTML.
 
-    neighbors: test row -> its nearest training rows, by the best method; queries: how many of them to show; maps: where
+    neighbors: as evaluate wrote them, of the best method; queries: how many of them to show; maps: where
     a backbone looks; photo_map: of the stage embed.
     """
     loader = FileSystemLoader(Path(__file__).parent)
@@ -59,7 +59,7 @@ def render(
         best=best,
         selection=results.methods[best].get("selection") if best else None,
         curves=curves(results.logs) if results.logs else "",
-        learned={measured: learned(points) for measured, points in _points(results).items()},
+        learned={measured: learned(points) for measured, points in results.learned().items()},
         confusion=confusion(results.adapter["confusion"], results.adapter["classes"])
         if "confusion" in results.adapter
         else "",
@@ -82,31 +82,9 @@ def render(
         kinds=kinds(results.answering),
         most_kinds=KINDS,
         describe=DESCRIBE,
-        issues=issue_sections(photos, results.issues),
-        quality=quality_sections(photos, results.quality),
+        issues=issue_sections(photos, results.issues, results.quality),
         samples=[data_uri(photos[row]) for row in evenly_spaced(len(photos), 24)],
     )
-
-
-def _points(results: Results) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Returns photos seen and what the features were worth then, by what was measured and by method."""
-    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for name, lines in results.measured.items():
-        batch_size = results.configs[name]["batch_size"]
-        values = [(line["step"] * batch_size, line["value"]) for line in lines]
-        points.setdefault(lines[0]["measured"], {})[name] = values
-    return points
-
-
-def retrieval(photos: Photos, neighbors: dict[str, list[int]], queries: int) -> list[dict[str, Any]]:
-    """Returns `queries` test photos, each with its nearest training photos and whether their classes agree."""
-    rows = list(neighbors)
-    lines = []
-    for place in evenly_spaced(len(rows), queries):
-        query = int(rows[place])
-        near = [_card(photos, other, query) for other in neighbors[rows[place]]]
-        lines.append({"query": _card(photos, query), "near": near})
-    return lines
 
 
 def conversations(photos: Photos, answers: list[dict[str, Any]], most: int = 12) -> list[dict[str, Any]]:
@@ -119,10 +97,8 @@ def conversations(photos: Photos, answers: list[dict[str, Any]], most: int = 12)
     return [{"image": data_uri(photos[row]), "answers": by_row[row]} for row in shown]
 
 
-def _card(photos: Photos, row: int, query: int | None = None) -> dict[str, Any]:
-    label = photos.label(row)
-    agrees = None if query is None or label is None else label == photos.label(query)
-    return {"image": data_uri(photos[row]), "label": label or "", "agrees": agrees}
+def _card(photos: Photos, row: int) -> dict[str, Any]:
+    return {"image": data_uri(photos[row]), "label": photos.label(row) or ""}
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:

@@ -107,6 +107,15 @@ class Results:
         scored = [name for name, metrics in self.methods.items() if "backbone" in metrics]
         return [name for name in scored if not (better(name, "knn") or better(name, "linear"))]
 
+    def learned(self) -> dict[str, dict[str, list[tuple[float, float]]]]:
+        """Returns photos seen and what the features were worth then, by what was measured and by method."""
+        curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for name, lines in self.measured.items():
+            batch_size = self.configs[name]["batch_size"]
+            points = [(line["step"] * batch_size, line["value"]) for line in lines]
+            curves.setdefault(lines[0]["measured"], {})[name] = points
+        return curves
+
     def _words(self, name: str) -> str:
         """Returns what a method did: how long it trained, and from which published weights if from any."""
         config, origin, teacher = self.configs[name], self.origins.get(name), self.teachers.get(name)

@@ -18,19 +18,29 @@ def summary(results: Results) -> str:
             rank = row["words"]
         knn, linear = (percent(row[kind]) + over_seeds(row.get("seeds", {}), kind, "; ") for kind in ("knn", "linear"))
         lines.append(f"| {row['name']} | {knn} | {linear} | {rank} |")
-    stands = basis(results)
+    under = under_table(results)
+    return "\n".join([*lines, *(["", *under] if under else []), "", *uses(results)]) + "\n"
+
+
+def under_table(results: Results) -> list[str]:
+    """Returns what the table rests on, and which of its rows differ, as lines of Markdown."""
+    stands, lines = basis(results), []
     if "backbones" in stands:
-        lines += ["", f"{stands['backbones']}; in brackets the 95 % interval over photos"]
+        lines += [f"{stands['backbones']}; in brackets the 95 % interval over photos"]
     if differences := compared.lines(results):
         lines += ["", *differences]
-    lines.append("")
+    return lines
+
+
+def uses(results: Results) -> list[str]:
+    """Returns the numbers of the adapter, of words and of the answers, a line for each, or why there are none."""
+    stands = basis(results)
     texts = {
         "adapter": _adapter(results.adapter),
         "words": _words(results.words),
         "answers": _answers(results.answering),
     }
-    lines += [f"{name}: {text}" + (f" [{stands[name]}]" if name in stands else "") for name, text in texts.items()]
-    return "\n".join(lines) + "\n"
+    return [f"{name}: {text}" + (f" [{stands[name]}]" if name in stands else "") for name, text in texts.items()]
 
 
 def _adapter(adapter: dict[str, Any]) -> str:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from components.evaluation.health import COLLAPSED, ENOUGH
+from components.reporting.answers import sight
 from components.reporting.results import BASELINES, Results
+
+
+def sentences(results: Results) -> list[str]:
+    """Returns the first sentences as plain text: the backbone, the language model, what to do next; fewer if unknown."""
+    backbone, seen, following = backbone_sentence(results), sight(results.answering), next_sentence(results)
+    return [
+        *([backbone[1]] if backbone else []),
+        *([" ".join(seen)] if seen else []),
+        *([following] if following else []),
+    ]
 
 
 def backbone_sentence(results: Results) -> tuple[bool, str] | None:

@@ -129,12 +129,18 @@ def cached_baselines(
     return json.loads((cache / "baselines.json").read_text(encoding="utf-8")), correct
 
 
-def neighbors(vectors: Tensor, bank: np.ndarray, queries: np.ndarray, count: int) -> dict[str, list[int]]:
-    """Returns for each query row its `count` nearest rows of the bank, best first, without the row itself."""
+def neighbors(vectors: Tensor, bank: np.ndarray, queries: np.ndarray, count: int) -> dict[str, dict[str, list[Any]]]:
+    """Returns for each query row its `count` nearest rows of the bank, best first, without the row itself.
+
+    row -> `rows` and `cosines`, of centered features.
+    """
     bank_vectors, query_vectors = center(vectors[bank], vectors[queries])
-    _, places = knn.nearest(query_vectors, bank_vectors, min(count + 1, len(bank)))
-    near = zip(queries.tolist(), bank[places.numpy()].tolist(), strict=True)
-    return {str(row): [other for other in rows if other != row][:count] for row, rows in near}
+    cosines, places = knn.nearest(query_vectors, bank_vectors, min(count + 1, len(bank)))
+    near = {}
+    for query, rows, similar in zip(queries.tolist(), bank[places.numpy()].tolist(), cosines.tolist(), strict=True):
+        others = [(row, round(cosine, 4)) for row, cosine in zip(rows, similar, strict=True) if row != query][:count]
+        near[str(query)] = {"rows": [row for row, _ in others], "cosines": [cosine for _, cosine in others]}
+    return near
 
 
 def main() -> None:

@@ -12,13 +12,14 @@ from pydantic import Field
 from components.config import Strict, methods, read_section, write_config
 from components.data.photos import Photos
 from components.evaluation.attention import MAPS
-from components.reporting import for_dvc
+from components.reporting import for_dvc, markdown
 from components.reporting.compared import compare
 from components.reporting.maps import read_maps
 from components.reporting.page import render
 from components.reporting.photo_map import photo_map
 from components.reporting.results import read_results
 from components.reporting.summary import summary
+from components.reporting.verdict import sentences
 from components.stages.exit_code import exit_code
 
 
@@ -27,7 +28,7 @@ class ReportConfig(Strict):
 
 
 def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -> str:
-    """Write index.html, summary.md, metrics.json, comparisons.json, losses/ and config.json to `out`.
+    """Write index.html, summary.md, report.md, what DVC shows, and config.json to `out`.
 
     Returns the summary. Stages and methods that have not run are named on the page, with the command that runs them.
     """
@@ -41,10 +42,12 @@ def report(config: ReportConfig, names: list[str], artifacts: Path, out: Path) -
     page = render(results, photos, neighbors, config.queries, maps=maps, photo_map=places)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8")
-    (out / "summary.md").write_text(summary(results), encoding="utf-8")
+    text = "\n\n".join([*sentences(results), summary(results)])
+    (out / "summary.md").write_text(text, encoding="utf-8")
+    markdown.write(results, out)
     for_dvc.write(results, out)
     write_config(config, out / "config.json")
-    return summary(results)
+    return text
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ if pathlib.Path("slow").exists():
 if pathlib.Path("broken").exists():
     raise SystemExit("this is why")
 out.mkdir(parents=True, exist_ok=True)
-(out / "summary.md").write_text("| method | knn |")
+(out / "report.md").write_text("| method | knn |")
 (out / "backbone").mkdir(exist_ok=True)
 """
 

@@ -180,10 +180,14 @@ def test_with_git_dvc_keeps_using_it(tmp_path: Path) -> None:
 
 def test_the_report_in_the_ui(tmp_path: Path) -> None:
     assert report.markdown(tmp_path) is None
-    (tmp_path / "summary.md").write_text("| a |\n|---|\n| 1 |\n", encoding="utf-8")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "learned-1.svg").write_text("<svg/>", encoding="utf-8")
+    written = "| a |\n|---|\n| 1 |\n\n![learned-1](figures/learned-1.svg)\n"
+    (tmp_path / "report.md").write_text(written, encoding="utf-8")
     text = report.markdown(tmp_path)
     assert text is not None
-    assert text.startswith("| a |\n|---|\n| 1 |\n\nIn full: [index.html](file://")
+    figure = "![learned-1](data:image/svg+xml;base64,PHN2Zy8+)"
+    assert text.startswith(f"| a |\n|---|\n| 1 |\n\n{figure}\n\nIn full: [index.html](file://")
     assert f"`{tmp_path / 'index.html'}`" in text
 
 

@@ -86,7 +86,8 @@ def results():
 
 
 def page(results, photos, **changes):
-    near = {str(row): photos.rows("train")[:5].tolist() for row in photos.rows("test").tolist()}
+    found = {"rows": photos.rows("train")[:5].tolist(), "cosines": [0.9, 0.8, 0.7, 0.6, 0.5]}
+    near = {str(row): found for row in photos.rows("test").tolist()}
     return render(Results(**{**vars(results), **changes}), photos, near, 4)
 
 
@@ -113,11 +114,10 @@ def test_everything_is_on_one_page_that_needs_nothing_else(results, photos):
 
 def test_maps_and_the_worst_mistakes_are_shown(results, photos):
     mistakes = [{"row": 1, "predicted": "a <b>", "probability": 0.93}]
-    near = {str(photos.rows("test")[0]): photos.rows("train")[:5].tolist()}
     shown = render(
         Results(**{**vars(results), "adapter": {**results.adapter, "mistakes": mistakes}}),
         photos,
-        near,
+        {},
         1,
         maps=Maps("simclr", "similarity", [("data:,1", "data:,2", "data:,3")]),
     )
@@ -207,33 +207,6 @@ def test_of_several_labels_the_page_shows_the_mean_average_precision(results, ph
     assert "mean average precision" not in page(results, photos)
     several = {**results.validation, "several_labels": {"photos": 1234, "labels": {}}}
     assert "2 classes, 1,234 photos with several labels" in page(results, photos, validation=several)
-
-
-def test_photos_to_look_at_are_shown_with_what_is_doubtful(results, photos):
-    assert "no near-duplicates, doubtful labels or odd photos" in page(results, photos)
-    names, splits = photos.manifest["path"], photos.manifest["split"]
-    train, test = splits.to_list().index("train"), splits.to_list().index("test")
-    line = {"path": names[test], "split": "test", "label": "red", "score": "0.9871"}
-    issues = [
-        {**line, "kind": "duplicate", "other": names[train]},
-        {**line, "kind": "duplicate", "other": "not prepared any more.png"},
-        *[{**line, "kind": "doubtful label", "other": "<green>"}] * 11,
-    ]
-    html = page(results, photos, issues=issues)
-    part = html[html.index("Photos to look at") : html.index("<h2>Classifier")]
-    assert "By the backbone of <b>moco</b>" in part
-    for text in (
-        "1 photo looks nearly the same as another one, 1 of them as one in another split",
-        "cosine 0.987",
-        "11 photos look more like photos of another class",
-        "red → &lt;green&gt;?",
-        "… and 3 more.",
-    ):
-        assert text in part
-    assert part.count("<img") == 2 + 8
-    assert part.count(data_uri(photos[train])) == 1
-    html = page(results, photos, embedded={"skipped": "not run yet: dvc repro embed"})
-    assert "not run yet: dvc repro embed" in html
 
 
 def test_how_photos_find_their_class_is_a_column_beside_chance(results, photos):
@@ -356,7 +329,7 @@ def test_stages_that_have_not_run_are_named_with_their_command(results, photos, 
         "simclr": "not evaluated yet: dvc repro evaluate@simclr",
         "dino": "not trained yet: dvc repro evaluate@dino",
     }
-    html, text = render(one, photos, {"0": [1, 2]}, 4), summary(one)
+    html, text = render(one, photos, {"0": {"rows": [1, 2], "cosines": [0.5, 0.4]}}, 4), summary(one)
     for command in ("evaluate@simclr", "evaluate@dino", "adapt", "answer"):
         assert f"yet: dvc repro {command}" in html
         assert f"yet: dvc repro {command}" in text
@@ -489,36 +462,6 @@ def test_answers_are_marked_right_or_wrong_and_captions_are_not(results, photos)
     html = page(results, photos, answers=[*results.answers, said])
     marks = re.findall(r'<td class="said">(.*?)</td><td>.*?</td>\s*<td(?: class="(\w+)")?>', html)
     assert marks == [("a door", "wrong"), ("red", "right"), ("a car", "")]
-
-
-def test_photos_with_issues_are_shown_by_kind_and_near_duplicates_beside_each_other(results, photos):
-    names = photos.manifest["path"]
-    rows = [
-        {"path": names[0], "split": "train", "kind": "near_duplicate", "score": "0.99", "other": names[1]},
-        {"path": names[1], "split": "train", "kind": "near_duplicate", "score": "0.99", "other": names[0]},
-        *({"path": names[row], "split": "train", "kind": "dark", "score": "0.1", "other": ""} for row in range(2, 22)),
-    ]
-    validation = {
-        **results.validation,
-        "near_duplicates": {"groups": 1, "photos": 2},
-        "together": {"moved": 1, "left_out": 0},
-    }
-    config = {"data": {"source": "photos", "size": 32}}
-    html = page(results, photos, quality=rows, validation=validation, config=config)
-    part = html[html.index("Near-duplicates and quality") :]
-    for text in (
-        "<b>20</b> dark",
-        "<b>2</b> nearly the same as another photo",
-        "2 photos are near-duplicates, in 1 group.",
-        "1 photos were drawn together with others, and 0 left out",
-        f"0.99 {names[0]}",
-    ):
-        assert text in part
-    assert part.index("dark") < part.index("nearly the same as another")  # most frequent first
-    pair = part[part.index("nearly the same as another") :]
-    assert pair.count(data_uri(photos[0])) == pair.count(data_uri(photos[1])) == 1
-    assert part.count("<figure>") == 6 + 2
-    assert "Near-duplicates and quality" not in page(results, photos)
 
 
 def test_issues_are_read_from_their_file(results, tmp_path):

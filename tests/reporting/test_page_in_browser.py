@@ -20,7 +20,8 @@ POINT = ".map .trace:nth-child(%d) .point"
 def address(mapped, results, photos, tmp_path):  # noqa: F811
     results.pending["dino"] = "not trained yet"
     file = tmp_path / "index.html"
-    file.write_text(render(results, photos, {"0": [1, 2]}, 4, photo_map=mapped), encoding="utf-8")
+    near = {"0": {"rows": [1, 2], "cosines": [0.5, 0.4]}}
+    file.write_text(render(results, photos, near, 4, photo_map=mapped), encoding="utf-8")
     return file.as_uri()
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,9 @@ def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
     near = json.loads((tmp_path / "eval" / "neighbors.json").read_text())
     photos = Photos(prepared)
     assert sorted(map(int, near)) == photos.rows("test").tolist()
-    assert all(len(rows) == 5 and set(rows) <= set(photos.rows("train").tolist()) for rows in near.values())
+    train = set(photos.rows("train").tolist())
+    assert all(len(found["rows"]) == 5 and set(found["rows"]) <= train for found in near.values())
+    assert all(1 >= first >= last >= -1 for found in near.values() for first, last in pairwise(found["cosines"]))
 
     adapted = adapt(AdaptConfig(method="simclr", epochs=30, onnx=False), tmp_path / "pre", prepared, tmp_path / "adapt")
     total = len(photos.rows("test", labeled=True))

@@ -19,7 +19,8 @@ from transformers import VisionTextDualEncoderModel
 
 from components.commands import search as module_search
 from components.commands.cli import command_line
-from components.commands.search import Places, by_text, paths
+from components.commands.photo_uses import PhotoUses
+from components.commands.search import Places, TextSearch, paths
 from components.config import read_section
 from components.data.photos import Photos
 from components.data.texts import class_text
@@ -220,30 +221,39 @@ def places(artifacts: Path, words: Path) -> Places:
 def test_search_by_text_finds_the_nearest_photos(artifacts: Path, trained: dict[str, Path], tmp_path: Path) -> None:
     photos = Photos(artifacts / "prepare")
     here = places(artifacts, trained["simclr"])
-    found = by_text("all blue", 12, here)
+    found = TextSearch(here).search("all blue", 12)
     assert len(found.rows) == 12
     assert sum(photos.label(row) == "blue" for row in found.rows) > 9
     assert found.cosines == sorted(found.cosines, reverse=True)
-    assert len(by_text("all blue", 1000, here).rows) == len(photos)
+    assert len(TextSearch(here).search("all blue", 1000).rows) == len(photos)
     with pytest.raises(ValueError, match="a few words are needed"):
-        by_text("  ", 3, here)
+        TextSearch(here).search("  ", 3)
     with pytest.raises(ValueError, match="the stage words has not run; run: dvc repro words"):
-        by_text("red", 1, places(artifacts, tmp_path))
+        TextSearch(places(artifacts, tmp_path)).search("red", 1)
     with pytest.raises(ValueError, match="is no prepared data set"):
-        by_text("red", 1, replace(here, data=tmp_path / "moved"))
+        TextSearch(replace(here, data=tmp_path / "moved")).search("red", 1)
     other = copied(artifacts, tmp_path / "other")
     pl.read_parquet(other / "manifest.parquet").head(3).write_parquet(other / "manifest.parquet")
     with pytest.raises(ValueError, match="not of the photos that are prepared"):
-        by_text("red", 1, replace(here, data=other))
+        TextSearch(replace(here, data=other)).search("red", 1)
     (tmp_path / "metrics.json").write_text(json.dumps({"skipped": "no words: no captions"}))
     with pytest.raises(ValueError, match="no vectors to search: no words: no captions"):
-        by_text("red", 1, places(artifacts, tmp_path))
+        TextSearch(places(artifacts, tmp_path)).search("red", 1)
     (other / "config.json").write_text(json.dumps({"data": {"source": str(tmp_path)}}))
     shutil.copy(artifacts / "prepare" / "manifest.parquet", other / "manifest.parquet")
     assert paths(other, [1]) == [str(tmp_path / "1.png")]  # where the photo is
     (other / "config.json").write_text(json.dumps({"data": {"source": str(tmp_path / "moved")}}))
     assert paths(other, [1]) == ["1.png"]
     assert paths(artifacts / "prepare", [1]) == ["1.png"]  # drawn, so that it is nowhere
+
+
+def test_the_app_reads_the_model_of_words_once(artifacts: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(trained["simclr"], tmp_path / "words")
+    uses = PhotoUses(places(artifacts, tmp_path / "words"), tmp_path, tmp_path)
+    first = uses.by_text("all blue", 3)
+    shutil.rmtree(tmp_path / "words")
+    assert uses.by_text("all blue", 3) == first
+    assert {one.label for one in first} == {"blue"}
 
 
 def test_search_is_a_command_with_the_folders_of_dvc_yaml(
@@ -262,7 +272,7 @@ def test_search_is_a_command_with_the_folders_of_dvc_yaml(
     assert command_line("search", asked) == ["-m", "components.commands.search", *asked]
     monkeypatch.setattr(sys, "argv", ["search", *asked, "--page", "found.html"])
     module_search.main()
-    found = by_text("all red", 3, places(artifacts, trained["simclr"]))
+    found = TextSearch(places(artifacts, trained["simclr"])).search("all red", 3)
     lines = [f"{cosine:.3f}  {row}.png" for row, cosine in zip(found.rows, found.cosines, strict=True)]
     assert capsys.readouterr().out.splitlines() == lines
     html = (tmp_path / "found.html").read_text()
