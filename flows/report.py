@@ -1,6 +1,7 @@
 """Draw the page that shows all results.
 
-Runs the stage `report`, and before it whatever it needs that is not up to date; its verdict, table and figures also go to the Prefect UI.
+Runs the stage `report`, and before it whatever it needs that is not up to date; its verdict, table and figures also go
+to the Prefect UI.
 """
 
 import base64

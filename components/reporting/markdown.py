@@ -13,7 +13,7 @@ REPORT, FIGURES = "report.md", "figures"
 
 
 def write(results: Results, out: Path) -> None:
-    """Writes report.md (the verdict, the table of the page, figures) and figures/*.svg, which it refers to, to `out`."""
+    """Writes report.md (the verdict, the table of the page, figures), and figures/*.svg, which it shows, to `out`."""
     folder = out / FIGURES
     folder.mkdir(exist_ok=True)
     parts = [*sentences(results), table(results), "\n".join(under_table(results)), *uses(results)]

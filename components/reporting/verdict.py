@@ -10,13 +10,10 @@ from components.reporting.results import BASELINES, Results
 
 
 def sentences(results: Results) -> list[str]:
-    """Returns the first sentences as plain text: the backbone, the language model, what to do next; fewer if unknown."""
-    backbone, seen, following = backbone_sentence(results), sight(results.answering), next_sentence(results)
-    return [
-        *([backbone[1]] if backbone else []),
-        *([" ".join(seen)] if seen else []),
-        *([following] if following else []),
-    ]
+    """Returns the first sentences as plain text: on the backbone, the language model and what to do, if known."""
+    known, sees = backbone_sentence(results), sight(results.answering)
+    found = [known and known[1], sees and " ".join(sees), next_sentence(results)]
+    return [sentence for sentence in found if sentence]
 
 
 def backbone_sentence(results: Results) -> tuple[bool, str] | None:
