@@ -93,7 +93,7 @@ def compare(vectors: Tensor, start: Tensor, photos: Photos, k: int) -> dict[str,
         bank, queries = center(x[train], x[test])
         correct.append(knn.classify(queries, bank, labels, min(k, len(train))) == expected)
     difference = paired_difference(*correct)
-    verdict = "not to be told from its start"
+    verdict = "not clearly different from its start"
     if difference["low"] > 0 or difference["high"] < 0:
         verdict = "better than its start" if difference["low"] > 0 else "worse than its start"
     return {"knn": difference, "verdict": verdict}

@@ -13,12 +13,12 @@ SHOWN = 8  # of each kind
 PIXELS = 160  # of a photo's longer side
 NEAR_DUPLICATE = "near_duplicate"  # by prepare, from pixels; DUPLICATE is by embed, from features
 QUALITY = {  # kinds of prepare: what a photo is, with the limit, and its caption, with its score
-    "blurred": ("blurred: their sharpness is below {:g}", "sharpness {:g}"),
-    "dark": ("dark: 95 % of their pixels are below {:g}, where white is 1", "95 % below {:g}"),
-    "bright": ("overexposed: 95 % of their pixels are above {:g}, where white is 1", "95 % above {:g}"),
-    "blank": ("almost blank: the entropy of their gray values is below {:g} of 8 bits", "{:g} bits"),
-    "aspect": ("of an odd shape: one side is more than {:g} times the other", "{:g} to 1"),
-    "tiny": ("tiny: their shorter side is below {:g} times data.size", "{:g} of data.size"),
+    "blurred": ("blurred: their sharpness is below {:g}", "sharpness {:.2g}"),
+    "dark": ("dark: 95 % of their pixels are below {:g}, where white is 1", "95 % below {:.2g}"),
+    "bright": ("overexposed: 95 % of their pixels are above {:g}, where white is 1", "95 % above {:.2g}"),
+    "blank": ("almost blank: the entropy of their gray values is below {:g} of 8 bits", "{:.2g} bits"),
+    "aspect": ("of an odd shape: one side is more than {:g} times the other", "{:.2g} to 1"),
+    "tiny": ("tiny: their shorter side is below {:g} times data.size", "{:.2g} of data.size"),
 }
 
 
@@ -52,13 +52,16 @@ def _near_duplicates(
         if line["kind"] in measures and line["other"] in rows:
             first, second = sorted((line["path"], line["other"]))
             pairs.setdefault((first, second), {})[measures[line["kind"]]] = float(line["score"])
-    ordered = sorted(pairs, key=lambda pair: (-len(pairs[pair]), -max(pairs[pair].values())))
+    by_score = sorted(pairs, key=lambda pair: -max(pairs[pair].values()))
+    found_alone = {name: [pair for pair in by_score if list(pairs[pair]) == [name]] for name in measures.values()}
+    place = {pair: rank for alone in found_alone.values() for rank, pair in enumerate(alone)}
+    ordered = sorted(by_score, key=lambda pair: place.get(pair, -1))  # found by both, then by either in turn
     cards = []
     for pair in ordered[:SHOWN]:
         caption = " · ".join(f"{name} {score:.3f}" for name, score in pairs[pair].items())
         cards.append(_card(photos, rows, list(pair), caption))
     one = len(pairs) == 1
-    words = f"{len(pairs):,} pair{'' if one else 's'} of photos {'is' if one else 'are'} nearly the same: "
+    words = f"{len(pairs):,} pair{'' if one else 's'} of photos look{'s' * one} nearly the same: "
     found = [
         f"{count:,} by their {of} ({name})"
         for of, name in (("pixels", "correlation"), ("features", "cosine"))
@@ -67,8 +70,8 @@ def _near_duplicates(
     words += f"{', '.join(found)}."
     if crossing := sum(splits[first] != splits[second] for first, second in pairs):
         words += (
-            f" In {crossing:,}, the two are in different splits: where one is in train and the other in test, "
-            "accuracy on test is too high."
+            f" In {crossing:,} of them, the two are in different splits: where they are the same, one in train and one in "
+            "test, accuracy on test is too high."
         )
     return _section(words, cards, len(pairs))
 

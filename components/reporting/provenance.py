@@ -11,9 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from components.measurement import processor
 from components.reporting.results import Results
-from components.source_files import ROOT as COMPONENTS
-
-ROOT = COMPONENTS.parent
+from components.source_files import ROOT
 
 PACKAGES = ("selfsight", "torch", "torchvision", "transformers", "accelerate", "dvc")
 

@@ -34,8 +34,8 @@ def test_a_pair_is_shown_once_whether_pixels_or_features_or_both_found_it(photos
     pixels = [by_pixels(first, other=second), by_pixels(second, other=first)]
     (section,) = issue_sections(photos, features, pixels)
     assert section["words"].startswith(
-        "2 pairs of photos are nearly the same: 1 by their pixels (correlation), 2 by their features (cosine). In 1, "
-        "the two are in different splits"
+        "2 pairs of photos look nearly the same: 1 by their pixels (correlation), 2 by their features (cosine). In 1 "
+        "of them, the two are in different splits"
     )
     assert [card["caption"] for card in section["cards"]] == ["correlation 0.980 · cosine 0.930", "cosine 0.930"]
     rows = {path: row for row, path in enumerate(photos.manifest["path"])}
@@ -43,17 +43,17 @@ def test_a_pair_is_shown_once_whether_pixels_or_features_or_both_found_it(photos
     assert section["cards"][0]["images"] == shown
     assert section["cards"][0]["title"] == " · ".join(sorted((first, second)))
     (section,) = issue_sections(photos, [], pixels[:1])
-    assert section["words"].startswith("1 pair of photos is nearly the same: 1 by their pixels (correlation).")
+    assert section["words"].startswith("1 pair of photos looks nearly the same: 1 by their pixels (correlation).")
 
 
 def test_kinds_have_their_limits_and_a_caption_with_their_score(photos, names):
-    lines = [by_pixels(names[0], kind, score="0.1234") for kind in QUALITY]
+    lines = [by_pixels(names[0], kind, score="0.12") for kind in QUALITY]
     sections = issue_sections(photos, [], lines)
     assert len(sections) == len(QUALITY) == len(LIMITS)
     for section, kind in zip(sections, LIMITS, strict=True):
         assert section["words"].startswith("1 photo is ")
         assert f"{LIMITS[kind].value:g}" in section["words"]
-        assert "0.1234" in section["cards"][0]["caption"]
+        assert "0.12" in section["cards"][0]["caption"]
 
 
 def test_doubtful_labels_and_odd_photos_and_how_many_are_not_shown(photos, names):

@@ -3,12 +3,15 @@
 import copy
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from components.data.entries import DESCRIBE
 from components.evaluation.statistics import proportion_with_ci
+from components.reporting import provenance
 from components.reporting.answers import KINDS, kinds, sight
 from components.reporting.figures import data_uri
 from components.reporting.for_dvc import plain_metrics
@@ -474,3 +477,15 @@ def test_issues_are_read_from_their_file(results, tmp_path):
     assert read_results(tmp_path, []).quality == [
         {"path": "a, b.png", "split": "train", "kind": "dark", "score": "0.1", "other": ""}
     ]
+
+
+def test_the_commit_is_that_of_this_project(results):
+    root = Path(__file__).parents[2]
+    assert provenance.ROOT == root
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    commit = provenance.provenance(results).commit
+    if git.returncode or not (root / ".git").exists():
+        assert commit is None
+    else:
+        assert commit
+        assert git.stdout.startswith(commit.removesuffix(" with changes"))

@@ -88,4 +88,4 @@ def test_the_page_marks_right_and_wrong(photos, near, results):  # noqa: F811
     assert part.count('<figure class="yes">') == part.count(">✓ ") == marks.count(True)
     assert part.count('<figure class="no">') == part.count(">✗ ") == marks.count(False)
     assert part.index("The best") < part.index("The worst")
-    assert f"all 5 are of its class; for {100 * found.none_right:.0f} %, none is" in part
+    assert f"all 5 are of its class; for {100 * found.none_right:.0f}&nbsp;%, none is" in part
