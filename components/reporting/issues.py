@@ -70,8 +70,8 @@ def _near_duplicates(
     words += f"{', '.join(found)}."
     if crossing := sum(splits[first] != splits[second] for first, second in pairs):
         words += (
-            f" In {crossing:,} of them, the two are in different splits: where they are the same, one in train and one in "
-            "test, accuracy on test is too high."
+            f" In {crossing:,} of them, the two are in different splits: where they are the same, one in train and one "
+            "in test, accuracy on test is too high."
         )
     return _section(words, cards, len(pairs))
 

@@ -481,7 +481,7 @@ def test_issues_are_read_from_their_file(results, tmp_path):
 
 def test_the_commit_is_that_of_this_project(results):
     root = Path(__file__).parents[2]
-    assert provenance.ROOT == root
+    assert root == provenance.ROOT
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     commit = provenance.provenance(results).commit
     if git.returncode or not (root / ".git").exists():
