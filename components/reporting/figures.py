@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +18,7 @@ import matplotlib.pyplot as plt
 INK = "#010203"  # stands for the color of the page's text, which is light on a dark page
 for _name in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
     mpl.rcParams[_name] = INK
+SHARES = LinearSegmentedColormap.from_list("shares", ["#2f807d00", "#2f807dff"])  # from the paper, light or dark
 COLORS = ("#3f908c", "#d3654d", "#7b80c4", "#b08900", "#8d957f", "#b065a9")  # on light and on dark
 
 
@@ -53,7 +55,7 @@ def curves(logs: dict[str, list[dict[str, float]]], key: str = "loss") -> str:
 
 def learned(points: dict[str, list[tuple[float, float]]]) -> str:
     """Returns one SVG element: how much is known over the photos seen, a line for each method. points: at least one."""
-    figure, axis = plt.subplots(figsize=(7.2, 2.8))
+    figure, axis = plt.subplots(figsize=(4.8, 2.7))  # narrow, so that letters can still be read on a phone
     for index, (name, line) in enumerate(points.items()):
         seen, values = zip(*line, strict=True)
         axis.plot(seen, [100 * value for value in values], marker="o", markersize=3, color=COLORS[index % len(COLORS)])
@@ -74,18 +76,18 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     """
     table = np.array(counts)
     of_row = table / table.sum(1, keepdims=True).clip(1)
-    side = max(3.2, 0.42 * len(classes) + 1.4)
-    figure, axis = plt.subplots(figsize=(side + 0.6, side))
-    axis.imshow(of_row, cmap="BuGn", vmin=0, vmax=1)
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
-    axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    side = max(3.2, 0.36 * len(classes) + 1.3)
+    figure, axis = plt.subplots(figsize=(side + 0.4, side))
+    axis.imshow(of_row, cmap=SHARES, vmin=0, vmax=1)
+    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=9)
+    axis.set_yticks(range(len(classes)), classes, fontsize=9)
     axis.set_xlabel("predicted", fontsize=8)
     axis.set_ylabel("true", fontsize=8)
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(table):
             if count:
-                color = "white" if of_row[row, column] > 0.6 else "#333333"
-                axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
+                color = "white" if of_row[row, column] > 0.5 else INK
+                axis.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
     axis.spines[:].set_visible(False)
     figure.tight_layout()
     return _svg(figure)

@@ -58,7 +58,7 @@ def render(
         script=(Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
         best=best,
         selection=results.methods[best].get("selection") if best else None,
-        curves=curves(results.logs) if results.logs else "",
+        curves=[curves({name: lines}) for name, lines in results.logs.items()],
         learned={measured: learned(points) for measured, points in results.learned().items()},
         confusion=confusion(results.adapter["confusion"], results.adapter["classes"])
         if "confusion" in results.adapter

@@ -35,10 +35,8 @@ def test_each_curve_is_a_file(measured, tmp_path):
 
 
 @pytest.fixture
-def dvc(tmp_path, monkeypatch, capsys):
+def dvc(tmp_path, monkeypatch):
     """Runs DVC in a repository with our metrics and plots. Returns what it printed; nothing may have failed."""
-    from dvc.cli import main
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     for person in ("AUTHOR", "COMMITTER"):
@@ -46,10 +44,10 @@ def dvc(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(f"GIT_{person}_EMAIL", "somebody@example.org")
 
     def run(*command):
-        assert main([*command]) == 0, capsys.readouterr()
-        printed = capsys.readouterr()
-        assert "failed" not in printed.err + printed.out
-        return printed.out
+        done = subprocess.run([sys.executable, "-m", "dvc", *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "failed" not in done.stdout + done.stderr
+        return done.stdout
 
     subprocess.run(["git", "init", "-q"], check=True)
     run("init", "-q")
@@ -60,7 +58,6 @@ def dvc(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.filterwarnings("default")
 def test_metrics_and_plots_are_shown_and_compared(measured, dvc):
     REPORT.mkdir(parents=True)
     for_dvc.write(measured, REPORT)
@@ -88,7 +85,6 @@ def test_metrics_and_plots_are_shown_and_compared(measured, dvc):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")
 def test_an_experiment_changes_neither_the_settings_nor_the_results_that_there_are(dvc, tmp_path):
     """As docs/comparing.md says, with our params.yaml and a stage that writes one of its settings as its result."""
     runs = tmp_path / "runs.txt"
