@@ -51,7 +51,12 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     assert "Map of the photos" in elements
     metrics = json.loads((tmp_path / "artifacts" / "answer" / "metrics.json").read_text())
     assert metrics["pictures"] == 6
-    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].keys() - {"fingerprint"}:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for stage in ("evaluate", "adapt", "words", "answer"):  # what metrics.json says it was made by is what DVC ran
+        (file,) = (tmp_path / "artifacts" / stage).rglob("metrics.json")
+        expected = stages[stage]["cmd"].replace("${item.method}", "moco").replace(f"${{{stage}.method}}", "moco")
+        assert json.loads(file.read_text())["command"] == expected
+    for stage in stages.keys() - {"fingerprint"}:
         assert list((tmp_path / "artifacts" / stage).rglob("config.json")), f"{stage} does not explain itself"
     assert not [path for path in (tmp_path / "artifacts").rglob("*") if path.suffix in {".pkl", ".pt", ".bin", ".pth"}
                 and path.name != "pixels.bin"]  # fmt: skip

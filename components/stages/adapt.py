@@ -27,7 +27,7 @@ from components.data.photos import Photos
 from components.machine import keep_memory
 from components.models.backbone import load
 from components.source_files import digest
-from components.stages.exit_code import backbone_parser, exit_code
+from components.stages.exit_code import backbone_parser, command, exit_code
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import optim
 from components.training.loop import accelerator
@@ -77,6 +77,7 @@ def adapt(config: AdaptConfig, folder: Path, data: Path, out: Path) -> dict[str,
         metrics: dict[str, Any] = {"skipped": f"no classifier: {reason}"}
     else:
         metrics = _train(config, folder, target, out)
+        metrics |= {"seeds": 1, "command": command("adapt", backbone=folder, data=data, out=out)}
     write_config(config, out / "config.json")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics

@@ -23,7 +23,7 @@ from components.connector.objective import Connector
 from components.connector.scoring import derangement, normalized
 from components.data.photos import Photos
 from components.machine import keep_memory
-from components.stages.exit_code import exit_code
+from components.stages.exit_code import command, exit_code
 from components.training.loop import accelerator
 
 GRAY = 128  # of the blank picture
@@ -79,6 +79,7 @@ def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str
         **score_losses(losses, rows, config.seed),
     }
     metrics = {"sees": sees(metrics), **metrics} if other is not None else metrics
+    metrics |= {"seeds": 1, "command": command("answer", model=model, data=data, out=out)}
     return _write(config, out, lines.sort("row", maintain_order=True).to_dicts(), metrics)
 
 

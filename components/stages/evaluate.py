@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from components.machine import keep_memory
 from components.models.backbone import Backbone, PublishedBackbone, build, load
 from components.precision import uses_bf16
 from components.source_files import digest
-from components.stages.exit_code import backbone_parser, exit_code
+from components.stages.exit_code import backbone_parser, command, exit_code
 from components.stages.scratch import scratch
 from components.stages.seeds import seed_folders
 
@@ -86,8 +85,7 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
                 start_vectors = features(start, photos, "start")
                 metrics["start"] = score(start_vectors, photos, config.neighbors)
                 metrics["against_start"] = compare(vectors, start_vectors, photos, config.neighbors)
-    where = ("--backbone", str(folder), "--data", str(data), "--out", str(out))
-    metrics["command"] = shlex.join(("python", "-m", "components.stages.evaluate", *where))
+    metrics["command"] = command("evaluate", backbone=folder, data=data, out=out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     near = neighbors(vectors, photos.rows("train"), test, config.retrieved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ def backbone_parser(description: str | None) -> ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     parser.add_argument("--out", type=Path, required=True)
     return parser
+
+
+def command(stage: str, **folders: Path) -> str:
+    """Returns the command that runs a stage, for metrics.json. folders: by the name of their option."""
+    options = [word for name, folder in folders.items() for word in (f"--{name}", str(folder))]
+    return shlex.join(["python", "-m", f"components.stages.{stage}", *options])
 
 
 @contextmanager

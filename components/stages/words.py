@@ -27,7 +27,7 @@ from components.evaluation.statistics import proportion_with_ci
 from components.machine import keep_memory, make_readable
 from components.models.backbone import Backbone, load
 from components.source_files import digest
-from components.stages.exit_code import backbone_parser, exit_code
+from components.stages.exit_code import backbone_parser, command, exit_code
 from components.stages.scratch import clear, exclusive, scratch
 from components.training import optim
 from components.training.loop import accelerator, fit
@@ -64,7 +64,10 @@ def words(config: WordsConfig, folder: Path, data: Path, out: Path) -> dict[str,
     reason = pooling_problem(backbone) or _texts_problem(texts)
     out.mkdir(parents=True, exist_ok=True)
     write_config(config, out / "config.json")
-    metrics = {"skipped": f"no words: {reason}"} if reason else _train(config, folder, backbone, photos, texts, out)
+    metrics: dict[str, Any] = {"skipped": f"no words: {reason}"}
+    if not reason:
+        metrics = _train(config, folder, backbone, photos, texts, out)
+        metrics |= {"seeds": 1, "command": command("words", backbone=folder, data=data, out=out)}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
 
