@@ -50,7 +50,9 @@ def _words(name: str, results: Results) -> str:
     if not log:
         return "not trained"
     seen = log[-1]["step"] * config["batch_size"]
-    words = f"{seen:,.0f} photos seen in batches of {config['batch_size']}, seed {config['seed']}"
+    first, last = config["seed"], config["seed"] + config.get("seeds", 1) - 1
+    seed = f"seed {first}" if first == last else f"with each of the seeds {first} to {last}"
+    words = f"{seen:,.0f} photos seen in batches of {config['batch_size']}, {seed}"
     if rate := log[-1].get("images_per_second"):
         words += f", {seen / rate / 60:.1f} minutes"
     return words

@@ -73,7 +73,10 @@ def results(evaluated):
         logs={name: [{"step": 9, "loss": 1.0}] for name in RIGHT},
         measured={}, teachers={}, starts={}, pending={},
         origins={"published": {"source": "a", "revision": None, "trained_on": "b", "license": "c"}},
-        configs={name: {"epochs": int(name != "published"), "batch_size": 4, "seed": 0} for name in RIGHT},
+        configs={
+            name: {"epochs": int(name != "published"), "batch_size": 4, "seed": 5, "seeds": seeds}
+            for name, seeds in SEEDS.items()
+        },
         adapter=nothing, words=nothing, answering=nothing, answers=[], embedded=nothing, issues=[], quality=[],
     )  # fmt: skip
     return replace(made, compared=compare(made, evaluated))
@@ -136,6 +139,8 @@ def test_the_page_shows_the_best_method_beside_all_others(results, photos):
     assert f"3 seeds: {mean:.1f} ± {deviation:.1f}<" in html
     stands, _, command = basis(results)["backbones"].rpartition("; ")
     assert f"{stands}; <code>{command}</code>" in html
+    assert "36 photos seen in batches of 4, with each of the seeds 5 to 7" in html
+    assert "36 photos seen in batches of 4, seed 5" in html
     assert "Which differences" not in render(replace(results, compared={}), photos, {}, 4)
 
 
