@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.process import CommandError, run_streaming
+from flows.training_progress import TrainingProgress
 
 PROCESSES = "SELFSIGHT_PROCESSES"  # as in components.training.distributed, which would import torch
 Processes = Annotated[int, Field(ge=1, description="processes that train, one for each GPU")]
@@ -81,11 +82,14 @@ def repro(target: str, processes: int = DEFAULT_PROCESSES, *, single: bool = Fal
     Raises CommandError with the last lines of its output if it fails.
     """
     log, ran = logger(), False
+    progress = TrainingProgress(log.warning) if flow_run.id else None
 
     def log_line(line: str) -> None:
         nonlocal ran
         ran = ran or line.startswith(f"Running stage '{target}'")
         log.info("%s", line)
+        if progress:
+            progress.read(line)
 
     remove_corrupt_lock(ROOT / RWLOCK)
     allow_no_git(ROOT)

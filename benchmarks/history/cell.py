@@ -72,7 +72,7 @@ def run(cell: Cell, data: Path, folder: Path) -> dict[str, Any]:
     every = {round(steps * k / cell.points) for k in range(1, cell.points + 1)}
     length: dict[str, Any] = {"steps": steps, "per_epoch": ready.per_epoch, "batch_size": config.batch_size}
     plan = Run(cell.method, **length, log=folder / "log.jsonl", state=folder / "state", seed=config.seed)
-    plan = replace(plan, measured=tuple(sorted(every)), measure=points.take)
+    plan = replace(plan, measured=tuple(sorted(every)), measure=lambda step, _: points.take(step))
     seconds, started = folder / "cpu_seconds.txt", time.process_time()
     before = float(seconds.read_text(encoding="utf-8")) if seconds.is_file() else 0.0
     try:

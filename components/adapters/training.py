@@ -113,7 +113,7 @@ def _train(
         if isinstance(objective, FineTuned):
             best.take(0)  # the linear classifier that it starts as
         ends = tuple(range(per_epoch, run.steps + 1, per_epoch))
-        run = replace(run, measured=ends, measure=lambda step: best.take(step // per_epoch))
+        run = replace(run, measured=ends, measure=lambda step, _: best.take(step // per_epoch))
     fit(objective, _batches(task, run, make), optimizer, recipe.optimizer, run, task.acc)
     kept = best.restore() if best else None
     objective.cpu().eval()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from components.commands.photo_folder import PhotoFolder
 from components.commands.speed import Machine, Speed
+from components.evaluation.points import PAIRS
 from components.stages.connect import WARM_START_PHOTOS
 
 STRIDE = 32  # pixels of a photo for each of the network's tokens
@@ -77,7 +78,8 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
     most = min(MOST_EPOCHS, max(FEWEST_EPOCHS, PHOTOS_SEEN[device] // folder.train))
     # of METHOD: its two stages, its features and those of its start, and the measurements during the run
     fixed = 2.5 * start + (2 if folder.classes else 1) * photos
-    fixed += (1 + measured) * (folder.train + folder.val) * speed.forward
+    watched = folder.train + folder.val
+    fixed += (1 + measured) * (watched + 2 * min(PAIRS, watched)) * speed.forward
     share = left * (0.5 if folder.questions else 1.0) - fixed
     epochs = min(most, int(share / (folder.train * speed.train)))
     epochs = epochs if epochs >= FEWEST_EPOCHS else 0

@@ -60,9 +60,10 @@ def _for_photos(
     return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
 
 
-def pixel_features(photos: Photos, size: int) -> Tensor:
-    """Returns `size` × `size` pixels of each photo as one vector, without any network: float32 [N, 3·size²]."""
-    return torch.cat([batch.float().flatten(1) / 255 for batch in photos.batches(_all_rows(photos), size)])
+def pixel_features(photos: Photos, size: int, rows: np.ndarray | None = None) -> Tensor:
+    """Returns `size` × `size` pixels of each photo as one vector, without any network: float32 [rows, 3·size²]."""
+    rows = _all_rows(photos) if rows is None else rows
+    return torch.cat([batch.float().flatten(1) / 255 for batch in photos.batches(rows, size)])
 
 
 def standardize(train: Tensor, *others: Tensor) -> list[Tensor]:

@@ -4,13 +4,15 @@ Garrido et al., RankMe, ICML 2023. https://arxiv.org/abs/2210.02885
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-COLLAPSED = 2.0  # effective rank, below which all photos have nearly the same features, of at least
+COLLAPSED = 3.0  # effective rank, below which all photos have nearly the same features, of at least
 ENOUGH = 32  # photos, for the rank is at most their number
+ONE_PROTOTYPE, UNIFORM = 0.01, 0.999  # of prototype_usage at most, of entropy at least: targets of a method's teacher
 
 
 def effective_rank(features: Tensor) -> float:
@@ -33,3 +35,18 @@ def feature_std(features: Tensor) -> float:
     From 0 (collapsed) to about 1 (SimSiam, section 4.1).
     """
     return float(normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5)
+
+
+def verdict(rank: float | None, logged: Mapping[str, float]) -> str | None:
+    """Returns how a run has collapsed and what to try, as one sentence; None if it has not.
+
+    rank: the effective rank of its features, None if it is not known; logged: what the method logs of its targets.
+    """
+    if rank is not None and rank < COLLAPSED:
+        seen = f"all photos have nearly the same features (effective rank {rank:.1f})"
+        return f"collapsed: {seen}; try a lower learning rate, a longer warm-up, or another method"
+    if logged.get("prototype_usage", 1.0) < ONE_PROTOTYPE:
+        return "collapsed: one prototype wins every photo; try targets: sinkhorn, or a lower center_momentum"
+    if logged.get("entropy", 0.0) > UNIFORM:
+        return "collapsed: the targets of all photos are uniform; try sharper ones, by a lower teacher_temperature"
+    return None

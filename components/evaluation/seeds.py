@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.data.photos import Photos
-from components.evaluation.health import effective_rank, feature_std
+from components.evaluation.health import ENOUGH, effective_rank, feature_std, verdict
 from components.evaluation.scoring import Correct, cannot_score, judge, selection_score
 
 CORRECT = "correct.safetensors"
@@ -26,8 +26,10 @@ def measure_seed(
     vectors: features of all photos [N, D]. test: rows, of which 4,096 drawn by `seed` are used for the health.
     """
     sample = vectors[np.random.default_rng(seed).permutation(test)[:4096]]  # shuffled: rows are in class order
+    rank = effective_rank(sample)
     health = {
-        "effective_rank": effective_rank(sample),
+        "effective_rank": rank,
+        "verdict": verdict(rank if len(sample) >= ENOUGH else None, {}),
         "feature_std": feature_std(sample),
         "dimensions": vectors.shape[1],
         "photos": len(sample),

@@ -1,168 +1,127 @@
-"""Measures the features during a run; one that goes on from published weights keeps the best of start and snapshots.
+"""The measured points of a run, and the best backbone among them. Longer training can make a good backbone worse.
 
-Longer training can make a good backbone worse, and its loss does not tell. The test split is never used here. Measuring
-changes nothing of the run: it draws no random numbers and trains nothing.
+The loss does not tell. The test split is never used here.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from components.data.augment import View
-from components.data.fields import make_batch
 from components.data.photos import Photos
-from components.evaluation import knn
-from components.evaluation.features import center, eval_mode, features
-from components.evaluation.health import COLLAPSED, ENOUGH, effective_rank
-from components.models.backbone import Backbone, load
-from components.precision import uses_bf16
+from components.evaluation.features import eval_mode
+from components.evaluation.health import verdict
+from components.evaluation.points import WATCHED, Watched, measure
+from components.models.backbone import Backbone
+from components.training.monitor import Measured
 
-NEIGHBORS = 20
+MEASURED = "measured.jsonl"
+BEST, LAST = "best", "last"  # folders of a backbone beside the one that is kept, where the two are not the same
 FEWEST_VAL = 5  # labels of val, for a run that trains with those of train
-MOST = 4096  # photos classified by the others
-WATCHED = 2048  # photos that a run from random weights is measured on
-PAIRS = 1024  # photos of which two crops are compared where there are no labels, and of which the rank is computed
-CROP = (0.3, 1.0)
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How good features are. value: from 0 to 1, and `measured` says what it is.
-
-    effective_rank: see health.py; None for fewer photos than ENOUGH, and if a feature is not finite.
-    """
-
-    value: float
-    measured: str
-    effective_rank: float | None
-
-
-def measure(
-    backbone: Backbone,
-    photos: Photos,
-    seed: int,
-    splits: tuple[str, ...],
-    most: int | None = None,
-    *,
-    by_labels: bool = True,
-) -> Quality:
-    """Returns how good the features are on the photos of `splits`, or on `most` of them, drawn by the seed.
-
-    With labels, if by_labels: kNN accuracy, each photo classified by the others. Without: the share of photos whose
-    random crop is nearer to another random crop of the same photo than to those of the others.
-    """
-    names, rows = " and ".join(splits), photos.rows(*splits, labeled=True)
-    if most is not None and len(rows) > most:
-        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
-    if by_labels and len(photos.labels(rows).unique()) > 1:
-        vectors = features(backbone, photos, "snapshot", rows)
-        (bank,) = center(vectors)
-        labels, places = (
-            photos.labels(rows),
-            torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:MOST]),
-        )
-        predicted = knn.classify_leave_one_out(places, bank, labels, min(NEIGHBORS, len(rows) - 1))
-        accuracy = float((predicted == labels[places]).float().mean())
-        words = f"kNN accuracy on {len(places)} photos of {names}, each classified by the others"
-        return Quality(accuracy, words, _rank(vectors[places[:PAIRS]]))
-    rows = np.random.default_rng(seed).permutation(photos.rows(*splits))[:PAIRS]
-    crops = _crops(backbone, photos, rows, seed)
-    first, second = (center(x)[0] for x in crops)
-    found = (first @ second.T).argmax(1) == torch.arange(len(rows))
-    words = f"{len(rows)} photos of {names}, recognized by another crop of them"
-    return Quality(float(found.float().mean()), words, _rank(crops[0]))
-
-
-def _rank(vectors: Tensor) -> float | None:
-    rank = effective_rank(vectors)  # not of centered vectors: of those that are all the same, rounding is left
-    return rank if len(vectors) >= ENOUGH and math.isfinite(rank) else None
-
-
-@torch.no_grad()
-def _crops(backbone: Backbone, photos: Photos, rows: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns the features of two random crops of each photo: float32 [len(rows), D] each."""
-    device = next(backbone.parameters()).device
-    view = View(backbone.config.image_size, crop=CROP)
-    parts = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16()):
-        for some in np.array_split(rows, max(1, len(rows) // 128)):
-            pixels = make_batch(photos, some, (view, view), seed, 0, device)
-            parts.append([backbone(crop).float().cpu() for crop in pixels])
-    first, second = (torch.cat(crops) for crops in zip(*parts, strict=True))
-    return first, second
+SHOWN = {  # of a line of measured.jsonl, in words
+    "own_crop": ("finds its own crop", ".3f"),
+    "effective_rank": ("effective rank", ".0f"),
+    "alignment": ("alignment", ".2f"),
+    "uniformity": ("uniformity", ".2f"),
+    "near_start": ("neighbors shared with the start", ".2f"),
+    "near_pixels": ("neighbors shared with pixels", ".2f"),
+    "entropy": ("entropy of the targets", ".2f"),
+    "kl_divergence": ("divergence from the targets", ".3f"),
+}
+TARGETS = ("entropy", "kl_divergence", "prototype_usage")  # in the log of methods with a teacher
 
 
 class Snapshots:
-    """The measured points of one run, in a folder that outlives its interruptions.
+    """The measured points of one run and the best backbone so far, in a folder that outlives interruptions.
 
     labels_seen: whether the run trains with the labels of train, which its features then fit better than other photos'.
     It is measured on val alone then, or, where val has fewer than FEWEST_VAL labels, without labels.
-    keeps: whether the best backbone is kept; if not, features are only measured, on at most WATCHED photos.
+    goes_on: whether it started from published weights. If not, kNN accuracy is that of at most WATCHED photos.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        photos: Photos,
-        seed: int,
-        *,
-        labels_seen: bool = False,
-        keeps: bool = True,
+        self, folder: Path, photos: Photos, seed: int, *, labels_seen: bool = False, goes_on: bool = True
     ) -> None:
-        self.folder, self.photos, self.seed, self.keeps = folder, photos, seed, keeps
-        self.by_labels = not labels_seen or len(photos.rows("val", labeled=True)) >= FEWEST_VAL
-        self.splits = ("val",) if labels_seen and self.by_labels else ("train", "val")
-        self.log = folder / "snapshots.jsonl"
+        by_labels = not labels_seen or len(photos.rows("val", labeled=True)) >= FEWEST_VAL
+        splits = ("val",) if labels_seen and by_labels else ("train", "val")
+        self.watched = Watched(photos, seed, splits, None if goes_on else WATCHED, by_labels=by_labels)
+        self.goes_on, self.folder = goes_on, folder
+        self.log, self.start = folder / "snapshots.jsonl", folder / "start_neighbors.npy"
 
     def lines(self) -> list[dict[str, Any]]:
+        """Returns the points so far: step, the fields of a Point, TARGETS if the method logs them, and a verdict."""
         text = self.log.read_text(encoding="utf-8") if self.log.is_file() else ""
         return [json.loads(line) for line in text.splitlines()]
 
-    def take(self, step: int, backbone: Backbone) -> None:
-        """Measure the backbone after `step` steps, and keep it, if one is kept, where it is better than all before."""
+    def take(self, step: int, backbone: Backbone, losses: Mapping[str, float]) -> Measured:
+        """Measure the backbone after `step` steps, and keep it where it is better than all before.
+
+        losses: what the method logged of its last batch.
+        """
         lines = self.lines()
-        if any(line["step"] == step for line in lines):  # before an interruption
-            return
-        most = None if self.keeps else WATCHED
+        if recorded := [line for line in lines if line["step"] == step]:  # before an interruption
+            return self._described(recorded[0])
+        start = torch.from_numpy(np.load(self.start, allow_pickle=False)) if step else None
         with eval_mode(backbone):
-            quality = measure(backbone, self.photos, self.seed, self.splits, most, by_labels=self.by_labels)
-        if self.keeps and quality.value > max((line["value"] for line in lines), default=-1.0):
-            part = self.folder / "best.part"
+            point, neighbors = measure(backbone, self.watched, start)
+        if not step:
+            np.save(self.start, neighbors.numpy())
+        targets = {name: losses[name] for name in TARGETS if name in losses}
+        words = verdict(point.effective_rank, targets) if step else None  # untrained is not collapsed
+        lines.append({"step": step, **asdict(point), **targets, "verdict": words})
+        if best(lines)["step"] == step:
+            part = self.folder / f"{BEST}.part"
             shutil.rmtree(part, ignore_errors=True)
             backbone.save(part)
-            shutil.rmtree(self.folder / "best", ignore_errors=True)
-            part.rename(self.folder / "best")
-        lines.append({"step": step, **asdict(quality)})
+            shutil.rmtree(self.folder / BEST, ignore_errors=True)
+            part.rename(self.folder / BEST)
         self.log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return self._described(lines[-1])
 
-    def describe(self) -> list[str]:
-        """Returns what was measured as lines for a terminal; also whether the features have collapsed."""
+    def _described(self, line: dict[str, Any]) -> Measured:
+        """Returns what was measured at a point, in words and for the progress line."""
+        name = "kNN" if self.watched.by_labels else "own crop"
+        shown = {name: f"{line['value']:.3f}"}
+        words = [f"kNN accuracy {line['value']:.3f}"] if self.watched.by_labels else []
+        words += [f"{words} {line[key]:{form}}" for key, (words, form) in SHOWN.items() if line.get(key) is not None]
+        if line["effective_rank"] is not None:
+            shown["rank"] = f"{line['effective_rank']:.0f}"
+        return Measured("; ".join(words), shown, line["verdict"])
+
+    def write(self, out: Path) -> list[str]:
+        """Write the points to out/measured.jsonl. Returns them as lines for a terminal; the last says of a collapse.
+
+        out/backbone is that of the last point. A run from random weights keeps it, and where another point was better,
+        that one's too, as out/best. One that goes on keeps the best, the last one as out/last, and writes start.json.
+        """
         lines = self.lines()
+        (out / MEASURED).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         if not lines:
             return []
-        points = ", ".join(f"{line['value']:.3f} after step {line['step']:,}" for line in lines)
-        words, ranks = [f"{lines[0]['measured']}: {points}"], [line["effective_rank"] for line in lines]
-        if None in ranks:
-            return words
-        words[0] += f"; effective rank: {', '.join(f'{rank:.0f}' for rank in ranks)}"
-        if ranks[-1] < COLLAPSED:
-            what = "collapsed: all photos have nearly the same features"
-            words.append(f"{what}; try a lower learning rate, a longer warm-up, or another method")
-        return words
+        chosen = best(lines)
+        if not self.goes_on and chosen["value"] == lines[-1]["value"]:
+            chosen = lines[-1]  # no worse than the best: one backbone is enough
+        if self.goes_on:
+            points = [{"step": line["step"], "value": line["value"]} for line in lines]
+            summary = {"measured": chosen["measured"], "start": lines[0]["value"], "kept_step": chosen["step"]}
+            summary |= {"kept": chosen["value"], "points": points}
+            (out / "start.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        if chosen != lines[-1]:
+            if self.goes_on:
+                (out / "backbone").rename(out / LAST)
+            shutil.copytree(self.folder / BEST, out / ("backbone" if self.goes_on else BEST))
+        words = ", ".join(f"{line['value']:.3f} after step {line['step']:,}" for line in lines)
+        kept = "the last" if chosen == lines[-1] else f"that after step {chosen['step']:,}"
+        return [f"{lines[0]['measured']}: {words}; the best: {kept}", *filter(None, [lines[-1]["verdict"]])]
 
-    def best(self) -> tuple[Backbone, dict[str, Any]]:
-        """Returns the best backbone, and what to write about the choice."""
-        lines = self.lines()
-        kept = max(lines, key=lambda line: float(line["value"]))  # the first of equals: the earliest
-        summary = {"measured": kept["measured"], "start": lines[0]["value"], "kept_step": kept["step"]}
-        points = [{"step": line["step"], "value": line["value"]} for line in lines]
-        return load(self.folder / "best"), {**summary, "kept": kept["value"], "points": points}
+
+def best(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the best of the measured points: the first of equals, the earliest."""
+    return max(lines, key=lambda line: float(line["value"]))

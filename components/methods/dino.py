@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from components.data.augment import View
-from components.methods.distillation import Distillation, Targets, crops, temperature
-from components.methods.losses import across_views, entropies
+from components.methods.distillation import Distillation, Targets, crops, describe_targets, temperature
+from components.methods.losses import across_views
 from components.methods.method import Batch, Method
 from components.methods.multicrop import check_local_size, forward_by_size
 from components.models.backbone import Backbone
@@ -53,9 +53,7 @@ class DINO(Method):
         teacher_logits = self.teacher(torch.cat(list(batch[:2])))  # [2·B, K], of the global crops only
         targets = self.targets(teacher_logits, temperature(self.config, self.progress))
         loss = across_views(targets.unflatten(0, (2, -1)), logits, self.config.student_temperature)
-        entropy, usage = entropies(targets)
-        center_norm = self.targets.center.mean.norm()
-        return {"loss": loss, "entropy": entropy, "prototype_usage": usage, "center_norm": center_norm}
+        return {"loss": loss, **describe_targets(targets, loss), "center_norm": self.targets.center.mean.norm()}
 
     def after_backward(self) -> None:
         if self.progress < self.config.freeze_last:

@@ -19,14 +19,8 @@ from components.data.augment import View
 from components.data.fields import Draws
 from components.methods.auto import Prototypes
 from components.methods.blocks import DRAWS_PER_MASK, block_masks
-from components.methods.distillation import Distillation, Targets, crops, temperature
-from components.methods.losses import (
-    across_views,
-    entropies,
-    l2_normalize,
-    masked_patch_cross_entropy,
-    without_autocast,
-)
+from components.methods.distillation import Distillation, Targets, crops, describe_targets, temperature
+from components.methods.losses import across_views, l2_normalize, masked_patch_cross_entropy, without_autocast
 from components.methods.method import Batch, Method
 from components.methods.multicrop import check_local_size, forward_by_size
 from components.models.backbone import Backbone, patches_of
@@ -124,9 +118,8 @@ class DINOv2(Method):
         patch_loss = masked_patch_cross_entropy(patch_targets, patch_logits, masked, positions, t)
         koleo_loss = sum((koleo(crop) for crop in tokens[:, 0].chunk(2)), start=class_loss.new_zeros(()))
         loss = class_loss + config.patch_weight * patch_loss + config.koleo_weight * koleo_loss
-        entropy, usage = entropies(targets)
         logged = {"class_loss": class_loss, "patch_loss": patch_loss, "koleo": koleo_loss}
-        return {"loss": loss, **logged, "entropy": entropy, "prototype_usage": usage}
+        return {"loss": loss, **logged, **describe_targets(targets, class_loss)}
 
     @torch.no_grad()
     def teacher_targets(self, global_views: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

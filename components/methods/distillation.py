@@ -5,6 +5,7 @@ Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import softmax
 from components.config import Fraction, FractionRange, Positive
 from components.data.augment import Jitter, View
 from components.methods.auto import Prototypes
-from components.methods.losses import sinkhorn
+from components.methods.losses import entropies, sinkhorn
 from components.methods.method import MethodConfig
 from components.methods.multicrop import local_side
 from components.models.memory import Center
@@ -72,6 +73,19 @@ def temperature(config: Distillation, progress: float) -> float:
     if progress >= config.temperature_warmup:
         return end
     return start + (end - start) * progress / config.temperature_warmup
+
+
+@torch.no_grad()
+def describe_targets(targets: Tensor, cross_entropy: Tensor) -> dict[str, Tensor]:
+    """Returns scalars for the log, as fractions of log K: those of `entropies`, and KL(target || student).
+
+    targets: probabilities [B, K]; cross_entropy: its mean over the same targets, each with as many crops as any other.
+    It is the sum of the targets' entropy and the divergence. At a divergence of 0 the student has nothing to learn, a
+    collapse (DINO, section 5.3).
+    """
+    entropy, usage = entropies(targets)
+    divergence = cross_entropy / math.log(targets.shape[-1]) - entropy
+    return {"entropy": entropy, "kl_divergence": divergence, "prototype_usage": usage}
 
 
 class Targets(nn.Module):

@@ -16,8 +16,8 @@ from components.data.augment import View
 from components.data.fields import Draws
 from components.methods.auto import Prototypes
 from components.methods.blocks import DRAWS_PER_MASK, block_masks
-from components.methods.distillation import Distillation, Targets, crops, temperature
-from components.methods.losses import across_views, entropies, masked_patch_cross_entropy
+from components.methods.distillation import Distillation, Targets, crops, describe_targets, temperature
+from components.methods.losses import across_views, masked_patch_cross_entropy
 from components.methods.method import Batch, Method
 from components.methods.multicrop import check_local_size, forward_by_size
 from components.models.backbone import Backbone, patches_of
@@ -92,8 +92,7 @@ class IBOT(Method):
         t = config.student_temperature
         class_loss = across_views(targets.unflatten(0, (2, -1)), logits, t)
         patch_loss = masked_patch_cross_entropy(patch_targets, patch_logits, masked, positions, t)
-        entropy, usage = entropies(targets)
-        logged = {"class_loss": class_loss, "patch_loss": patch_loss, "entropy": entropy, "prototype_usage": usage}
+        logged = {"class_loss": class_loss, "patch_loss": patch_loss, **describe_targets(targets, class_loss)}
         return {"loss": class_loss + config.patch_weight * patch_loss, **logged}
 
     def after_backward(self) -> None:

@@ -56,7 +56,7 @@ class Results:
     def best_method(self) -> str | None:
         """Returns the method with the best kNN accuracy on the photos for selection, never on test.
 
-        The first one where there are no labels; None if no method was evaluated.
+        The first one where there are no labels; one that has collapsed only if all have. None if none was evaluated.
         """
         return next(iter(self.best_first()), None)
 
@@ -69,7 +69,11 @@ class Results:
                 return float(over["mean"])
             return float(metrics["selection"]["knn"]["value"]) if "selection" in metrics else 0.0
 
-        return sorted(self.methods, key=accuracy, reverse=True)
+        return sorted(self.methods, key=lambda name: (not self.collapse(name), accuracy(name)), reverse=True)
+
+    def collapse(self, name: str) -> str | None:
+        """Returns how the backbone of a method has collapsed and what to try, None if it has not."""
+        return _collapse(self.methods[name], self.measured.get(name, []), self.starts.get(name))
 
     def baseline(self, name: str) -> list[tuple[str, dict[str, Any]]]:
         """Returns the distinct scores of a baseline, each with a suffix for its name.
@@ -117,7 +121,10 @@ class Results:
         return curves
 
     def _words(self, name: str) -> str:
-        """Returns what a method did: how long it trained, and from which published weights if from any."""
+        """Returns what a method did: how long it trained, from which published weights if any, if it has collapsed."""
+        return "; ".join(filter(None, [self._trained(name), self.collapse(name)]))
+
+    def _trained(self, name: str) -> str:
         config, origin, teacher = self.configs[name], self.origins.get(name), self.teachers.get(name)
         if not config["epochs"]:
             return f"as published: {_described(origin)}" if origin else "untrained"
@@ -162,7 +169,26 @@ class Results:
                     "seeds": metrics.get("seeds", {}),
                 }
             )
+            if other := metrics.get("snapshot"):
+                rows.append(_snapshot_row(name, other))
         return rows + [{"name": name, "words": why, "knn": None, "linear": None} for name, why in self.pending.items()]
+
+
+def _collapse(metrics: dict[str, Any], measured: list[dict[str, Any]], start: dict[str, Any] | None) -> str | None:
+    """Returns the verdict on the kept backbone: on its features, or on the run's last point if that is the kept one."""
+    last = measured[-1] if measured else {}
+    kept_last = not start or start["kept_step"] == last.get("step")
+    verdict: str | None = metrics["health"].get("verdict") or (last.get("verdict") if kept_last else None)
+    return verdict
+
+
+def _snapshot_row(name: str, other: dict[str, Any]) -> dict[str, Any]:
+    """Returns the row of the table for the best snapshot of a run that kept the last, or the other way round."""
+    scores = other.get("backbone", {})
+    words = f"step {other['step']:,}; the best one is chosen by {other['chosen_by']}"
+    measured = {kind: scores.get(kind) for kind in ("knn", "linear")}
+    row = {"name": f"{name}, {other['name']}", "words": words, **measured, "map_at_r": _map_at_r(scores)}
+    return {**row, "health": other["health"]}
 
 
 def _map_at_r(scores: dict[str, Any]) -> dict[str, float] | None:
@@ -235,9 +261,13 @@ def method_summary(artifacts: Path, method: str) -> str:
         lines.append(
             f"{name}: {trained} of {metrics['backbone'][kind]['of']:,} test photos{seeds}; untrained: {untrained}"
         )
+    if (other := metrics.get("snapshot")) and "backbone" in other:
+        lines.append(f"{other['name']} (step {other['step']:,}): kNN top-1 {percent(other['backbone']['knn'])}")
     lines += [f"not measured: {reason}" for reason in metrics.get("not_measured", {}).values()]
     health = metrics["health"]
-    return "\n".join([*lines, f"effective rank: {health['effective_rank']:.0f} of {health['dimensions']}"])
+    lines.append(f"effective rank: {health['effective_rank']:.0f} of {health['dimensions']}")
+    measured, start = _lines(backbone.parent / "measured.jsonl"), _json(backbone.parent / "start.json")
+    return "\n".join([*lines, *filter(None, [_collapse(metrics, measured, start)])])
 
 
 def percent(proportion: dict[str, float] | None) -> str:

@@ -16,6 +16,8 @@ def summary(results: Results) -> str:
         rank = f"{row['health']['effective_rank']:.0f} of {row['health']['dimensions']}" if "health" in row else ""
         if row["name"] in results.pending:
             rank = row["words"]
+        if row["name"] in results.methods and results.collapse(row["name"]):
+            rank += ", **collapsed**"
         knn, linear = (percent(row[kind]) + over_seeds(row.get("seeds", {}), kind, "; ") for kind in ("knn", "linear"))
         lines.append(f"| {row['name']} | {knn} | {linear} | {rank} |")
     under = under_table(results)

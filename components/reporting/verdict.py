@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.evaluation.health import COLLAPSED, ENOUGH
 from components.reporting.answers import sight
 from components.reporting.results import BASELINES, Results
 
@@ -25,8 +24,8 @@ def backbone_sentence(results: Results) -> tuple[bool, str] | None:
         return None
     metrics = results.methods[best]
     rank, dimensions = metrics["health"]["effective_rank"], metrics["health"]["dimensions"]
-    if _collapsed(metrics):
-        return False, f"{best} has collapsed: all photos have nearly the same features (effective rank {rank:.1f})."
+    if collapse := results.collapse(best):
+        return False, f"{best} has {collapse.partition(';')[0]}."
     if "backbone" not in metrics:
         used = f"The features of {best} use {rank:.0f} of {dimensions} directions"
         return True, f"{used}; accuracy was not measured: {_why(metrics)}."
@@ -47,7 +46,7 @@ def next_sentence(results: Results) -> str | None:
     if not (best := results.best_method()):
         return None
     metrics = results.methods[best]
-    if _collapsed(metrics):
+    if results.collapse(best):
         return "Next: train longer or with a lower learning rate, or choose another method (see docs/methods)."
     if "backbone" not in metrics:
         return "Next: sort a few photos into a folder for each class, or name one class for each in labels.csv."
@@ -69,11 +68,6 @@ def _side(results: Results, method: str, baseline: str) -> int:
     metrics = results.methods[method]
     own, other = metrics["backbone"]["knn"], metrics[baseline].get("top1") or metrics[baseline]["knn"]
     return int(own["low"] > other["high"]) - int(own["high"] < other["low"])
-
-
-def _collapsed(metrics: dict[str, Any]) -> bool:
-    health = metrics["health"]
-    return bool(health["effective_rank"] < COLLAPSED and health.get("photos", ENOUGH) >= ENOUGH)
 
 
 def _why(metrics: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from components.data.photos import Photos
 from components.evaluation import knn
 from components.evaluation.attention import MAPS, write_maps
 from components.evaluation.features import block_features, center, features
+from components.evaluation.other_snapshot import measure_other_snapshot
 from components.evaluation.scoring import (
     Correct,
     baselines,
@@ -52,8 +53,9 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     metrics: health of the features (needs no labels); with labels also the accuracy on test of the baselines
     (majority, pixels, random), of the backbone and after each of its blocks, how well test photos find others of their
     class or caption ("retrieval", also without labels, if there are captions), and under "selection" the accuracy by
-    which methods are compared, which is not measured on test. seeds: the values of each seed, with mean and deviation;
-    all else is of the first. command: the one that measures this again.
+    which methods are compared, which is not measured on test. snapshot: the best point of the run where the last one
+    was kept, or the other way round. seeds: the values of each seed, with mean and deviation; all else is of the first.
+    command: the one that measures this again.
     """
     photos = Photos(data)
     backbone = load(folder / "backbone")
@@ -67,6 +69,8 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
         seeds[seed], right = measure_seed(of_seed, photos, test, config.neighbors, config.seed)
         correct["backbone"].append(right)
     metrics = {**next(iter(seeds.values())), "seeds": over_seeds(seeds)}
+    if other := measure_other_snapshot(folder, photos, test, config.neighbors, config.seed):
+        metrics["snapshot"] = other
     if reason := cannot_score(photos):
         metrics["not_measured"] = {"knn, linear and their baselines": reason}
         if found := similar_photos(vectors, photos):
@@ -163,6 +167,9 @@ def main() -> None:
     if "selection" in metrics:
         selection = metrics["selection"]
         print(f"evaluate: for choosing a method: knn {selection['knn']['value']:.3f} on {selection['on']}")
+    if "backbone" in (other := metrics.get("snapshot", {})):
+        values = ", ".join(f"{kind} {other['backbone'][kind]['value']:.3f}" for kind in ("knn", "linear"))
+        print(f"evaluate: {other['name']}, step {other['step']:,}: {values}")
     for name, reason in metrics.get("not_measured", {}).items():
         print(f"evaluate: not measured: {name}: {reason}")
     print(f"evaluate: effective rank {metrics['health']['effective_rank']:.1f} of {metrics['health']['dimensions']}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.stages.scratch import LockError
+from components.training.monitor import CollapseError
 
 FAILED, REFUSED = 1, 2  # flows read it: 2 means that settings are refused, as where argparse ends a process
 
@@ -38,5 +39,5 @@ def exit_code(stage: str, parser: ArgumentParser) -> Iterator[None]:
         yield
     except ValueError as error:
         parser.exit(REFUSED, f"{stage}: {error}\n")
-    except (FloatingPointError, MemoryError, LockError) as error:
+    except (CollapseError, FloatingPointError, MemoryError, LockError) as error:
         parser.exit(FAILED, f"{stage}: {str(error) or repr(error)}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from accelerate import Accelerator
 from components.config import section, write_config
 from components.data.fields import make_batch
 from components.data.photos import Photos
-from components.evaluation.snapshots import Snapshots
+from components.evaluation.snapshots import BEST, LAST, MEASURED, Snapshots
 from components.machine import compile_blocks, keep_memory
 from components.methods import METHODS, Method
 from components.models.backbone import Backbone, PublishedBackbone, build
@@ -30,10 +29,9 @@ from components.stages.scratch import clear, exclusive, scratch
 from components.stages.seeds import SEEDS, seed_folder
 from components.training import distributed, optim
 from components.training.loop import accelerator, any_rank, fit
-from components.training.monitor import Run
+from components.training.monitor import Measured, Run
 from components.training.start import rates
 
-MEASURED = "measured.jsonl"
 FINISHED = "finished"  # a folder in the state of a run
 
 
@@ -107,7 +105,10 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
         if acc.is_main_process:
             shutil.rmtree(out / SEEDS, ignore_errors=True)
             for trained, state in runs:
-                shutil.copytree(state / FINISHED, seed_folder(out, trained.seed, config.seed), dirs_exist_ok=True)
+                folder = seed_folder(out, trained.seed, config.seed)
+                for name in (BEST, LAST):
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                shutil.copytree(state / FINISHED, folder, dirs_exist_ok=True)
             write_config(runs[0][0].model_copy(update={"seeds": config.seeds}), out / "config.json")
             for _, state in runs:
                 clear(state)
@@ -124,7 +125,9 @@ def _train(
     run_setup = setup(config, data, acc)
     config, method, per_epoch = run_setup.config, run_setup.method, run_setup.per_epoch
     files = sorted({"manifest.parquet", *(name for field in fields(config) for name in field.files)})
-    inputs = (config.model_dump(mode="json"), *(digest(data / name) for name in files), start_digests(config))
+    # not by stop_on_collapse: a run that stopped goes on where it is set to false
+    settings = config.model_dump(mode="json", exclude={"stop_on_collapse"})
+    inputs = (settings, *(digest(data / name) for name in files), start_digests(config))
     state = scratch("pretrain", *inputs, modules=METHODS[config.method].modules)
     locks.enter_context(exclusive(state, acc))
     if any_rank(acc, acc.is_main_process and (state / FINISHED).is_dir())[0]:
@@ -137,34 +140,30 @@ def _train(
     }
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
     snapshots = _snapshots(config, state, run_setup.photos)
+
+    def measure(step: int, losses: dict[str, float]) -> Measured:
+        as_published = config.goes_on and not step  # some methods set another pooling
+        return snapshots.take(step, build(config.backbone).to(acc.device) if as_published else method.keep(), losses)
+
     if times := config.start.measured if config.goes_on else config.measured:
-        if acc.is_main_process:  # as published: some methods set another pooling
-            snapshots.take(0, (build(config.backbone) if config.goes_on else method.keep()).to(acc.device))
-        points = {max(1, round(run.steps * k / times)) for k in range(1, times + 1)}
-        run = replace(run, measured=tuple(points), measure=lambda step: snapshots.take(step, method.keep()))
+        points = {0, *(max(1, round(run.steps * k / times)) for k in range(1, times + 1))}
+        run = replace(run, measured=tuple(points), measure=measure, stop_on_collapse=config.stop_on_collapse)
     fit(method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
     acc.free_memory()  # it holds what it wrapped, also after the next seed has begun
     if acc.is_main_process:
-        kept, summary = snapshots.best() if config.goes_on else (method.keep(), None)
         part = state / f"{FINISHED}.part"
-        _save(config, kept, part)
+        shutil.rmtree(part, ignore_errors=True)
+        _save(config, method.keep(), part)
         (part / "log.jsonl").write_bytes(run.log.read_bytes())
-        (part / MEASURED).write_text("".join(json.dumps(x) + "\n" for x in snapshots.lines()), "utf-8")
-        for line in snapshots.describe():
+        for line in snapshots.write(part):
             print(f"{config.method}: {line}")
-        if summary:
-            (part / "start.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            print(
-                f"{config.method}: {summary['measured']}: {summary['start']:.3f} at the start, "
-                f"{summary['kept']:.3f} after step {summary['kept_step']}, which is kept"
-            )
         part.rename(state / FINISHED)
     return config, state
 
 
 def _snapshots(config: PretrainConfig, folder: Path, photos: Photos) -> Snapshots:
     labels_seen = any(field.shows_labels for field in fields(config))
-    return Snapshots(folder, photos, config.seed, labels_seen=labels_seen, keeps=config.goes_on)
+    return Snapshots(folder, photos, config.seed, labels_seen=labels_seen, goes_on=config.goes_on)
 
 
 def untrained(config: PretrainConfig, data: Path) -> Backbone:

@@ -28,6 +28,7 @@ class PretrainConfig(Strict):
     seed: Seed = 0
     seeds: int = Field(1, ge=1, le=100)  # trained one after the other: seed, seed + 1, …; the first is used by all else
     measured: int = Field(4, ge=0)  # times during a run from random weights; of one that goes on: start.measured
+    stop_on_collapse: bool = False  # at the point where it is measured, in place of training on to the end
     start: Start = Start()  # of a published backbone only
     settings: SerializeAsAny[MethodConfig]
 

@@ -19,7 +19,7 @@ from components.models import winograd
 from components.precision import PRECISION, uses_bf16
 from components.progress import progress
 from components.training import checkpoints, distributed, micro_batches, optim
-from components.training.monitor import Monitor, Run, memory_advice
+from components.training.monitor import CollapseError, Monitor, Run, memory_advice
 from components.training.objective import Objective
 from components.training.prefetch import prefetch
 
@@ -81,6 +81,7 @@ def fit(
     load: function from a step to this rank's batch, without side effects, so that a resumed run gets the same batches.
     settings: the optim.Optimizer that `optimizer` was built from, for its schedules and its clipping.
     Raises ValueError if micro-batches are set and the objective needs the full batch at once.
+    Raises CollapseError if the features have collapsed and the run is to stop then.
     Raises FloatingPointError if the loss or a weight to be saved is not finite; the last good state stays in
     `run.state`. Raises MemoryError, with advice, if there is no memory left.
     """
@@ -99,11 +100,13 @@ def fit(
         training = _Training(objective, optimizer, wrapped_objective, wrapped_optimizer, settings, run, acc)
         steps = progress(range(start_step, run.steps), run.name, unit="step", shown=acc.is_main_process)
         monitor = Monitor(run, start_step, acc, steps)
+        if start_step in run.measured:  # measured before, if it is not 0
+            _measure(training, start_step, monitor)
         with closing(prefetch(load, range(start_step, run.steps), acc.device, monitor)) as batches:
             for step, batch in zip(steps, batches, strict=True):
                 monitor.record(step + 1, _train_step(training, step, batch, num_micro_batches))
-                if run.measure and step + 1 in run.measured and acc.is_main_process:
-                    run.measure(step + 1)
+                if step + 1 in run.measured:
+                    _measure(training, step + 1, monitor)
                 if _check_is_due(run, step + 1):
                     with record_function("log the losses"):
                         monitor.log(max(group["lr"] for group in optimizer.param_groups))
@@ -150,6 +153,21 @@ def _train_step(training: _Training, step: int, batch: Any, num_micro_batches: i
     with record_function("after the step"):
         objective.after_step()
     return losses
+
+
+def _measure(training: _Training, steps_done: int, monitor: Monitor) -> None:
+    """Measure the features. Raises CollapseError in all processes if they have collapsed and the run is to stop then.
+
+    The state is saved before; the same run continues only if it is not to stop.
+    """
+    run, collapsed = training.run, monitor.measure(steps_done)
+    if run.stop_on_collapse and any(any_rank(training.acc, collapsed is not None)):
+        if steps_done > monitor.start_step:
+            _save(training, steps_done, monitor)
+        raise CollapseError(
+            f"{run.name}: stopped at step {steps_done} of {run.steps}: {collapsed or 'the features have collapsed'}. "
+            f"The state is in {run.state}; with stop_on_collapse: false the same settings go on from there"
+        )
 
 
 def _check_is_due(run: Run, steps_done: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,27 @@ from components.training.distributed import MICRO_BATCHES
 EXPLODED = 1e6  # the largest first loss is Barlow Twins', a few times the number of its outputs
 
 
+class CollapseError(RuntimeError):
+    """A run was told to stop if it collapses, and has collapsed."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the features were worth at one point of a run: in words, and as entries of the progress line.
+
+    collapsed: how they have collapsed and what to try, None if they have not.
+    """
+
+    words: str
+    shown: dict[str, str]
+    collapsed: str | None = None
+
+    def lines(self, run: Run, step: int) -> list[str]:
+        """Returns lines for the terminal; flows/training_progress.py reads them too."""
+        done = f"{run.name}: {100 * step / run.steps:.0f} % of the run, step {step:,}"
+        return [f"{done}: {words}" for words in (self.words, self.collapsed) if words]
+
+
 @dataclass(frozen=True)
 class Run:
     """The length of a run, and where its log and its state are written."""
@@ -33,10 +55,9 @@ class Run:
     save_every: int = 500  # steps
     micro_batches: int | None = None  # per batch and process; None: as SELFSIGHT_MICRO_BATCHES says
     per_epoch: int | None = None  # steps, if there are epochs
-    measured: tuple[
-        int, ...
-    ] = ()  # steps after which `measure` is called, in the first process, before a state is saved
-    measure: Callable[[int], None] | None = None
+    measured: tuple[int, ...] = ()  # steps after which `measure` is called, before a state is saved; 0: at the start
+    measure: Callable[[int, dict[str, float]], Measured | None] | None = None  # in the first process, with its losses
+    stop_on_collapse: bool = False
 
 
 class Monitor:
@@ -47,7 +68,8 @@ class Monitor:
 
     def __init__(self, run: Run, start_step: int, acc: Accelerator, bar: Any) -> None:
         self.run, self.start_step, self.acc, self.bar = run, start_step, acc, bar
-        self.seconds_waited, self.seconds_saving = 0.0, 0.0
+        self.seconds_waited, self.seconds_saving, self.seconds_measuring = 0.0, 0.0, 0.0
+        self._features: dict[str, str] = {}  # in the progress line: what was last measured
         self.started = self._saved_at = time.monotonic()
         self._recorded: list[tuple[int, dict[str, Tensor]]] = []
         self._last_finite = "no step of this run had a finite loss"
@@ -68,6 +90,20 @@ class Monitor:
         yield
         self._saved_at = time.monotonic()
         self.seconds_saving += self._saved_at - before
+
+    def measure(self, step: int) -> str | None:
+        """Measure the features, in the first process, and print the result. Returns how they have collapsed, if so."""
+        if not (self.run.measure and self.acc.is_main_process):
+            return None
+        before = time.monotonic()
+        measured = self.run.measure(step, {k: float(v) for _, losses in self._recorded[-1:] for k, v in losses.items()})
+        self.seconds_measuring += time.monotonic() - before
+        if not measured:
+            return None
+        self._features = measured.shown
+        self.bar.write("\n".join(measured.lines(self.run, step)))  # above the progress line
+        sys.stdout.flush()  # at once, also where the output is a pipe
+        return measured.collapsed
 
     def seconds_since_save(self) -> float:
         """Returns the seconds since the state was last saved."""
@@ -111,7 +147,7 @@ class Monitor:
         }
         shown = {"epoch": f"{done / per_epoch:.1f}/{self.run.steps // per_epoch}"} if per_epoch else {}
         shown |= {"loss": f"{values['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{line['data_wait']:.0%}"}
-        self.bar.set_postfix(**shown, mem=f"{line['memory_gib']:.1f}G", refresh=False)
+        self.bar.set_postfix(**shown, **self._features, mem=f"{line['memory_gib']:.1f}G", refresh=False)
         if self.acc.is_main_process:
             with self.run.log.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
@@ -121,7 +157,8 @@ class Monitor:
         seconds = time.monotonic() - self.started
         self.acc.print(
             f"{self.run.name}: {self.run.steps - self.start_step} steps in {seconds:.0f} s, "
-            f"{self.seconds_waited / seconds:.1%} waiting for data, {self.seconds_saving / seconds:.1%} saving"
+            f"{self.seconds_waited / seconds:.1%} waiting for data, {self.seconds_saving / seconds:.1%} saving, "
+            f"{self.seconds_measuring / seconds:.1%} measuring"
         )
 
 

@@ -25,10 +25,15 @@ STAGE = """
 import argparse, os, pathlib, sys, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=pathlib.Path)
-out = parser.parse_known_args()[0].out
+parser.add_argument("--method")
+args = parser.parse_known_args()[0]
+out = args.out
 if out is None:  # the check of params.yaml: no problem
     raise SystemExit(0)
 print("processes:", os.environ["SELFSIGHT_PROCESSES"], sys.executable, flush=True)
+if args.method:
+    print(f"{args.method}:  50%|#####     | 2/4 [00:10<00:10]", file=sys.stderr, flush=True)
+    print(f"{args.method}: 50 % of the run, step 2: kNN accuracy 0.412; effective rank 9", flush=True)
 if pathlib.Path("slow").exists():
     time.sleep(3600)
 if pathlib.Path("broken").exists():
@@ -106,6 +111,11 @@ def test_a_method_that_is_not_in_the_list(project: Path, server: str) -> None:
     assert (project / "artifacts" / "pretrain" / "mocoscriptstyle").is_dir()
     assert "Running stage 'evaluate@mocoscriptstyle'" in done.stdout
     assert f"backbone: {project}/artifacts/pretrain/mocoscriptstyle/backbone" in done.stdout
+    with get_client(sync_client=True) as client:
+        found = client._client.post("/artifacts/latest/filter", json={}).json()
+    shown = {artifact["key"]: artifact["data"] for artifact in found}
+    assert shown["pretrain-mocoscriptstyle"] == 50
+    assert '"kNN accuracy": "0.412"' in shown["pretrain-mocoscriptstyle-features"]
     again = run(project, server, "pretrain", "--method", "mocoscriptstyle")
     assert again.returncode == 0, again.stdout
     assert "pretrain@mocoscriptstyle is up to date, so nothing ran" in again.stdout

@@ -10,7 +10,7 @@ import torch
 
 from components.methods import METHODS
 from components.methods.dino import DINO, DINOConfig
-from components.methods.distillation import temperature
+from components.methods.distillation import describe_targets, temperature
 from components.methods.losses import across_views, entropies, sinkhorn
 from components.methods.multicrop import forward_by_size
 from components.models.backbone import ResNetBackbone, ViTBackbone, build
@@ -121,6 +121,37 @@ def test_uniform_outputs_cost_log_k_and_entropies_show_both_kinds_of_collapse():
     alike = torch.eye(7)[[2, 2, 2]]
     assert [float(x) for x in entropies(alike)] == pytest.approx([0, 0], abs=FLOAT32)
     assert [float(x) for x in entropies(torch.eye(7))] == pytest.approx([0, 1], abs=FLOAT32)
+
+
+@pytest.mark.parametrize("local_crops", [0, 2])
+def test_the_logged_divergence_is_the_mean_over_pairs_of_crops(local_crops):
+    method = dino(local_crops=local_crops)
+    for parameter in method.student[1].parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)  # so that it differs from its teacher
+    batch, seen = pixels(0)[: 2 + local_crops], {}
+    record = method.targets.register_forward_hook(lambda _, __, targets: seen.update(targets=targets))
+    losses = method(batch)
+    record.remove()
+    targets = seen["targets"].unflatten(0, (2, -1)).detach().numpy()
+    logits = method.student[1](forward_by_size(method.student[0], batch)).unflatten(0, (len(batch), -1)).detach()
+    pairs = [(t, v) for t in range(2) for v in range(len(batch)) if v != t]
+    divergence = [
+        sum(p * math.log(p / q) for p, q in zip(target, softmax(row / 0.1), strict=True))
+        for t, v in pairs
+        for target, row in zip(targets[t], logits[v].numpy(), strict=True)
+    ]
+    expected = sum(divergence) / len(divergence) / math.log(5)
+    assert expected > 0.01
+    assert losses["kl_divergence"].item() == pytest.approx(expected, abs=1e-6)
+    assert not losses["kl_divergence"].requires_grad
+    total = losses["entropy"] + losses["kl_divergence"]
+    assert losses["loss"].item() == pytest.approx(total.item() * math.log(5), rel=FLOAT64)
+
+
+def test_a_student_that_agrees_with_its_targets_has_no_divergence():
+    targets = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    cross_entropy = across_views(targets.expand(2, 6, 4), targets.log().expand(2, 6, 4), 1.0)
+    assert describe_targets(targets, cross_entropy)["kl_divergence"].item() == pytest.approx(0, abs=FLOAT32)
 
 
 def test_sinkhorn_equals_the_pseudo_code_and_assigns_evenly():

@@ -19,6 +19,7 @@ from components.reporting.maps import Maps
 from components.reporting.page import render
 from components.reporting.results import Results, method_summary, percent, read_results
 from components.reporting.summary import summary
+from components.reporting.verdict import backbone_sentence
 
 SCORE = {"knn": {**proportion_with_ci(40, 50), "k": 20}, "linear": {**proportion_with_ci(45, 50), "penalty": 0.01}}
 LOW = {"knn": proportion_with_ci(10, 50), "linear": proportion_with_ci(12, 50)}
@@ -237,6 +238,45 @@ def test_the_best_method_is_chosen_on_val_and_not_on_test(results):
     for name, other in (("simclr", "moco"), ("moco", "simclr")):
         swapped[name]["selection"] = results.methods[other]["selection"]
     assert Results(**{**vars(results), "methods": swapped}).best_method() == "simclr"
+
+
+def test_a_collapsed_run_is_never_the_best_and_is_named_everywhere(results, photos):
+    """By its features, or by what the run's last point says of its targets; but not if an earlier point was kept."""
+    words = "collapsed: all photos have nearly the same features; try another method"
+    assert (results.best_method(), results.collapse("moco")) == ("moco", None)
+    results.methods["moco"]["health"]["verdict"] = words
+    assert (results.best_method(), results.collapse("moco")) == ("simclr", words)
+    assert results.table()[-1]["words"].endswith(f"; {words}")
+    assert "of 64, **collapsed** |" in summary(results)
+    assert words in render(results, photos, {}, 1)
+    del results.methods["moco"]["health"]["verdict"]
+    results.measured["moco"] = [{"step": 0, "verdict": None}, {"step": 9, "verdict": words}]
+    assert (results.best_method(), results.collapse("moco")) == ("simclr", words)
+    results.starts["moco"] = {"kept_step": 0}
+    assert results.best_method() == "moco"
+    for name in ("moco", "simclr"):
+        results.methods[name]["health"]["verdict"] = words
+    good, sentence = backbone_sentence(results)
+    assert (good, sentence) == (False, "moco has collapsed: all photos have nearly the same features.")
+
+
+def test_the_best_snapshot_has_a_row_of_its_own_beside_the_last(results):
+    before = results.table()
+    health, chosen = {"effective_rank": 12.0, "dimensions": 64}, "kNN accuracy on 90 photos of train and val"
+    results.methods["simclr"]["snapshot"] = {
+        "name": "best snapshot",
+        "step": 1500,
+        "chosen_by": chosen,
+        "backbone": SCORE,
+        "health": health,
+    }
+    rows = results.table()
+    assert [row["name"] for row in rows if row not in before] == ["simclr, best snapshot"]
+    assert [row["name"] for row in rows].index("simclr, best snapshot") == 1 + [r["name"] for r in rows].index("simclr")
+    row = next(row for row in rows if row not in before)
+    assert (row["knn"], row["words"]) == (SCORE["knn"], f"step 1,500; the best one is chosen by {chosen}")
+    assert "| simclr, best snapshot |" in summary(results)
+    assert results.best_method() == "moco"  # snapshots take no part in the choice of a method
 
 
 def test_the_table_has_each_baseline_once_and_each_method(results):

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from components.data.photos import Photos
-from components.evaluation import snapshots
-from components.evaluation.snapshots import Quality
+from components.evaluation import points, snapshots
+from components.evaluation.points import Point, Watched, measure
 from components.methods import METHODS
 from components.models.backbone import ViTBackbone, build, load
 from components.models.published import resolve as checkpoint_settings
@@ -39,6 +39,12 @@ def run(method: str, folder: Path, photos: Photos, out: Path, **own: Any) -> pre
     config = configure(method, folder, photos, **own)
     pretrain.pretrain(config, photos.folder, out)
     return config
+
+
+def measure_as(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """Makes each measurement return the next value."""
+    points = (Point(value, "made up", 9.0) for value in values)
+    monkeypatch.setattr(snapshots, "measure", lambda *_: (next(points), torch.zeros(2, 1)))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -70,8 +76,7 @@ def test_no_epochs_keep_the_start_of_every_method(start_folder, photos, tmp_path
 def test_the_best_of_start_and_snapshots_is_kept_and_compared_with_the_start(
     start_folder, photos, tmp_path, monkeypatch
 ):
-    values = iter([0.5, 0.4, 0.9, 0.7])
-    monkeypatch.setattr(snapshots, "measure", lambda *_, **__: Quality(next(values), "made up", 9.0))
+    measure_as(monkeypatch, 0.5, 0.4, 0.9, 0.7)
     run("simclr", start_folder, photos, tmp_path / "run", start={"measured": 3}, **SIMCLR)
     summary = json.loads((tmp_path / "run" / "start.json").read_text())
     assert [point["value"] for point in summary["points"]] == [0.5, 0.4, 0.9, 0.7]
@@ -84,13 +89,18 @@ def test_the_best_of_start_and_snapshots_is_kept_and_compared_with_the_start(
     assert metrics["against_start"]["verdict"].endswith("its start")
     difference = metrics["backbone"]["knn"]["value"] - metrics["start"]["knn"]["value"]
     assert metrics["against_start"]["knn"]["value"] == pytest.approx(difference)
+    assert (metrics["snapshot"]["name"], metrics["snapshot"]["step"]) == (
+        "last snapshot",
+        summary["points"][-1]["step"],
+    )
+    last = weights(tmp_path / "run" / "last")
+    assert not all(torch.equal(last[name], kept[name]) for name in last)
 
 
 @pytest.mark.parametrize(("method", "size"), [("mae", {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2})])
 def test_the_start_is_the_backbone_as_published(method, size, start_folder, photos, tmp_path, monkeypatch):
     """Not with the pooling that the method sets."""
-    values = iter([0.5, 0.4])
-    monkeypatch.setattr(snapshots, "measure", lambda *_, **__: Quality(next(values), "made up", 9.0))
+    measure_as(monkeypatch, 0.5, 0.4)
     run(method, start_folder, photos, tmp_path, start={"measured": 1}, **size)
     config = configure(method, start_folder, photos, **size)
     assert load(tmp_path / "backbone").pool == build(config.backbone).pool == "class"
@@ -124,8 +134,7 @@ def test_an_interrupted_run_measures_and_keeps_the_same(start_folder, photos, tm
 
 
 def test_a_run_that_makes_the_features_worse_keeps_the_start(start_folder, photos, tmp_path, monkeypatch):
-    values = iter([0.5, 0.4, 0.3])
-    monkeypatch.setattr(snapshots, "measure", lambda *_, **__: Quality(next(values), "made up", 9.0))
+    measure_as(monkeypatch, 0.5, 0.4, 0.3)
     run("simclr", start_folder, photos, tmp_path, start={"measured": 2}, **SIMCLR)
     start, kept = weights(start_folder), weights(tmp_path / "backbone")
     assert all(torch.equal(start[name], kept[name]) for name in start)
@@ -172,32 +181,44 @@ def test_a_run_from_random_weights_is_measured_without_changing_a_bit(photos, tm
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not (out / "start.json").exists()
     assert all(0 <= line["value"] <= 1 <= line["effective_rank"] for line in lines)
-    assert f"{method}: {lines[0]['measured']}: {lines[0]['value']:.3f} after step 0, " in capsys.readouterr().out
+    for line in lines:
+        assert all(0 <= line[name] <= 1 for name in ("own_crop", "near_start", "near_pixels"))
+        assert 0 <= line["alignment"] <= 4 <= 8 + line["uniformity"] <= 8
+    assert lines[0]["near_start"] == 1
+    assert ("kl_divergence" in lines[-1]) == (method == "dino")
+    printed = capsys.readouterr().out
+    assert f"{method}: {lines[0]['measured']}: {lines[0]['value']:.3f} after step 0, " in printed
+    assert f"{method}: 0 % of the run, step 0: kNN accuracy {lines[0]['value']:.3f}; finds its own crop" in printed
 
 
 @pytest.mark.parametrize(
     ("spread", "said"),
-    [(1e-4, ["collapsed: all photos have nearly the same features; try"]), (1.0, []), (math.nan, [])],
+    [(1e-4, ["collapsed: all photos have nearly the same features"]), (1.0, []), (math.nan, [])],
 )
 def test_a_collapse_is_measured_and_named(photos, tmp_path, monkeypatch, tiny, spread, said):
     noise = torch.randn(len(photos), 16, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(snapshots, "features", lambda _, __, ___, rows: 1 + spread * noise[rows])
-    watched = snapshots.Snapshots(tmp_path, photos, 0, keeps=False)
-    watched.take(5, build(tiny))
-    (line,) = watched.lines()
-    assert (line["effective_rank"] is None) == math.isnan(spread)
-    assert [words[:56] for words in watched.describe()[1:]] == said
+    monkeypatch.setattr(points, "features", lambda _, __, ___, rows: 1 + spread * noise[rows])
+    watched = snapshots.Snapshots(tmp_path, photos, 0, goes_on=False)
+    assert watched.take(0, build(tiny), {}).collapsed is None  # untrained is not collapsed
+    collapsed = watched.take(5, build(tiny), {}).collapsed
+    line = watched.lines()[1]
+    assert (line["effective_rank"] is None) == (line["alignment"] is None) == math.isnan(spread)
+    assert [words.partition(" (")[0] for words in [collapsed] if words] == said
+    (tmp_path / "out").mkdir()
+    assert [words.partition(" (")[0] for words in watched.write(tmp_path / "out")[1:]] == said
 
 
 def test_the_rank_of_a_few_photos_tells_nothing(photos, tmp_path, tiny):
-    assert snapshots.measure(build(tiny), photos, 0, ("val",)).effective_rank is None
+    point, _ = measure(build(tiny), Watched(photos, 0, ("val",)))
+    assert point.effective_rank is None
 
 
 def test_a_run_that_saw_the_labels_is_measured_by_crops_where_val_has_few(photos, tmp_path, monkeypatch, tiny):
-    assert snapshots.Snapshots(tmp_path, photos, 0, labels_seen=True).splits == ("val",)
+    watched = snapshots.Snapshots(tmp_path, photos, 0, labels_seen=True).watched
+    assert watched.words.endswith("of val, each classified by the others")
     monkeypatch.setattr(snapshots, "FEWEST_VAL", 1000)
-    watched = snapshots.Snapshots(tmp_path, photos, 0, labels_seen=True, keeps=False)
-    watched.take(0, build(tiny))
+    watched = snapshots.Snapshots(tmp_path, photos, 0, labels_seen=True, goes_on=False)
+    watched.take(0, build(tiny), {})
     assert "of train and val, recognized by another crop" in watched.lines()[0]["measured"]
 
 
@@ -228,8 +249,7 @@ def test_the_head_moves_first_then_lower_layers_most_slowly(start_folder, photos
 @pytest.mark.parametrize("family", ["vit", "timm_wrapper"])
 def test_no_byte_of_the_backbone_changes_while_only_the_head_trains(family, photos, tmp_path, monkeypatch):
     """Running statistics of batch norm included."""
-    values = iter([0.5, 0.6])  # so that the snapshot at the end is kept
-    monkeypatch.setattr(snapshots, "measure", lambda *_, **__: Quality(next(values), "made up", 9.0))
+    measure_as(monkeypatch, 0.5, 0.6)  # so that the snapshot at the end is kept
     folder = checkpoint(family, tmp_path / "start")
     backbone = {"kind": "published", "from": str(folder), "image_size": 16}
     start = {"measured": 1, "frozen": 1.0}

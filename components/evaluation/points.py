@@ -1,0 +1,133 @@
+"""Measures features at one point of a run, with labels and without, on photos that are the same at every point.
+
+The test split is never used here. Measuring changes nothing of the run: it draws no random numbers and trains nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.data.augment import View
+from components.data.fields import make_batch
+from components.data.photos import Photos
+from components.evaluation import knn, label_free
+from components.evaluation.features import center, features, pixel_features
+from components.evaluation.health import ENOUGH, effective_rank
+from components.evaluation.scoring import PIXELS
+from components.models.backbone import Backbone
+from components.precision import uses_bf16
+
+NEIGHBORS = 20  # that vote for a photo's class
+MOST = 4096  # photos classified by the others
+WATCHED = 2048  # photos whose nearest neighbors are compared
+NEAR = 10  # nearest neighbors of them
+PAIRS = 1024  # photos of which two crops are compared, and of which the rank is computed
+CROP = (0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What features are worth. value: from 0 to 1, and `measured` says what it is: kNN accuracy or own_crop.
+
+    effective_rank: see health.py; None for fewer photos than ENOUGH. Other measures: see label_free.py. near_start,
+    near_pixels: the share of nearest neighbors that are also those at the start of the run, and those by raw pixels.
+    A measure is None if a feature is not finite.
+    """
+
+    value: float
+    measured: str
+    effective_rank: float | None = None
+    own_crop: float | None = None
+    alignment: float | None = None
+    uniformity: float | None = None
+    near_start: float | None = None
+    near_pixels: float | None = None
+
+
+class Watched:
+    """The photos of `splits` on which a run is measured, or `most` of those with labels, drawn by the seed.
+
+    by_labels: True if features are measured by kNN accuracy, that is, if it is allowed and photos have labels.
+    rows: of which the features are computed; order: their places, drawn at random; cropped: rows of which two crops are
+    compared.
+    """
+
+    def __init__(
+        self, photos: Photos, seed: int, splits: tuple[str, ...], most: int | None = None, *, by_labels: bool = True
+    ) -> None:
+        self.photos, self.seed = photos, seed
+        labeled, names = photos.rows(*splits, labeled=True), " and ".join(splits)
+        drawn = _shuffled(photos.rows(*splits), seed)
+        self.cropped, self.rows, self.order = drawn[:PAIRS], drawn[:WATCHED], np.arange(min(WATCHED, len(drawn)))
+        self.by_labels = by_labels and len(photos.labels(labeled).unique()) > 1
+        self.words = f"{len(self.cropped)} photos of {names}, recognized by another crop of them"
+        if self.by_labels:
+            most = len(labeled) if most is None else most
+            self.rows = np.sort(_shuffled(labeled, seed)[:most]) if len(labeled) > most else labeled
+            self.order = _shuffled(np.arange(len(self.rows)), seed)
+            count = min(MOST, len(self.rows))
+            self.words = f"kNN accuracy on {count} photos of {names}, each classified by the others"
+
+    @cached_property
+    def near_by_pixels(self) -> Tensor:
+        """Nearest neighbors by raw pixels: see `neighbors`."""
+        return label_free.nearest_others(pixel_features(self.photos, PIXELS, self.rows[self.order[:WATCHED]]), NEAR)
+
+    def neighbors(self, vectors: Tensor) -> Tensor:
+        """Returns the nearest neighbors among at most WATCHED photos, by the features of `rows`: [≤ WATCHED, NEAR]."""
+        return label_free.nearest_others(vectors[self.order[:WATCHED]], NEAR)
+
+    def accuracy(self, vectors: Tensor) -> float:
+        """Returns the kNN accuracy of the features of `rows`."""
+        (bank,) = center(vectors)
+        labels, places = self.photos.labels(self.rows), torch.from_numpy(self.order[:MOST])
+        predicted = knn.classify_leave_one_out(places, bank, labels, min(NEIGHBORS, len(bank) - 1))
+        return float((predicted == labels[places]).float().mean())
+
+
+def measure(backbone: Backbone, watched: Watched, start: Tensor | None = None) -> tuple[Point, Tensor]:
+    """Returns what the features are worth, and the nearest neighbors by them.
+
+    start: the neighbors at the start of the run; None: this is the start.
+    """
+    vectors = features(backbone, watched.photos, "snapshot", watched.rows)
+    neighbors = watched.neighbors(vectors)
+    rank = effective_rank(vectors[watched.order[:PAIRS]])  # of centered vectors that are all the same rounding is left
+    first, second = _crops(backbone, watched.photos, watched.cropped, watched.seed)
+    own_crop = label_free.own_crop_share(first, second)
+    finite = bool(vectors.isfinite().all() and first.isfinite().all() and second.isfinite().all())
+    point = Point(
+        watched.accuracy(vectors) if watched.by_labels else own_crop,
+        watched.words,
+        rank if len(vectors) >= ENOUGH and math.isfinite(rank) else None,
+        own_crop,
+        label_free.alignment(first, second) if finite else None,
+        label_free.uniformity(first) if finite else None,
+        label_free.shared_neighbors(neighbors, neighbors if start is None else start),
+        label_free.shared_neighbors(neighbors, watched.near_by_pixels),
+    )
+    return point, neighbors
+
+
+@torch.no_grad()
+def _crops(backbone: Backbone, photos: Photos, rows: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns the features of two random crops of each photo: float32 [len(rows), D] each."""
+    device = next(backbone.parameters()).device
+    view = View(backbone.config.image_size, crop=CROP)
+    parts = []
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16()):
+        for some in np.array_split(rows, max(1, len(rows) // 128)):
+            pixels = make_batch(photos, some, (view, view), seed, 0, device)
+            parts.append([backbone(crop).float().cpu() for crop in pixels])
+    first, second = (torch.cat(crops) for crops in zip(*parts, strict=True))
+    return first, second
+
+
+def _shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(rows)

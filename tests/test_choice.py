@@ -1,0 +1,44 @@
+"""How well a measure without labels agrees with the labels, from made-up points."""
+
+import math
+
+import pytest
+
+from benchmarks.choice import MEASURES, RUNS, compare, tables
+from components.methods import METHODS
+
+MEASURED = ("own_crop", "effective_rank", "alignment", "uniformity", "near_start", "near_pixels")
+
+
+def points(accuracies, values):
+    return [
+        {"step": step, "value": accuracy, **dict.fromkeys(MEASURED, value)}
+        for step, (accuracy, value) in enumerate(zip(accuracies, values, strict=True))
+    ]
+
+
+def test_agreement_is_that_of_a_computation_by_hand():
+    runs = {
+        "rises": points([0.2, 0.3, 0.4], [1.0, 2.0, 3.0]),  # agrees in all
+        "falls": points([0.305, 0.3, 0.2], [1.0, 2.0, 0.0]),  # chooses the second: 0.5 points lost; correlation 1/2
+        "other": points([0.5, 0.1, 0.2], [0.0, 2.0, 1.0]),  # 40 points lost; ranks 3 1 2 and 1 3 2: correlation -1
+    }
+    found = compare(runs, MEASURES["own crop found"])
+    assert found["within"] == pytest.approx((1 + 0.5 - 1) / 3)
+    assert (found["same"], found["near"]) == pytest.approx((1 / 3, 2 / 3))
+    assert (found["regret"], found["worst"]) == pytest.approx(((0 + 0.005 + 0.4) / 3, 0.4))
+    assert compare({"rises": runs["rises"]}, MEASURES["alignment (low)"])["over"] == pytest.approx(-1)
+    assert compare(runs, MEASURES["the last point"])["worst"] == pytest.approx(0.3)
+
+
+def test_a_measure_that_never_changes_has_no_correlation_and_chooses_the_start():
+    found = compare({"flat": points([0.2, 0.3], [1.0, 1.0]), "rises": points([0.1, 0.3], [1.0, 2.0])}, lambda line: 1.0)
+    assert math.isnan(found["within"])
+    assert found["regret"] == pytest.approx((0.1 + 0.2) / 2)
+
+
+def test_the_tables_have_each_measure_and_each_point():
+    text = tables({"simclr": points([0.2, 0.3], [1.0, 2.0])})
+    assert all(f"\n| {name} | " in text for name in MEASURES)
+    assert "| simclr, 1 | 0.300 | 2.000 | 2 |" in text
+    assert {method for method, _ in RUNS.values()} <= set(METHODS)
