@@ -136,7 +136,7 @@ def test_the_page_shows_the_best_method_beside_all_others(results, photos):
     pair = results.comparison("knn", "published", "dino")
     assert dino.words["knn"] == f"{100 * pair.value:+.1f} points ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})"
     mean, deviation = (100 * results.methods["dino"]["seeds"]["knn"][key] for key in ("mean", "deviation"))
-    assert f"3 seeds: {mean:.1f} ± {deviation:.1f}<" in html
+    assert f"3 seeds: {mean:.1f}\u00a0±\u00a0{deviation:.1f}<" in html
     stands, _, command = basis(results)["backbones"].rpartition("; ")
     assert f"{stands}; <code>{command}</code>" in html
     assert "36 photos seen in batches of 4, with each of the seeds 5 to 7" in html
