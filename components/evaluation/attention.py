@@ -26,15 +26,28 @@ def attention_maps(backbone: Backbone, pixels: Tensor) -> tuple[Tensor, str]:
     pixels: uint8 [B, 3, S, S]. It is the attention of the class token where the photo's feature is that token (as in
     DINO, figure 1, https://arxiv.org/abs/2104.14294); for other backbones, CNNs too, it is a similarity of features.
     """
-    if backbone.prefix and backbone.pool in ("class", "class and mean"):
-        values, shown = _class_attention(backbone, pixels)[:, backbone.prefix :], CLASS_TOKEN
-    else:
+    if not attends_by_class(backbone):
         tokens = backbone.tokens(pixels).float()  # [B, N, D]
-        values, shown = cosine_similarity(tokens, tokens.mean(1, keepdim=True), dim=-1), SIMILARITY
-    values = values - values.amin(1, keepdim=True)
-    values = values / values.amax(1, keepdim=True).clamp_min(1e-12)
+        side = math.isqrt(tokens.shape[1])
+        return similarity_maps(tokens.unflatten(1, (side, side))), SIMILARITY
+    values = _class_attention(backbone, pixels)[:, backbone.prefix :]
     side = math.isqrt(values.shape[1])
-    return values.view(len(values), side, side), shown
+    return _from_0_to_1(values.unflatten(1, (side, side))), CLASS_TOKEN
+
+
+def attends_by_class(backbone: Backbone) -> bool:
+    """Returns True if a photo's feature is, or holds, the class token, whose attention is then its map."""
+    return bool(backbone.prefix) and backbone.pool in ("class", "class and mean")
+
+
+def similarity_maps(places: Tensor) -> Tensor:
+    """Returns how similar each place is to the mean of all of its photo, from 0 to 1: [B, h, w, D] -> [B, h, w]."""
+    return _from_0_to_1(cosine_similarity(places, places.mean((1, 2), keepdim=True), dim=-1))
+
+
+def _from_0_to_1(maps: Tensor) -> Tensor:
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Runs on a GPU if there is one, and in bf16 where the chip has bf16 matrix produc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -40,6 +41,29 @@ def features(backbone: Backbone, photos: Photos, name: str = "features", rows: n
 def block_features(backbone: Backbone, photos: Photos) -> list[Tensor]:
     """Returns the features after each block (ViT) or stage (ResNet), from one pass; the last are `features`."""
     return _for_photos(lambda model, batch: model.blocks(batch), backbone, photos, "features")
+
+
+@torch.no_grad()
+def place_features(backbone: Backbone, photos: Photos, rows: np.ndarray) -> Tensor:
+    """Returns the features of the places of photos, by patch or by cell of a CNN's last map: float32 [rows, h, w, D].
+
+    A backbone that learned from patches of a photo sees one after the other, without overlap.
+    """
+    return _for_photos(lambda model, batch: [_places(model, batch)], backbone, photos, "places", rows)[0]
+
+
+def _places(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """[B, 3, S, S] -> [B, h, w, D]."""
+    tiles = max(1, round(pixels.shape[-1] / backbone.patches)) if backbone.patches else 1
+    if backbone.patches:
+        pixels = nn.functional.interpolate(
+            pixels.float(), (tiles * backbone.patches,) * 2, mode="bilinear", antialias=True
+        )
+    cells = pixels.unflatten(3, (tiles, -1)).unflatten(2, (tiles, -1)).permute(0, 2, 4, 1, 3, 5)  # [B, t, t, 3, s, s]
+    tokens = backbone.tokens(cells.flatten(0, 2))
+    side = math.isqrt(tokens.shape[1])
+    grid = tokens.view(len(pixels), tiles, tiles, side, side, -1).transpose(2, 3)
+    return grid.reshape(len(pixels), tiles * side, tiles * side, -1)
 
 
 def _for_photos(

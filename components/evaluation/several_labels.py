@@ -57,7 +57,7 @@ def precision_with_ci(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
     scores, labels: [N, C]; each photo shows at least one class.
     """
-    return _interval(mean_average_precision(scores, labels), _resampled(scores, labels), len(labels), least=0.0)
+    return interval(mean_average_precision(scores, labels), _resampled(scores, labels), len(labels), least=0.0)
 
 
 def precision_difference(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, float]:
@@ -66,7 +66,7 @@ def precision_difference(first: Tensor, second: Tensor, labels: Tensor) -> dict[
     Both are measured on the same samples of the photos.
     """
     value = mean_average_precision(first, labels) - mean_average_precision(second, labels)
-    return _interval(value, _resampled(first, labels) - _resampled(second, labels), len(labels), least=-1.0)
+    return interval(value, _resampled(first, labels) - _resampled(second, labels), len(labels), least=-1.0)
 
 
 def _resampled(scores: Tensor, labels: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _resampled(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(values)
 
 
-def _interval(value: float, drawn: Tensor, photos: int, *, least: float) -> dict[str, float]:
+def interval(value: float, drawn: Tensor, photos: int, *, least: float) -> dict[str, float]:
     """Returns the 95 % interval, from `least` to 1, of samples that are moved to the mean `value`.
 
     A photo that is drawn twice and shows a class finds itself, so that the mean of the samples is too high.

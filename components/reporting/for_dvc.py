@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.reporting.basis import scored_photos
+from components.reporting.kept import columns_of
 from components.reporting.results import Results
 
 METRICS, LOSSES, LEARNED = "metrics.json", "losses", "learned"
@@ -20,13 +21,16 @@ def plain_metrics(results: Results) -> dict[str, Any]:
 
     By measure and method kNN and linear accuracy (where there are labels) and effective rank, of the first seed; where
     there are several, also mean and standard deviation over seeds; and of each pair of methods by how much they differ,
-    in words. Of the adapter, of words and of the answers the proportions that the summary has. With n, seeds, command.
+    in words. Of generated photos also what a backbone keeps (keeps_COLUMN). Of the adapter, of words and of the answers
+    the proportions that the summary has. With n, seeds, command.
     """
     numbers: dict[str, Any] = {"knn": {}, "linear": {}, "effective_rank": {}}
     for name, metrics in results.methods.items():
         numbers["effective_rank"][name] = metrics["health"]["effective_rank"]
         for kind in ("knn", "linear") if "backbone" in metrics else ():
             numbers[kind][name] = metrics["backbone"][kind]["value"]
+        for column, scores in columns_of(metrics, "backbone").items():
+            numbers.setdefault(f"keeps_{column}", {})[name] = scores["value"]
         seeds = metrics.get("seeds", {})
         for kind in ("knn", "linear", "effective_rank") if seeds.get("count", 1) > 1 else ():
             if kind in seeds:

@@ -14,6 +14,7 @@ from components.reporting.basis import basis
 from components.reporting.compared import tables
 from components.reporting.figures import confusion, curves, data_uri, learned
 from components.reporting.issues import issue_sections
+from components.reporting.kept import kept_table
 from components.reporting.maps import Maps
 from components.reporting.photo_map import PhotoMap
 from components.reporting.provenance import provenance
@@ -51,6 +52,7 @@ def render(
     return environment.get_template("page.html").render(
         results=results,
         table=results.table(),
+        kept=kept_table(results),
         compared=tables(results),
         basis=basis(results),
         most_seeds=max(map(results.seeds, results.methods), default=1),

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from components.config import Seed, Strict, parse, read_section, write_config
 from components.data.photos import Photos
+from components.data.truth import read_truths
 from components.evaluation import knn
 from components.evaluation.attention import MAPS, write_maps
 from components.evaluation.features import block_features, center, features
+from components.evaluation.known_photos import UNKNOWN, known_baselines, measure_known
 from components.evaluation.other_snapshot import measure_other_snapshot
 from components.evaluation.scoring import (
     Correct,
@@ -55,7 +57,8 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     class or caption ("retrieval", also without labels, if there are captions), and under "selection" the accuracy by
     which methods are compared, which is not measured on test. snapshot: the best point of the run where the last one
     was kept, or the other way round. seeds: the values of each seed, with mean and deviation; all else is of the first.
-    command: the one that measures this again.
+    kept, dense: what is read from features where it is known what the photos show (see known_photos.py). command: the
+    one that measures this again.
     """
     photos = Photos(data)
     backbone = load(folder / "backbone")
@@ -89,6 +92,7 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
                 start_vectors = features(start, photos, "start")
                 metrics["start"] = score(start_vectors, photos, config.neighbors)
                 metrics["against_start"] = compare(vectors, start_vectors, photos, config.neighbors)
+    metrics |= measure_truth(vectors, photos, backbone, folder / "backbone", config)
     metrics["command"] = command("evaluate", backbone=folder, data=data, out=out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -104,6 +108,32 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     return metrics
 
 
+def measure_truth(
+    vectors: Tensor, photos: Photos, backbone: Backbone, folder: Path, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Returns "kept" and "dense", each of the backbone and of the baselines, or why they are not measured."""
+    truths = read_truths(photos.folder)
+    if truths is None or (reason := cannot_score(photos)):
+        return {name: {"not_measured": UNKNOWN if truths is None else reason} for name in ("kept", "dense")}
+    file = scratch("evaluate", "truth", *_key(photos, folder, config)) / "baselines.json"
+    if not file.is_file():
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(
+            json.dumps(known_baselines(backbone, photos, truths, config.neighbors, config.seed)), encoding="utf-8"
+        )
+        part.rename(file)  # complete or absent: another process may read it now
+    found = json.loads(file.read_text(encoding="utf-8"))
+    found["backbone"] = measure_known(backbone, photos, truths, config.neighbors, vectors)
+    return {name: {of: measured[name] for of, measured in found.items()} for name in ("kept", "dense")}
+
+
+def _key(photos: Photos, folder: Path, config: EvaluateConfig) -> tuple[Any, ...]:
+    """Returns what the scores of baselines depend on; folder: of the backbone whose shape the random one has."""
+    shape = [digest(folder / name) for name in ("config.json", "preprocessor_config.json")]
+    manifest = digest(photos.folder / "manifest.parquet")
+    return config.model_dump(mode="json"), shape, manifest, {"bf16": uses_bf16()}
+
+
 def _start(folder: Path) -> Backbone | None:
     """Returns the published backbone that the one in `folder` was trained from, None if there is none."""
     file = folder / "config.json"
@@ -117,9 +147,7 @@ def cached_baselines(
     photos: Photos, backbone: Backbone, folder: Path, config: EvaluateConfig
 ) -> tuple[dict[str, Any], dict[str, Correct]]:
     """Returns `baselines`, computed once in each precision for all methods with a backbone of one shape."""
-    shape = [digest(folder / name) for name in ("config.json", "preprocessor_config.json")]
-    key = (config.model_dump(mode="json"), shape, digest(photos.folder / "manifest.parquet"))
-    cache = scratch("evaluate", *key, {"bf16": uses_bf16()})
+    cache = scratch("evaluate", *_key(photos, folder, config))
     if not (cache / "baselines.json").is_file():
         scores, correct = baselines(photos, backbone, config.neighbors, config.seed)
         part = cache / f"{os.getpid()}"

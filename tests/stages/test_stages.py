@@ -107,7 +107,19 @@ def test_every_epoch_has_every_row_once_in_another_order():
 def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
     pretrain(configure("simclr", PARAMS), prepared, tmp_path / "pre")
     metrics = evaluate(EvaluateConfig(neighbors=5), tmp_path / "pre", prepared, tmp_path / "eval")
-    named = {"majority", "pixels", "random", "backbone", "health", "blocks", "selection", "seeds", "command"}
+    named = {
+        "majority",
+        "pixels",
+        "random",
+        "backbone",
+        "health",
+        "blocks",
+        "selection",
+        "seeds",
+        "kept",
+        "dense",
+        "command",
+    }
     assert named == set(metrics)
     assert len(metrics["blocks"]) == 1  # the last block's neighbors are the backbone's
     assert metrics["blocks"][-1]["knn"]["value"] == metrics["backbone"]["knn"]["value"]
@@ -226,7 +238,7 @@ def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
     )
     pretrain(configure("simclr", PARAMS), data, tmp_path / "pre")
     metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
-    assert set(metrics) == {"health", "not_measured", "seeds", "command"}
+    assert set(metrics) == {"health", "not_measured", "seeds", "kept", "dense", "command"}
     assert "no labels" in next(iter(metrics["not_measured"].values()))
     assert "no labels" in adapt(AdaptConfig(method="simclr"), tmp_path / "pre", data, tmp_path / "adapt")["skipped"]
     captions.write_text("path,caption\n" + "".join(f"{index}.png,one of {index % 3}\n" for index in range(60)))
@@ -235,7 +247,7 @@ def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
     )
     metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
     # captions say which photos belong together
-    assert set(metrics) == {"health", "not_measured", "retrieval", "seeds", "command"}
+    assert set(metrics) == {"health", "not_measured", "retrieval", "seeds", "kept", "dense", "command"}
     assert 0 <= metrics["retrieval"]["by_caption"]["map_at_r"]["value"] <= 1
 
 
