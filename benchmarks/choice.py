@@ -4,7 +4,8 @@
     python -m benchmarks.choice --photos /data/clothing   # a folder with class subfolders
 
 Runs that learn, and runs with a setting that spoils them, are measured at nine points each, as every run is: by kNN
-accuracy among photos of train and val, and without labels. Finished runs are in --out and are not repeated.
+accuracy among photos of train and val, and without labels. Both kinds are also compared apart, since in a spoiled run
+the start is the best point. Finished runs are in --out and are not repeated.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "simsiam": ("simsiam", {"epochs": 6}),
     "simsiam, 25 times the learning rate": ("simsiam", {"epochs": 4, "optimizer": {"lr": 0.1}}),
 }
+SPOILED = {"simclr, 25 times the learning rate", "dino without centering", "simsiam, 25 times the learning rate"}
 Line = dict[str, Any]
 MEASURES: dict[str, Callable[[Line], float]] = {  # the higher, the better the features should be
     "own crop found": lambda line: line["own_crop"],
@@ -97,7 +99,17 @@ def _correlation(values: list[float], accuracies: list[float]) -> float:
 
 
 def tables(runs: dict[str, list[Line]]) -> str:
-    """Returns the agreement of each measure, and kNN accuracy and the measures of each run, as Markdown."""
+    """Returns the agreement of each measure, and kNN accuracy and the measures of each point, as Markdown."""
+    groups = {
+        "All runs": runs,
+        "Runs that were not spoiled": {name: lines for name, lines in runs.items() if name not in SPOILED},
+        "Spoiled runs": {name: lines for name, lines in runs.items() if name in SPOILED},
+    }
+    parts = [f"{title} ({len(group)}):\n\n{_agreement(group)}" for title, group in groups.items() if group]
+    return "\n\n".join([*parts, _points(runs)])
+
+
+def _agreement(runs: dict[str, list[Line]]) -> str:
     rows = [
         "| chosen by | rank correlation within a run | over all runs | same point as labels | within 1 point "
         "| regret, mean | regret, worst |",
@@ -108,9 +120,13 @@ def tables(runs: dict[str, list[Line]]) -> str:
         shares = " | ".join(f"{found[share] * len(runs):.0f} of {len(runs)}" for share in ("same", "near"))
         regret = " | ".join(f"{100 * found[which]:.1f}" for which in ("regret", "worst"))
         rows.append(f"| {name} | {found['within']:.2f} | {found['over']:.2f} | {shares} | {regret} |")
+    return "\n".join(rows)
+
+
+def _points(runs: dict[str, list[Line]]) -> str:
     shown = ("value", "own_crop", "effective_rank", "alignment", "uniformity", "near_start", "near_pixels")
     heads = ("kNN", "own crop", "rank", "alignment", "uniformity", "near start", "near pixels")
-    rows += ["", f"| run, step | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    rows = [f"| run, step | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for name, lines in runs.items():
         for line in lines:
             cells = " | ".join(f"{line[which]:.{0 if which == 'effective_rank' else 3}f}" for which in shown)

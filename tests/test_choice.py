@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks.choice import MEASURES, RUNS, compare, tables
+from benchmarks.choice import MEASURES, RUNS, SPOILED, compare, tables
 from components.methods import METHODS
 
 MEASURED = ("own_crop", "effective_rank", "alignment", "uniformity", "near_start", "near_pixels")
@@ -41,4 +41,20 @@ def test_the_tables_have_each_measure_and_each_point():
     text = tables({"simclr": points([0.2, 0.3], [1.0, 2.0])})
     assert all(f"\n| {name} | " in text for name in MEASURES)
     assert "| simclr, 1 | 0.300 | 2.000 | 2 |" in text
+    assert "Spoiled runs" not in text
     assert {method for method, _ in RUNS.values()} <= set(METHODS)
+
+
+def test_spoiled_runs_and_the_others_are_compared_apart():
+    spoiled = sorted(SPOILED)[0]
+    learns, fails = points([0.2, 0.25, 0.3], [1.0, 3.0, 2.0]), points([0.2, 0.1], [2.0, 1.0])
+    all_runs, others, failed = tables({"simclr": learns, spoiled: fails}).split("| chosen by |")[1:]
+    for part, cells in (
+        (all_runs, "1 of 2 | 1 of 2 | 2.5 | 5.0 |"),
+        (others, "0 of 1 | 0 of 1 | 5.0 | 5.0 |"),
+        (failed, "1 of 1 | 1 of 1 | 0.0 | 0.0 |"),
+    ):
+        assert cells in next(line for line in part.splitlines() if line.startswith("| own crop found |"))
+    assert all_runs.endswith("Runs that were not spoiled (1):\n\n")
+    assert others.endswith("Spoiled runs (1):\n\n")
+    assert set(RUNS) > SPOILED
