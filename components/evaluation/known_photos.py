@@ -13,10 +13,9 @@ from components.data.photos import Photos
 from components.data.truth import Truth
 from components.evaluation.attention import attends_by_class, attention_maps, similarity_maps
 from components.evaluation.dense import GRID, dense_rows, enlarged, pixel_places, segmentation
-from components.evaluation.features import eval_mode, features, pixel_features, place_features
+from components.evaluation.features import PIXELS, eval_mode, features, pixel_features, place_features
 from components.evaluation.kept import measure_kept, sampled_rows
 from components.evaluation.localization import boxes_of, corloc, fixed_box
-from components.evaluation.scoring import PIXELS as SMALL
 from components.models.backbone import Backbone
 
 UNKNOWN = "it is not known what these photos show; it is of the generated ones (data.source: scenes)"
@@ -53,7 +52,7 @@ def known_baselines(
     Without a backbone CorLoc is that of the best fixed box ("corloc"), and of random maps ("corloc_random_map").
     """
     rows, dense = sampled_rows(photos), dense_rows(photos)
-    small = pixel_features(photos, SMALL)
+    small = pixel_features(photos, PIXELS, np.concatenate(rows)).split([len(r) for r in rows])
     train, test = (_boxes(truths, r) for r in dense)
     size = truths[0].mask.shape
     noise = torch.rand(sum(map(len, dense)), 1, GRID, GRID, generator=torch.Generator().manual_seed(seed))
@@ -64,7 +63,7 @@ def known_baselines(
     }
     places = [pixel_places(photos, r) for r in dense]
     pixels = {
-        "kept": measure_kept([small[torch.from_numpy(r)] for r in rows], rows, truths),
+        "kept": measure_kept(small, rows, truths),
         "dense": {**segmentation(places, dense, truths, neighbors), **without},
     }
     torch.manual_seed(seed)

@@ -10,8 +10,8 @@ import numpy as np
 
 from components.data.photos import Photos
 from components.evaluation.features import features
+from components.evaluation.measured import BEST, LAST, MEASURED, best
 from components.evaluation.seeds import measure_seed
-from components.evaluation.snapshots import BEST, LAST, MEASURED, best
 from components.models.backbone import load
 
 

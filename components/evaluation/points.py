@@ -17,9 +17,8 @@ from components.data.augment import View
 from components.data.fields import make_batch
 from components.data.photos import Photos
 from components.evaluation import knn, label_free
-from components.evaluation.features import center, features, pixel_features
+from components.evaluation.features import PIXELS, center, features, pixel_features
 from components.evaluation.health import ENOUGH, effective_rank
-from components.evaluation.scoring import PIXELS
 from components.models.backbone import Backbone
 from components.precision import uses_bf16
 
@@ -51,11 +50,11 @@ class Point:
 
 
 class Watched:
-    """The photos of `splits` on which a run is measured, or `most` of those with labels, drawn by the seed.
+    """The photos of `splits` on which a run is measured, with labels at most `most`, drawn by the seed.
 
     by_labels: True if features are measured by kNN accuracy, that is, if it is allowed and photos have labels.
-    rows: of which the features are computed; order: their places, drawn at random; cropped: rows of which two crops are
-    compared.
+    rows: of which the features are computed; labeled: places in them of the photos for kNN, in an order drawn at
+    random; watched: places of the photos whose neighbors are compared; cropped: rows of which two crops are compared.
     """
 
     def __init__(
@@ -64,29 +63,29 @@ class Watched:
         self.photos, self.seed = photos, seed
         labeled, names = photos.rows(*splits, labeled=True), " and ".join(splits)
         drawn = _shuffled(photos.rows(*splits), seed)
-        self.cropped, self.rows, self.order = drawn[:PAIRS], drawn[:WATCHED], np.arange(min(WATCHED, len(drawn)))
+        self.cropped, self.rows = drawn[:PAIRS], np.sort(drawn[:WATCHED])
         self.by_labels = by_labels and len(photos.labels(labeled).unique()) > 1
         self.words = f"{len(self.cropped)} photos of {names}, recognized by another crop of them"
         if self.by_labels:
-            most = len(labeled) if most is None else most
-            self.rows = np.sort(_shuffled(labeled, seed)[:most]) if len(labeled) > most else labeled
-            self.order = _shuffled(np.arange(len(self.rows)), seed)
-            count = min(MOST, len(self.rows))
-            self.words = f"kNN accuracy on {count} photos of {names}, each classified by the others"
+            labeled = _shuffled(labeled, seed)[:most]
+            self.rows = np.union1d(self.rows, labeled)
+            self.labeled = np.searchsorted(self.rows, labeled)
+            self.words = f"kNN accuracy on {len(labeled[:MOST])} photos of {names}, each classified by the others"
+        self.watched = np.searchsorted(self.rows, drawn[:WATCHED])
 
     @cached_property
     def near_by_pixels(self) -> Tensor:
         """Nearest neighbors by raw pixels: see `neighbors`."""
-        return label_free.nearest_others(pixel_features(self.photos, PIXELS, self.rows[self.order[:WATCHED]]), NEAR)
+        return label_free.nearest_others(pixel_features(self.photos, PIXELS, self.rows[self.watched]), NEAR)
 
     def neighbors(self, vectors: Tensor) -> Tensor:
         """Returns the nearest neighbors among at most WATCHED photos, by the features of `rows`: [≤ WATCHED, NEAR]."""
-        return label_free.nearest_others(vectors[self.order[:WATCHED]], NEAR)
+        return label_free.nearest_others(vectors[self.watched], NEAR)
 
     def accuracy(self, vectors: Tensor) -> float:
         """Returns the kNN accuracy of the features of `rows`."""
-        (bank,) = center(vectors)
-        labels, places = self.photos.labels(self.rows), torch.from_numpy(self.order[:MOST])
+        (bank,) = center(vectors[self.labeled])
+        labels, places = self.photos.labels(self.rows[self.labeled]), torch.arange(len(bank))[:MOST]
         predicted = knn.classify_leave_one_out(places, bank, labels, min(NEIGHBORS, len(bank) - 1))
         return float((predicted == labels[places]).float().mean())
 
@@ -98,14 +97,15 @@ def measure(backbone: Backbone, watched: Watched, start: Tensor | None = None) -
     """
     vectors = features(backbone, watched.photos, "snapshot", watched.rows)
     neighbors = watched.neighbors(vectors)
-    rank = effective_rank(vectors[watched.order[:PAIRS]])  # of centered vectors that are all the same rounding is left
+    sample = vectors[watched.watched[:PAIRS]]
+    rank = effective_rank(sample)  # of centered vectors that are all the same rounding is left
     first, second = _crops(backbone, watched.photos, watched.cropped, watched.seed)
     own_crop = label_free.own_crop_share(first, second)
     finite = bool(vectors.isfinite().all() and first.isfinite().all() and second.isfinite().all())
     point = Point(
         watched.accuracy(vectors) if watched.by_labels else own_crop,
         watched.words,
-        rank if len(vectors) >= ENOUGH and math.isfinite(rank) else None,
+        rank if len(sample) >= ENOUGH and math.isfinite(rank) else None,
         own_crop,
         label_free.alignment(first, second) if finite else None,
         label_free.uniformity(first) if finite else None,

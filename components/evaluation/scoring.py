@@ -10,12 +10,11 @@ from torch import Tensor
 
 from components.data.photos import Photos
 from components.evaluation import knn, linear
-from components.evaluation.features import center, features, pixel_features, standardize
+from components.evaluation.features import PIXELS, center, features, pixel_features, standardize
 from components.evaluation.similar import similar_photos
 from components.evaluation.statistics import paired_difference, proportion_with_ci
 from components.models.backbone import Backbone
 
-PIXELS = 16  # raw pixels of full size were no better neighbors (within 0.02 on six data sets), and cost a minute
 FEWEST_VAL = 30  # labeled photos of the val split; with fewer a 95 % interval may be wider than 0.34
 MOST_LEFT_OUT = 4096  # training photos classified by the others, where val has fewer
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ import torch
 from components.data.photos import Photos
 from components.evaluation.features import eval_mode
 from components.evaluation.health import verdict
+from components.evaluation.measured import BEST, LAST, MEASURED, best
 from components.evaluation.points import WATCHED, Watched, measure
 from components.models.backbone import Backbone
 from components.training.monitor import Measured
 
-MEASURED = "measured.jsonl"
-BEST, LAST = "best", "last"  # folders of a backbone beside the one that is kept, where the two are not the same
 FEWEST_VAL = 5  # labels of val, for a run that trains with those of train
 SHOWN = {  # of a line of measured.jsonl, in words
     "own_crop": ("finds its own crop", ".3f"),
@@ -120,8 +119,3 @@ class Snapshots:
         words = ", ".join(f"{line['value']:.3f} after step {line['step']:,}" for line in lines)
         kept = "the last" if chosen == lines[-1] else f"that after step {chosen['step']:,}"
         return [f"{lines[0]['measured']}: {words}; the best: {kept}", *filter(None, [lines[-1]["verdict"]])]
-
-
-def best(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the best of the measured points: the first of equals, the earliest."""
-    return max(lines, key=lambda line: float(line["value"]))

@@ -7,9 +7,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from components.evaluation.paired import NO_DIFFERENCE, Comparison, Right, compare_pairs
 from components.evaluation.scoring import Correct
 from components.evaluation.seeds import CORRECT, read_correct
@@ -26,19 +23,20 @@ def compare(results: Results, folder: Path) -> dict[str, list[Comparison]]:
     first one, or before evaluate wrote which photos are right. {} if there is nothing to compare.
     """
     found: dict[str, dict[str, Correct]] = {}  # by method and by name in its file
-    rows: Tensor | None = None
-    for method in results.methods:
+    photos: tuple[object, ...] = ()
+    for method, metrics in results.methods.items():
         if (file := folder / method / CORRECT).is_file():
-            measured, correct = read_correct(file)
-            rows = measured if rows is None else rows
-            if torch.equal(measured, rows):
+            rows, correct = read_correct(file)
+            own = (metrics.get("manifest"), *rows.tolist())
+            photos = photos or own
+            if own == photos:
                 found[method] = correct
     compared = {}
     for kind in KINDS:
-        own = {method: Right(method, correct["backbone"][kind]) for method, correct in found.items()}
-        pairs = list(combinations(own.values(), 2))
+        rights = {method: Right(method, correct["backbone"][kind]) for method, correct in found.items()}
+        pairs = list(combinations(rights.values(), 2))
         for method, correct in found.items():
-            pairs += [(own[method], Right(name, correct[name][kind])) for name in BASELINES if name in correct]
+            pairs += [(rights[method], Right(name, correct[name][kind])) for name in BASELINES if name in correct]
         compared[kind] = compare_pairs(pairs)
     return compared if any(compared.values()) else {}
 

@@ -76,6 +76,6 @@ def _row(
             continue
         value, floor = scores[column]["value"], chance[column]
         cell = {key: scores[column][key] for key in ("value", "low", "high")}
-        share = max(0.0, (value - floor) / (1 - floor))
+        share = max(0.0, value - floor) / (1 - floor) if floor < 1 else 0.0
         cells.append({**cell, "share": share, "best": best is not None and value == best[column]})
     return {"name": name, "words": words, "base": base, "cells": cells}

@@ -72,7 +72,9 @@ class Results:
         return sorted(self.methods, key=lambda name: (not self.collapse(name), accuracy(name)), reverse=True)
 
     def collapse(self, name: str) -> str | None:
-        """Returns how the backbone of a method has collapsed and what to try, None if it has not."""
+        """Returns how the backbone of a method has collapsed and what to try, None if it has not, or never trained."""
+        if not self.configs.get(name, {}).get("epochs", 1):
+            return None
         return _collapse(self.methods[name], self.measured.get(name, []), self.starts.get(name))
 
     def baseline(self, name: str) -> list[tuple[str, dict[str, Any]]]:

@@ -15,7 +15,8 @@ PIXELS = 160  # of a photo's longer side
 class Query:
     """A test photo and its nearest training photos, best first. right: which of these share a class with it.
 
-    A photo without a label is neither right nor wrong: None. cosine: the mean over the nearest photos.
+    A photo without a label is neither right nor wrong: None. cosine: the mean over the nearest photos. A query is
+    judged only if it and all of its nearest photos have labels.
     """
 
     row: int
@@ -25,9 +26,8 @@ class Query:
 
     @property
     def share(self) -> float:
-        """Returns the fraction of right photos among those with a label."""
-        known = [right for right in self.right if right is not None]
-        return sum(known) / max(1, len(known))
+        """Returns the fraction of right photos."""
+        return sum(map(bool, self.right)) / len(self.right)
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Retrieval:
 def retrieval(photos: Photos, neighbors: dict[str, dict[str, list[Any]]], count: int) -> Retrieval | None:
     """Returns the best and the worst queries, `count` in all, the two at most one apart. None if there are no queries.
 
-    With labels, the best are those with most right photos, then with the greatest cosines; the worst those with fewest,
-    then with the greatest cosines, which are the mistakes that look most certain. Classes take turns. Without labels,
-    the best have the greatest mean cosine, the worst the least.
+    Of the judged queries, the best are those with most right photos, then with the greatest cosines; the worst those
+    with fewest, then with the greatest cosines, which are the mistakes that look most certain. Classes take turns. If
+    none is judged, the best have the greatest mean cosine, the worst the least.
 
     neighbors: test row -> `rows` of its nearest training photos and their `cosines`, as evaluate wrote it.
     """
     labels = photos.manifest["labels"].to_list()
     found = [_query(int(row), near["rows"], near["cosines"], labels) for row, near in neighbors.items() if near["rows"]]
-    known = [query for query in found if any(right is not None for right in query.right)]
+    known = [query for query in found if None not in query.right]
     if not found:
         return None
     queries = known or found

@@ -93,11 +93,13 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
                 metrics["start"] = score(start_vectors, photos, config.neighbors)
                 metrics["against_start"] = compare(vectors, start_vectors, photos, config.neighbors)
     metrics |= measure_truth(vectors, photos, backbone, folder / "backbone", config)
+    metrics["manifest"] = digest(data / "manifest.parquet")  # metrics of other photos are not compared with these
     metrics["command"] = command("evaluate", backbone=folder, data=data, out=out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     near = neighbors(vectors, photos.rows("train"), test, config.retrieved)
     (out / "neighbors.json").write_text(json.dumps(near) + "\n", encoding="utf-8")
+    (out / CORRECT).unlink(missing_ok=True)
     if "backbone" in metrics:
         write_correct(correct, torch.from_numpy(photos.rows("test", labeled=True)), out / CORRECT)
     (out / MAPS).unlink(missing_ok=True)

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from components.config import section, write_config
 from components.data.fields import make_batch
 from components.data.photos import Photos
-from components.evaluation.snapshots import BEST, LAST, MEASURED, Snapshots
+from components.evaluation.measured import BEST, LAST, MEASURED
+from components.evaluation.snapshots import Snapshots
 from components.machine import compile_blocks, keep_memory
 from components.methods import METHODS, Method
 from components.models.backbone import Backbone, PublishedBackbone, build
@@ -143,7 +144,9 @@ def _train(
 
     def measure(step: int, losses: dict[str, float]) -> Measured:
         as_published = config.goes_on and not step  # some methods set another pooling
-        return snapshots.take(step, build(config.backbone).to(acc.device) if as_published else method.keep(), losses)
+        with torch.random.fork_rng():  # `build` draws weights before it reads them
+            backbone = build(config.backbone).to(acc.device) if as_published else method.keep()
+        return snapshots.take(step, backbone, losses)
 
     if times := config.start.measured if config.goes_on else config.measured:
         points = {0, *(max(1, round(run.steps * k / times)) for k in range(1, times + 1))}
