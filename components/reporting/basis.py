@@ -14,6 +14,8 @@ def basis(results: Results) -> dict[str, str]:
     found = {}
     if results.methods:
         found["backbones"] = f"{_backbones(results)}; {_seeds(results)}; dvc repro evaluate@METHOD"
+    if kept := _kept(results):
+        found["kept"] = f"{kept}; {ONE}, the first of each method; dvc repro evaluate@METHOD"
     if results.logs:
         found["pretrain"] = f"{ONE}, the first of each method; dvc repro pretrain@METHOD"
     adapter, answering = results.adapter, results.answering
@@ -42,6 +44,16 @@ def _backbones(results: Results) -> str:
         return f"n = {n:,} test photos"
     health = next(iter(results.methods.values()))["health"]
     return f"n = {health['photos']:,} photos" if "photos" in health else "n: all photos"
+
+
+def _kept(results: Results) -> str | None:
+    """Returns of how many test photos it was measured what backbones keep, None if it was not."""
+    for metrics in results.methods.values():
+        if probes := metrics.get("kept", {}).get("backbone"):
+            most = max(scores["of"] for scores in probes.values())  # some are not asked of all photos
+            places = metrics["dense"]["backbone"]["linear"]["of"]
+            return f"n = up to {most:,} test photos for the probes, {places:,} for mIoU and CorLoc"
+    return None
 
 
 def _seeds(results: Results) -> str:

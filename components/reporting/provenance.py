@@ -54,7 +54,7 @@ def _words(name: str, results: Results) -> str:
     seed = f"seed {first}" if first == last else f"with each of the seeds {first} to {last}"
     words = f"{seen:,.0f} photos seen in batches of {config['batch_size']}, {seed}"
     if rate := log[-1].get("images_per_second"):
-        words += f", {seen / rate / 60:.1f} minutes"
+        words += f", {'' if first == last else 'the first took '}{seen / rate / 60:.1f} minutes"
     return words
 
 

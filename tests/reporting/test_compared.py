@@ -160,13 +160,16 @@ def test_dvc_shows_means_over_seeds_and_the_differences_in_words(results, tmp_pa
     )
 
 
-def test_the_best_method_is_that_of_the_best_mean_over_seeds(results):
+def test_the_best_method_is_that_of_the_best_mean_over_seeds(results, photos):
     seeds = results.methods["simclr"]["seeds"]
     methods = {
         **results.methods,
-        "simclr": {**results.methods["simclr"], "seeds": {**seeds, "selection": {"mean": 0.9}}},
+        "simclr": {**results.methods["simclr"], "seeds": {**seeds, "selection": {"mean": 0.9, "deviation": 0.0123}}},
     }
-    assert replace(results, methods=methods).best_method() == "simclr"
+    changed = replace(results, methods=methods)
+    assert changed.best_method() == "simclr"
+    sentence = "accuracy of 90.0\u00a0±\u00a01.2 % (mean and standard deviation over 3 seeds) on the val photos"
+    assert f"Best method: <b>simclr</b>, with a kNN {sentence}" in render(changed, photos, {}, 4)
 
 
 def test_methods_of_other_photos_and_without_the_file_are_left_out(results, evaluated):

@@ -146,6 +146,9 @@ def test_how_the_results_were_made_is_said(results, photos):
     html = page(results, photos, logs={**results.logs, "moco": log})
     assert "480 photos seen in batches of 16, seed 7, 2.0 minutes" in html
     assert "304 photos seen in batches of 16, seed 7<" in html
+    configs = {**results.configs, "moco": {**results.configs["moco"], "seeds": 3}}
+    html = page(results, photos, logs={**results.logs, "moco": log}, configs=configs)
+    assert "with each of the seeds 7 to 9, the first took 2.0 minutes" in html
     assert f"torch {torch.__version__}" in html
 
 
@@ -256,6 +259,7 @@ def test_a_collapsed_run_is_never_the_best_and_is_named_everywhere(results, phot
     assert results.best_method() == "moco"
     for name in ("moco", "simclr"):
         results.methods[name]["health"]["verdict"] = words
+    assert "Best method" not in page(results, photos, measured={})
     good, sentence = backbone_sentence(results)
     assert (good, sentence) == (False, "moco has collapsed: all photos have nearly the same features.")
 

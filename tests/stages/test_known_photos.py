@@ -62,6 +62,9 @@ def test_the_page_and_dvc_have_the_table(artifacts, tmp_path):
     report(ReportConfig(), list(SHAPES), artifacts, tmp_path)
     html = (tmp_path / "index.html").read_text()
     table = html[html.index("What each backbone keeps") :]
+    probes, dense = (measured(artifacts, "simclr")[name]["backbone"] for name in ("kept", "dense"))
+    counts = f"{probes['kind']['of']} test photos for the probes, {dense['linear']['of']} for mIoU and CorLoc"
+    assert f"n = up to {counts}; 1 seed, the first of each method; <code>dvc repro evaluate@METHOD</code>" in table
     table = table[table.index("<table") : table.index("</table>")]
     names = re.findall(r'<td class="name">([^<]*)<', table)
     assert names == ["chance", "pixels", *(f"random as in {name}" for name in SHAPES), *SHAPES]
