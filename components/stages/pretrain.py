@@ -95,7 +95,9 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     acc = accelerator()
     if not config.epochs:
         if acc.is_main_process:
-            _save(config.of_each_seed()[0], untrained(config, data), out)
+            backbone = untrained(config, data)
+            _remove_parts(out)
+            _save(config.of_each_seed()[0], backbone, out)
         return
     with contextlib.ExitStack() as locks:
         runs = []
@@ -104,11 +106,9 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
                 acc.print(f"{config.method}: seed {one.seed} of {config.seeds} seeds from {config.seed} on")
             runs.append(_train(one, data, acc, locks))
         if acc.is_main_process:
-            shutil.rmtree(out / SEEDS, ignore_errors=True)
+            _remove_parts(out)
             for trained, state in runs:
                 folder = seed_folder(out, trained.seed, config.seed)
-                for name in (BEST, LAST):
-                    shutil.rmtree(folder / name, ignore_errors=True)
                 shutil.copytree(state / FINISHED, folder, dirs_exist_ok=True)
             write_config(runs[0][0].model_copy(update={"seeds": config.seeds}), out / "config.json")
             for _, state in runs:
@@ -176,6 +176,12 @@ def untrained(config: PretrainConfig, data: Path) -> Backbone:
     settings = recipe.method.resolve(config.settings, Photos(data))
     kept: Backbone = recipe.method(build(config.backbone), settings).keep()
     return kept
+
+
+def _remove_parts(out: Path) -> None:
+    """Remove what an earlier run may have left and this one may not write."""
+    for name in (SEEDS, BEST, LAST):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _save(config: PretrainConfig, backbone: Backbone, out: Path) -> None:

@@ -109,7 +109,12 @@ def test_every_seed_is_measured_and_the_first_as_if_it_were_alone(prepared, tmp_
 
 
 def test_what_does_not_train_has_one_seed(prepared, tmp_path):
+    for left in ("seeds/1", "best", "last"):
+        (tmp_path / "out" / left).mkdir(parents=True)
     pretrain(seeded(seeds=3, epochs=0), prepared, tmp_path / "out")
+    assert not any((tmp_path / "out" / left).exists() for left in ("seeds", "best", "last"))
+    (tmp_path / "out" / "seeds").mkdir()
+    (tmp_path / "out" / "seeds" / ".DS_Store").touch()
     assert list(seed_folders(tmp_path / "out")) == [0]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["seeds"] == 1
 
