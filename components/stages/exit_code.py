@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.stages.scratch import LockError
-from components.training.monitor import CollapseError
+from components.training.collapse import CollapseError
 
 FAILED, REFUSED = 1, 2  # flows read it: 2 means that settings are refused, as where argparse ends a process
 

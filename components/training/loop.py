@@ -19,7 +19,8 @@ from components.models import winograd
 from components.precision import PRECISION, uses_bf16
 from components.progress import progress
 from components.training import checkpoints, distributed, micro_batches, optim
-from components.training.monitor import CollapseError, Monitor, Run, memory_advice
+from components.training.collapse import CollapseError
+from components.training.monitor import Monitor, Run, memory_advice
 from components.training.objective import Objective
 from components.training.prefetch import prefetch
 

@@ -21,10 +21,6 @@ from components.training.distributed import MICRO_BATCHES
 EXPLODED = 1e6  # the largest first loss is Barlow Twins', a few times the number of its outputs
 
 
-class CollapseError(RuntimeError):
-    """A run was told to stop if it collapses, and has collapsed."""
-
-
 @dataclass(frozen=True)
 class Measured:
     """What the features were worth at one point of a run: in words, and as entries of the progress line.

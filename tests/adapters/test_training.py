@@ -172,7 +172,16 @@ def test_a_stopped_run_ends_in_the_same_bits(
     adapt(config(kind), pretrained, prepared, tmp_path / "out")
     for file in sorted(adapted[kind].rglob("*")):
         if file.is_file() and file.name != "log.jsonl":  # which has times
-            assert (tmp_path / "out" / file.relative_to(adapted[kind])).read_bytes() == file.read_bytes(), file.name
+            again, first = (tmp_path / "out" / file.relative_to(adapted[kind])).read_bytes(), file.read_bytes()
+            if file.name == "metrics.json":  # its command names the folder
+                again, first = (_without_command(metrics) for metrics in (again, first))
+            assert again == first, file.name
+
+
+def _without_command(metrics: bytes) -> bytes:
+    found = json.loads(metrics)
+    assert found.pop("command").startswith("python -m components.stages.adapt")
+    return json.dumps(found).encode()
 
 
 def test_a_linear_classifier_is_trained_as_a_plain_loop_trains_it(

@@ -115,7 +115,7 @@ def test_a_setting_that_common_does_not_have_is_reported_once(params, tmp_path):
     errors, warnings = findings(params, tmp_path)
     assert errors == [
         "params.yaml, section pretrain.common: batchsize: no such setting; known here: "
-        "backbone, batch_size, epochs, measured, seed, start; did you mean batch_size?"
+        "backbone, batch_size, epochs, measured, seed, seeds, start, stop_on_collapse; did you mean batch_size?"
     ]
     assert not warnings
 

@@ -22,7 +22,7 @@ from components.stages import evaluate, pretrain
 from components.stages.exit_code import exit_code
 from components.stages.pretrain_config import configure_for
 from components.stages.scratch import SCRATCH
-from components.training.monitor import CollapseError
+from components.training.collapse import CollapseError
 
 ROOT = Path(__file__).parents[2]
 HEALTHY, COLLAPSED = Point(0.5, "made up", 9.0), Point(0.3, "made up", 1.1)
