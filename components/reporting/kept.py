@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.reporting.results import Results
+from components.reporting.results import BASELINES, Results, distinct
 
 COLUMNS = {
     "kind": "kind",
@@ -15,7 +15,6 @@ COLUMNS = {
     "miou": "mIoU",
     "corloc": "CorLoc",
 }
-BASELINES = {"pixels": "raw pixels, no network", "random": "the same backbone, untrained"}
 
 
 def columns_of(metrics: dict[str, Any], of: str) -> dict[str, dict[str, Any]]:
@@ -41,17 +40,9 @@ def kept_table(results: Results) -> dict[str, Any] | None:
     floor = [{"value": chance[name], "best": False} if name in chance and name != "miou" else None for name in COLUMNS]
     rows = [{"name": "chance", "words": "the most frequent answer; one fixed box", "base": True, "cells": floor}]
     del pixels["corloc"]  # pixels alone point at nothing
-    baselines: list[tuple[str, list[str], dict[str, Any]]] = [("pixels", [], pixels)]
-    for name, metrics in measured.items():
-        scores = columns_of(metrics, "random")
-        same = next((names for _, names, others in baselines if others == scores), None)
-        if same is None:
-            baselines.append(("random", [name], scores))
-        else:
-            same.append(name)
-    for name, methods, scores in baselines:
-        suffix = f" as in {', '.join(methods)}" if methods and len(baselines) > 2 else ""  # 2: pixels, one random
-        rows.append(_row(name + suffix, BASELINES[name], scores, chance, base=True))
+    rows.append(_row("pixels", BASELINES["pixels"], pixels, chance, base=True))
+    for suffix, scores in distinct({name: columns_of(metrics, "random") for name, metrics in measured.items()}):
+        rows.append(_row("random" + suffix, BASELINES["random"], scores, chance, base=True))
     own = {name: columns_of(metrics, "backbone") for name, metrics in measured.items()}
     best = {column: max(scores[column]["value"] for scores in own.values()) for column in COLUMNS if column in chance}
     for name, scores in own.items():

@@ -78,20 +78,8 @@ class Results:
         return _collapse(self.methods[name], self.measured.get(name, []), self.starts.get(name))
 
     def baseline(self, name: str) -> list[tuple[str, dict[str, Any]]]:
-        """Returns the distinct scores of a baseline, each with a suffix for its name.
-
-        The suffix is " as in METHODS" where methods differ (a random backbone of another shape), "" where all agree.
-        """
-        distinct: list[tuple[list[str], dict[str, Any]]] = []
-        for method, metrics in self.methods.items():
-            if name not in metrics:
-                continue
-            names = next((names for names, scores in distinct if scores == metrics[name]), None)
-            if names is None:
-                distinct.append(([method], metrics[name]))
-            else:
-                names.append(method)
-        return [("" if len(distinct) == 1 else f" as in {', '.join(names)}", scores) for names, scores in distinct]
+        """Returns the distinct scores of a baseline, each with a suffix for its name: see `distinct`."""
+        return distinct({method: metrics[name] for method, metrics in self.methods.items() if name in metrics})
 
     def seeds(self, method: str) -> int:
         """Returns with how many seeds a method was measured."""
@@ -174,6 +162,21 @@ class Results:
             if other := metrics.get("snapshot"):
                 rows.append(_snapshot_row(name, other))
         return rows + [{"name": name, "words": why, "knn": None, "linear": None} for name, why in self.pending.items()]
+
+
+def distinct(scores: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the distinct ones of a baseline's scores, given by method, each with a suffix for the baseline's name.
+
+    The suffix is " as in METHODS" where methods differ (a random backbone of another shape), "" where all agree.
+    """
+    groups: list[tuple[list[str], dict[str, Any]]] = []
+    for method, own in scores.items():
+        names = next((names for names, others in groups if others == own), None)
+        if names is None:
+            groups.append(([method], own))
+        else:
+            names.append(method)
+    return [("" if len(groups) == 1 else f" as in {', '.join(names)}", own) for names, own in groups]
 
 
 def _collapse(metrics: dict[str, Any], measured: list[dict[str, Any]], start: dict[str, Any] | None) -> str | None:
