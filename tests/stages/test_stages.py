@@ -118,6 +118,7 @@ def test_evaluate_and_adapt_on_labeled_pictures(prepared, tmp_path):
         "seeds",
         "kept",
         "dense",
+        "manifest",
         "command",
     }
     assert named == set(metrics)
@@ -238,7 +239,7 @@ def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
     )
     pretrain(configure("simclr", PARAMS), data, tmp_path / "pre")
     metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
-    assert set(metrics) == {"health", "not_measured", "seeds", "kept", "dense", "command"}
+    assert set(metrics) == {"health", "not_measured", "seeds", "kept", "dense", "manifest", "command"}
     assert "no labels" in next(iter(metrics["not_measured"].values()))
     assert "no labels" in adapt(AdaptConfig(method="simclr"), tmp_path / "pre", data, tmp_path / "adapt")["skipped"]
     captions.write_text("path,caption\n" + "".join(f"{index}.png,one of {index % 3}\n" for index in range(60)))
@@ -247,7 +248,7 @@ def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
     )
     metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
     # captions say which photos belong together
-    assert set(metrics) == {"health", "not_measured", "retrieval", "seeds", "kept", "dense", "command"}
+    assert set(metrics) == {"health", "not_measured", "retrieval", "seeds", "kept", "dense", "manifest", "command"}
     assert 0 <= metrics["retrieval"]["by_caption"]["map_at_r"]["value"] <= 1
 
 
