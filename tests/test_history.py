@@ -158,12 +158,12 @@ def test_sentences_say_what_the_numbers_can_tell():
         "v1": [result(linear=70, head=60), result(linear=71, head=61)],
     }
     words = heads._seen(by_head)
-    assert (
-        "By a linear probe, features before two layers are 9.5 points above those with no head and not to be told"
-        in words
+    assert words.startswith(
+        "As in the paper by a linear probe: features before the two-layer head are 9.5 points above features without a "
+        "head, level with those before a linear head (+0.5 points, too little to tell) and 10.0 points above those "
+        "after it. Unlike the paper by kNN: "
     )
-    assert "and 10.0 points above those after, as in the paper. By kNN" in words
-    assert words.endswith("not to be told (+0.0) from those after, unlike the paper.")
+    assert words.endswith("and level with those after it (+0.0 points, too little to tell).")
 
     def learning(entropy):
         return {"points": [{"kept": 0.4, "student": 0.3}], "log": [{"entropy": entropy}], **result(linear=50)}
@@ -171,13 +171,13 @@ def test_sentences_say_what_the_numbers_can_tell():
     of = {name: [learning(entropy)] for name, entropy in zip(collapse.RUNS, (0.4, 0.0, 1.0, 0.5), strict=True)}
     words = collapse._seen(of)
     assert words.startswith(
-        "At 100 % of the measured points of the runs that learn, the teacher is above its student. "
+        "As in the paper: in the runs that learn, the teacher is above its student at 100 % of the points measured. At "
     )
-    assert "is 0.40 of its maximum with both, 0.00 without centering and 1.00 without sharpening" in words
+    assert "is 0.40 of its maximum with centering and sharpening, 0.00 without centering and 1.00 without" in words
 
     one = {(a, b): [50.0] for a in augmentations.CHANGES for b in augmentations.CHANGES}
     words = augmentations._seen({**one, ("crop", "color"): [56.0], ("crop", "gray"): [58.0]}, [40.0])
-    assert "The best pair is crop with gray (58.0 %), not to be told from crop with color. " in words
+    assert "The best pair is crop with gray (58.0 %). Too close to tell from it: crop with color. " in words
     assert "Crop with color has 56.0 %, as in the paper" in words
 
 
@@ -185,11 +185,11 @@ def test_a_section_replaces_its_own_and_keeps_the_others_in_order(tmp_path):
     def section(name, seen):
         return Section(name, name.title(), "claim", seen, [["a", "b"], ["1", "2"]], Figure(), "runs")
 
-    for name, seen in (("heads", "first"), ("ladder", "other"), ("heads", "second")):
+    for name, seen in (("heads", "stale"), ("ladder", "other"), ("heads", "second")):
         write(section(name, seen), {}, tmp_path, "command", list(STUDIES))
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "first" not in text
-    assert text.index("Here: other") < text.index("Here: second")
+    assert "stale" not in text
+    assert text.index("Our runs.** other") < text.index("Our runs.** second")
     assert text.count("| a | b |\n|---|---|\n| 1 | 2 |") == 2
 
 

@@ -47,7 +47,7 @@ def main() -> None:
         runner = Runner(args.out.resolve(), args.scale, args.seeds, args.jobs, cifar, results)
         section = STUDIES[name](runner)
         if set(runner.used) != set(results):
-            made = f"`{_command(name, args)}`, {machine()}"
+            made = f"`{_command(name, args)}` on {machine()}"
         write(section, runner.used, args.page, made, list(STUDIES))
 
 

@@ -25,7 +25,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "noise": {"distort": ["noise"]},
 }
 EPOCHS = 3
-OUTLINES = " The classes of scenes differ by their outlines, never by color, and Sobel's filter shows outlines alone."
+OUTLINES = " The classes of scenes differ in outline, never in color, and Sobel's filter keeps the outlines alone."
 
 
 def settings(*names: str) -> dict[str, Any]:
@@ -50,14 +50,13 @@ def study(runner: Runner) -> Section:
     return Section(
         "augmentations",
         "Which augmentations SimCLR needs",
-        "No augmentation suffices alone; random crops with color distortion stand out (56 % on ImageNet, against 33 "
-        "% and "
-        "about 19 % alone), since without color distortion two crops of a photo can be matched by their color "
-        "histograms (figure 5).",
+        "No augmentation suffices alone. Random crops together with color distortion stand out: 56 % on ImageNet, "
+        "against 33 % for crops alone and about 19 % for color alone. Without color distortion, two crops of a photo "
+        "can be matched by their color histograms (figure 5).",
         _seen(accuracy, first),
         rows,
         _figure(accuracy),
-        f"scenes, the ViT of the ladder, {epochs(cells[0][0])} epochs, both views augmented alike; "
+        f"Scenes, the ViT of the ladder, {epochs(cells[0][0])} epochs, both views augmented alike; "
         f"{counted(runner.seeds)}",
     )
 
@@ -70,11 +69,13 @@ def _seen(accuracy: dict[tuple[str, str], list[float]], none: list[float]) -> st
     equal = [" with ".join(pair) for pair in pairs if pair != best and not beyond_seeds(pairs[best], pairs[pair])]
     crop_color = accuracy["crop", "color"]
     agrees = "unlike the paper" if beyond_seeds(pairs[best], crop_color) else "as in the paper"
-    told = f", not to be told from {', '.join(equal)}" if equal else ""
+    ties = f" Too close to tell from it: {', '.join(equal)}." if equal else ""
     return (
-        f"The best pair is {' with '.join(best)} ({mean(pairs[best]):.1f} %){told}. Crop with color has "
-        f"{mean(crop_color):.1f} %, {agrees}. The best alone is {best_single} ({mean(single[best_single]):.1f} %); "
-        f"flips alone, which all have, give {mean(none):.1f} %." + OUTLINES * ("sobel" in best)
+        f"The best pair is {' with '.join(best)} ({mean(pairs[best]):.1f} %).{ties} Crop with color has "
+        f"{mean(crop_color):.1f} %, {agrees}. The best single augmentation is {best_single} "
+        f"({mean(single[best_single]):.1f} %). All runs also flip the pictures; flips alone give {mean(none):.1f} %."
+        + OUTLINES
+        * ("sobel" in best)
     )
 
 

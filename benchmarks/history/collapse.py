@@ -42,35 +42,37 @@ def study(runner: Runner) -> Section:
     return Section(
         "collapse",
         "DINO: teacher and student, and collapse",
-        "The teacher, an average of past students, is better than the student all the way through training (figure 6). "
-        "Without centering one prototype wins every photo (the targets' entropy falls to 0), without sharpening the "
-        "targets become uniform (it rises to its maximum); both together prevent both (figure 7). The class token "
-        "attends to objects.",
+        "The teacher is an average of past students, and better than the student all the way through training "
+        "(figure 6). Without centering, one prototype wins every photo: the entropy of the targets falls to 0. Without "
+        "sharpening, the targets become uniform: their entropy rises to its maximum. Both together prevent collapse "
+        "(figure 7). The class token attends to objects.",
         _seen(results),
         rows,
         _figure(results, runner.backbone(drawn), runner.photos(drawn)),
-        f"scenes, the ViT of the ladder, {epochs(drawn)} epochs; {counted(runner.seeds)}; curves: means over seeds; "
-        "photos: class token's attention after Sinkhorn and sharpening",
+        f"Scenes, the ViT of the ladder, {epochs(drawn)} epochs; {counted(runner.seeds)}; curves: means over seeds; "
+        "photos: attention of the class token after training with Sinkhorn and sharpening",
     )
 
 
 def _last(runs: list[Result], name: str) -> float:
-    """Returns what was logged last under a name, the mean over seeds."""
+    """Returns the last logged value of a name, the mean over seeds."""
     return mean(float(run["log"][-1][name]) for run in runs)
 
 
 def _seen(results: dict[str, list[Result]]) -> str:
-    learned = [run for name in ("centering and sharpening", "Sinkhorn and sharpening") for run in results[name]]
-    points = [point for run in learned for point in run["points"]]
+    learning = [run for name in ("centering and sharpening", "Sinkhorn and sharpening") for run in results[name]]
+    points = [point for run in learning for point in run["points"]]
     ahead = 100 * mean(float(point["kept"] > point["student"]) for point in points)
-    follows = "" if ahead > 75 else ", unlike the paper: in a run this short it must follow closely (momentum 0.9)"
+    agrees = "As in the paper" if ahead > 75 else "Unlike the paper"
+    follows = "" if ahead > 75 else " In a run this short the teacher must follow its student closely (momentum 0.9)."
     both, *without = ("centering and sharpening", "no centering", "no sharpening")
     entropies = [f"{_last(results[name], 'entropy'):.2f}" for name in (both, *without)]
     scores = [f"{mean(accuracies(results[name], 'knn')):.1f}" for name in (both, *without)]
     return (
-        f"At {ahead:.0f} % of the measured points of the runs that learn, the teacher is above its student{follows}. "
-        f"At the end the targets' entropy is {entropies[0]} of its maximum with both, {entropies[1]} without centering "
-        f"and {entropies[2]} without sharpening; kNN accuracy is {scores[0]}, {scores[1]} and {scores[2]} %."
+        f"{agrees}: in the runs that learn, the teacher is above its student at {ahead:.0f} % of the points measured."
+        f"{follows} At the end, the entropy of the targets is {entropies[0]} of its maximum with centering and "
+        f"sharpening, {entropies[1]} without centering and {entropies[2]} without sharpening. The kNN accuracies are "
+        f"{scores[0]}, {scores[1]} and {scores[2]} %."
     )
 
 
@@ -101,6 +103,6 @@ def _figure(results: dict[str, list[Result]], backbone: Path, data: Path) -> Fig
 
 
 def _curve(runs: list[Result], lines: str, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the places x of one value, and the value there as the mean over seeds, which are measured at the same."""
-    places, values = (np.array([[line[name] for line in run[lines]] for run in runs], float) for name in (x, y))
-    return places[0], values.mean(0)
+    """Returns x, which all seeds share, and the mean of y over the seeds."""
+    positions, values = (np.array([[line[name] for line in run[lines]] for run in runs], float) for name in (x, y))
+    return positions[0], values.mean(0)

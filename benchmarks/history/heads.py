@@ -17,6 +17,7 @@ from benchmarks.history.section import (
     compared,
     counted,
     legend,
+    listed,
     paired_bars,
     spread,
 )
@@ -35,14 +36,13 @@ def study(runner: Runner) -> Section:
     return Section(
         "heads",
         "SimCLR's head",
-        "A head of two layers between features and loss makes the features before it better than a linear head "
-        "(by 3 points) or none (by more than 10), and they are more than 10 points better than those after it, since "
-        "the "
-        "head may forget what the loss does not need, such as color (figure 8 and section 4.2).",
+        "A head of two layers stands between the features and the loss. The features before it are 3 points better "
+        "than with a linear head, more than 10 points better than without a head, and more than 10 points better than "
+        "the features after it: the head may drop what the loss does not need, such as color (figure 8, section 4.2).",
         _seen(by_head),
         rows,
         _figure(by_head),
-        f"scenes, the ViT of the ladder, {epochs(cells[0])} epochs; {counted(runner.seeds)}",
+        f"Scenes, the ViT of the ladder, {epochs(cells[0])} epochs; {counted(runner.seeds)}",
     )
 
 
@@ -57,12 +57,12 @@ def _seen(by_head: dict[str, list[Result]]) -> str:
 def _sentence(by_head: dict[str, list[Result]], kind: str, name: str) -> str:
     before, after = _before_and_after(by_head["v1"], kind)
     against = [
-        f"{compared(before, accuracies(by_head[head], kind))} those with {words}"
-        for head, words in (("none", "no head"), ("linear", "a linear one"))
+        compared(before, accuracies(by_head["none"], kind), "features without a head"),
+        compared(before, accuracies(by_head["linear"], kind), "those before a linear head"),
+        compared(before, after, "those after it"),
     ]
-    lost = compared(before, after)
-    agrees = "as in the paper" if mean(before) > mean(after) and beyond_seeds(before, after) else "unlike the paper"
-    return f"By {name}, features before two layers are {' and '.join(against)}, and {lost} those after, {agrees}."
+    agrees = "As in the paper" if mean(before) > mean(after) and beyond_seeds(before, after) else "Unlike the paper"
+    return f"{agrees} by {name}: features before the two-layer head are {listed(against)}."
 
 
 def _figure(by_head: dict[str, list[Result]]) -> Figure:

@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
 from benchmarks.history.section import (
+    TITLES,
     Section,
     accuracies,
     bare,
     beyond_seeds,
     counted,
     legend,
+    listed,
     paired_bars,
     spread,
 )
@@ -39,20 +41,21 @@ def study(runner: Runner) -> Section:
     return Section(
         "ladder",
         "The ladder: context prediction, MoCo, SimCLR, DINO",
-        "On ImageNet each method knew more than the one before: "
-        + ", ".join(f"{name} ({year}) {accuracy} %" for name, (year, accuracy) in LADDER.items())
-        + ", by a linear probe on a ResNet-50 that was trained for days (the first on a wider one, in 2019).",
+        "On ImageNet each method was better than the one before it: "
+        + ", ".join(f"{TITLES[name]} ({year}) {accuracy} %" for name, (year, accuracy) in LADDER.items())
+        + ". These are linear probes on a ResNet-50 that was trained for days. The first number was measured in 2019, "
+        "with a wider network.",
         _seen(same_pictures, same_minutes, floor),
         rows,
         _figure(same_pictures, same_minutes, floor, start),
-        f"8,000 scenes of 64 pixels, a ViT of 0.6 million parameters; {counted(runner.seeds)}",
+        f"8,000 generated scenes of 64 pixels, a ViT with 0.6 million parameters; {counted(runner.seeds)}",
     )
 
 
 def _same_minutes(runner: Runner, same_pictures: dict[str, list[Result]]) -> dict[str, list[Result]]:
     """Returns runs as long as SimCLR's, in seconds of one core."""
     seconds = {name: mean(result["cpu_seconds"] for result in runs) for name, runs in same_pictures.items()}
-    longer = {name: max(1, round(EPOCHS * seconds["simclr"] / own)) for name, own in seconds.items()}
+    longer = {name: max(1, round(EPOCHS * seconds["simclr"] / spent)) for name, spent in seconds.items()}
     cells = {
         name: [runner.cell(name, {"epochs": epochs}, seed=seed) for seed in range(runner.seeds)]
         for name, epochs in longer.items()
@@ -75,7 +78,7 @@ def _table(
         longer = minutes[name]
         took = mean(run["cpu_seconds"] for run in longer) / 60
         seen = f"{runs[0]['pictures']:,} · {longer[0]['pictures']:,}"
-        rows.append([name, *_scores(runs), *_scores(longer), seen, f"{took:.1f}"])
+        rows.append([TITLES[name], *_scores(runs), *_scores(longer), seen, f"{took:.1f}"])
     rows.append(["published (EfficientNet-Lite0, ImageNet's labels)", *_scores([start]) * 2, "", ""])
     return rows
 
@@ -86,20 +89,22 @@ def _scores(runs: list[Result]) -> list[str]:
 
 def _seen(pictures: dict[str, list[Result]], minutes: dict[str, list[Result]], floor: list[Result]) -> str:
     names = list(LADDER)
-    here = sorted(names, key=lambda name: mean(accuracies(pictures[name], "linear")))
-    same = "the same order as on ImageNet" if here == names else f"another order than on ImageNet: {' < '.join(here)}"
     linear = {name: accuracies(runs, "linear") for name, runs in pictures.items()}
-    ties = [f"{a} and {b}" for a, b in pairwise(here) if not beyond_seeds(linear[a], linear[b])]
-    tied = f" {', '.join(ties)} cannot be told apart with {len(floor)} seeds." if ties else ""
+    order = sorted(names, key=lambda name: mean(linear[name]))
+    same = "is that of ImageNet" if order == names else "differs from that on ImageNet"
+    ties = [f"{TITLES[a]} from {TITLES[b]}" for a, b in pairwise(order) if not beyond_seeds(linear[a], linear[b])]
+    tied = f" {len(floor)} seeds cannot tell {listed(ties, 'or')}." if ties else ""
     low = accuracies(floor, "linear")
-    above = [name for name in names if mean(linear[name]) > mean(low) and beyond_seeds(linear[name], low)]
+    above = [TITLES[name] for name in names if mean(linear[name]) > mean(low) and beyond_seeds(linear[name], low)]
+    better = "All four are" if len(above) == len(names) else f"{listed(above) or 'None'} {'are' if above[1:] else 'is'}"
     longer = {name: accuracies(runs, "linear") for name, runs in minutes.items() if name in LADDER}
     best = max(longer, key=lambda name: mean(longer[name]))
     return (
-        f"By a linear probe after the same number of pictures: {same}.{tied} Above the untrained network: "
-        f"{', '.join(above) or 'none'}. With the same minutes of training the best is {best} "
-        f"({mean(longer[best]):.1f} %). Labels reach {mean(linear['supervised']):.1f} %. Small networks and minutes of "
-        "training do not decide what large ones learn in days; the numbers say what these methods give on this budget."
+        f"After the same number of pictures the order, by a linear probe, {same}: "
+        f"{' < '.join(TITLES[name] for name in order)}.{tied} {better} above the untrained network. "
+        f"After the same minutes of training, {TITLES[best]} is the best ({mean(longer[best]):.1f} %). Training with "
+        f"labels reaches {mean(linear['supervised']):.1f} %. Small networks trained for minutes do not decide what "
+        "large ones learn in days: these numbers show what the methods give on a small budget."
     )
 
 
@@ -110,7 +115,7 @@ def _figure(
     axis: Any = figure.add_subplot()
     both = (("same pictures", pictures), ("same minutes", minutes))
     values = {label: [accuracies(some, "linear") for some in runs.values()] for label, runs in both}
-    paired_bars(axis, list(pictures), values)
+    paired_bars(axis, [TITLES[name] for name in pictures], values)
     lines = (
         ("pixels", accuracies([{"test": floor[0]["pixels"]}], "linear")),
         ("untrained", accuracies(floor, "linear")),

@@ -10,20 +10,25 @@ from benchmarks.history.section import Section, markdown
 
 HEAD = """# The history of self-supervision, in our own runs
 
-From a puzzle of patches (context prediction, 2015) over contrast with a queue (MoCo, 2019) and with a large batch
-(SimCLR, 2020) to self-distillation (DINO, 2021): what each paper found, repeated with small networks in minutes on two
-cores. Every section is written by the command that it names, from runs whose settings are those of `params.yaml` but
-for what is studied. Accuracies are on test, in per cent: the mean over seeds ± their standard deviation. "kNN" is a
-vote of the 20 nearest training photos, "linear" a linear probe whose penalty is chosen on val. What holds on photos of
-64 pixels after some minutes need not hold on ImageNet after weeks; where the two differ, the section says so.
+Self-supervision began with a puzzle of patches (context prediction, 2015). It went on with contrastive learning, first
+with a queue of negatives (MoCo, 2019), then with a large batch (SimCLR, 2020), and arrived at self-distillation
+(DINO, 2021). This page repeats what these papers found, with small networks, in minutes on two CPU cores.
+
+- Each section is written by the command below its table. Its runs use the settings of `params.yaml`, except for what
+  is studied.
+- Accuracies are in per cent, on test photos: the mean over seeds ± their standard deviation.
+- "kNN" is the vote of the 20 nearest training photos. "Linear" is a linear probe whose penalty is chosen on val.
+- "Pictures seen" counts every photo each time that training shows it.
+- Photos of 64 pixels and minutes of training need not behave as ImageNet and weeks do. Each section says where they
+  differ.
 """
 
 
 def write(section: Section, results: dict[str, Any], folder: Path, made: str, order: list[str]) -> None:
     """Writes folder/NAME.png and folder/results/NAME.json, and puts the section into folder/README.md.
 
-    results: what the section was made from, by the cell's key; made: by what command, where; order: names of sections,
-    as the page has them.
+    results: what the section was made from, by the cell's key; made: the command and the machine; order: the names of
+    the sections, in the order of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     section.figure.savefig(folder / f"{section.name}.png", dpi=110, bbox_inches="tight")
@@ -35,11 +40,11 @@ def write(section: Section, results: dict[str, Any], folder: Path, made: str, or
     text = "\n\n".join(
         [
             f"## {section.title}",
-            f"The paper: {section.claim}",
+            f"**The paper.** {section.claim}",
             f"![{section.title}]({section.name}.png)",
-            f"Here: {section.seen}",
+            f"**Our runs.** {section.seen}",
             markdown(section.table),
-            f"{made}: {section.runs}.",
+            f"Made by {made}. {section.runs}.",
         ]
     )
     page = folder / "README.md"
@@ -64,17 +69,17 @@ def recorded(folder: Path, name: str) -> tuple[dict[str, Any], str]:
 def _rounded(value: Any) -> Any:
     """Returns nested lists and dictionaries with numbers of six digits."""
     if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
+        return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [_rounded(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _sections(text: str) -> dict[str, str]:
     """Returns the sections of a page by their names."""
-    found = {}
+    sections = {}
     for part in text.split("<!-- end -->"):
         if "<!-- " in part:
             name, _, rest = part.rpartition("<!-- ")[2].partition(" -->\n")
-            found[name] = rest.strip()
-    return found
+            sections[name] = rest.strip()
+    return sections

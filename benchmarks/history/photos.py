@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import COLORS, POINTS, Section, accuracies, bare, legend
+from benchmarks.history.section import COLORS, POINTS, TITLES, Section, accuracies, bare, legend
 
 PUBLISHED = (1000, 5000)  # photos whose labels the published backbone is measured with; more of them cost minutes
 BACKBONE = {"kind": "vit", "image_size": 32, "patch_size": 4, "width": 128, "depth": 3, "heads": 4}
@@ -47,8 +47,9 @@ def study(runner: Runner) -> Section:
     cells = {**trained, **floor, **published}
     results = dict(zip(cells, runner.measure(list(cells.values())), strict=True))
     results |= {("pixels", count): {"test": results["untrained", count]["pixels"]} for count in PICTURES}
-    spent = [f"{name}: pictures seen, minutes of one core" for name in METHODS]
-    rows = [["photos", *[f"{name}, kNN · linear" for name in _names()], *spent]]
+    names = ["raw pixels", "untrained", *[TITLES[name] for name in METHODS], "published"]
+    spent = [f"pictures seen · minutes of one core, {TITLES[name]}" for name in METHODS]
+    rows = [["photos", *[f"{name}, kNN · linear" for name in names], *spent]]
     for count in PICTURES:
         scores = [_both(results.get((name, count))) for name in _names()]
         spent = [_spent(results.get((name, count))) for name in METHODS]
@@ -56,16 +57,14 @@ def study(runner: Runner) -> Section:
     return Section(
         "photos",
         "How many photos does one need?",
-        "SimCLR was trained on 1.3 million photos for 100 to 1,000 epochs. On CIFAR-10's 50,000 photos "
-        "SimCLR with a ResNet-50 "
-        "reaches 94 % by a linear probe after 1,000 epochs, 50 million pictures (appendix B.9).",
+        "SimCLR was trained on 1.3 million photos for 100 to 1,000 epochs. On the 50,000 photos of CIFAR-10, a "
+        "ResNet-50 reaches 94 % by a linear probe after 1,000 epochs, which are 50 million pictures (appendix B.9).",
         _seen(results),
         rows,
         _figure(results),
-        "CIFAR-10, 32 pixels, 4,000 photos for test and 1,000 for val, both from its test split; a ViT of 0.6 "
-        "million parameters "
-        "with patches of 4 pixels; published: EfficientNet-Lite0, enlarged to 64 pixels; one seed, 95 % intervals ± "
-        "1.6",
+        "CIFAR-10, 32 pixels, 4,000 photos for test and 1,000 for val, both from its test split; a ViT with 0.6 "
+        "million parameters and patches of 4 pixels; published: EfficientNet-Lite0 on photos enlarged to 64 pixels; "
+        "one seed; 95 % intervals ± 1.6 points",
     )
 
 
@@ -77,7 +76,7 @@ def _both(result: Result | None) -> str:
 
 
 def _spent(run: Result | None) -> str:
-    return f"{run['pictures']:,}, {run['cpu_seconds'] / 60:.0f}" if run else ""
+    return f"{run['pictures']:,} · {run['cpu_seconds'] / 60:.0f}" if run else ""
 
 
 def _names() -> list[str]:
@@ -92,18 +91,20 @@ def _seen(results: dict[tuple[str, int], Result]) -> str:
             for count in PICTURES
         }
         wins = [count for count, points in above.items() if points > POINTS]
-        begins = f"beats raw pixels from {min(wins):,} photos on" if wins else "never clearly beats raw pixels"
+        begins = f"beats raw pixels from {min(wins):,} photos on" if wins else "does not clearly beat raw pixels"
         most = max(above)
-        words.append(f"{name} {begins} and is {above[most]:+.1f} points above them with {most:,} (linear)")
+        words.append(
+            f"By a linear probe, {TITLES[name]} {begins}; with {most:,} photos the difference is {above[most]:+.1f} "
+            "points."
+        )
     few, many = max(PUBLISHED), max(PICTURES)
     start = accuracies([results["published", few]], "linear")[0]
-    own = max(accuracies([results[name, many]], "linear")[0] for name in METHODS)
-    advice = ": who has some thousand photos should start from published weights" if start > own else ""
+    trained = max(accuracies([results[name, many]], "linear")[0] for name in METHODS)
+    advice = " With some thousand photos, start from published weights." if start > trained else ""
     return (
-        f"{'; '.join(words)}. More photos were also trained on longer, see the table. Published weights, untouched, "
-        f"reach "
-        f"{start:.1f} % with the labels of {few:,} photos, and training from random weights {own:.1f} % with "
-        f"{many:,}{advice}."
+        f"{' '.join(words)} More photos were also trained on longer, as the table shows. Published weights, untouched, "
+        f"reach {start:.1f} % with the labels of {few:,} photos; training from random weights reaches {trained:.1f} % "
+        f"with {many:,} photos.{advice}"
     )
 
 
@@ -119,8 +120,11 @@ def _figure(results: dict[tuple[str, int], Result]) -> Figure:
                 [100 * (value["value"] - value["low"]) for value in values],
                 [100 * (value["high"] - value["value"]) for value in values],
             ]
-            axis.errorbar(counts, middle, yerr=errors, marker="o", markersize=3, capsize=2, color=color, label=name)
+            label = TITLES.get(name, name)
+            axis.errorbar(counts, middle, yerr=errors, marker="o", markersize=3, capsize=2, color=color, label=label)
         axis.set_xscale("log")
+        axis.minorticks_off()
+        axis.set_xticks(list(PICTURES), [f"{count:,}" for count in PICTURES])
         bare(
             axis,
             "training photos (pictures seen grow with them)",

@@ -40,14 +40,14 @@ def study(runner: Runner) -> Section:
     return Section(
         "queue",
         "MoCo's queue and momentum",
-        "On ImageNet accuracy rose from 54.7 to 60.6 % as the queue grew from 256 to 65,536 (figure 3), and "
-        "a slow key encoder was needed: momentum 0.999 gave 59.0 %, 0.9 gave 55.2 %, and with 0 training failed "
-        "(section 4.1).",
+        "On ImageNet, accuracy rose from 54.7 to 60.6 % as the queue grew from 256 to 65,536 (figure 3). The key "
+        "encoder had to move slowly: momentum 0.999 gave 59.0 %, momentum 0.9 gave 55.2 %, and without momentum "
+        "training failed (section 4.1).",
         _seen(lengths, momenta),
         rows,
         _figure(lengths, momenta),
-        f"scenes, the ViT of the ladder, {epochs(of_queue[LENGTHS[0]][0])} epochs; {counted(runner.seeds)}; "
-        "error bars: least and greatest",
+        f"Scenes, the ViT of the ladder, {epochs(of_queue[LENGTHS[0]][0])} epochs; {counted(runner.seeds)}; "
+        "error bars: from the worst to the best seed",
     )
 
 
@@ -56,19 +56,19 @@ def _seen(lengths: dict[int, list[Result]], momenta: dict[float, list[Result]]) 
     scores = {value: accuracies(runs, "linear") for value, runs in momenta.items()}
     best = max(scores, key=lambda value: mean(scores[value]))
     slowest = max(MOMENTA)
-    longer, agrees = compared(long, short), mean(long) > mean(short) and beyond_seeds(long, short)
+    agrees = mean(long) > mean(short) and beyond_seeds(long, short)
     words = [
-        f"By a linear probe, accuracies with a queue of {LENGTHS[-1]:,} are {longer} those with {LENGTHS[0]}, "
-        f"{'as in' if agrees else 'unlike'} the paper.",
-        f"The best momentum is {best} ({mean(scores[best]):.1f} %)",
+        f"{'As in' if agrees else 'Unlike'} the paper, by a linear probe: a queue of {LENGTHS[-1]:,} is "
+        f"{compared(long, short, f'a queue of {LENGTHS[0]}')}.",
+        f"The best momentum is {best} ({mean(scores[best]):.1f} %).",
     ]
-    others = [value for value in MOMENTA if value != best and not beyond_seeds(scores[best], scores[value])]
-    words[-1] += f"; {', '.join(map(str, others))} cannot be told from it." if others else "."
+    ties = [str(value) for value in MOMENTA if value != best and not beyond_seeds(scores[best], scores[value])]
+    if ties:
+        words.append(f"Too close to tell from it: {', '.join(ties)}.")
     if mean(scores[slowest]) < mean(scores[best]) and beyond_seeds(scores[best], scores[slowest]):
         words.append(
-            f"The paper's {slowest} is worse here, since a run of some hundred steps is too short for it: after a "
-            f"thousand "
-            "steps such a key encoder still holds a third of its random start."
+            f"The paper's {slowest} is worse here because these runs have some hundred steps: after a thousand steps "
+            "such a key encoder still holds a third of its random start."
         )
     return " ".join(words)
 

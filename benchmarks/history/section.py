@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -13,15 +14,23 @@ from scipy.stats import t
 mpl.use("agg")
 COLORS = ("#2f6f6d", "#c8553d", "#5b5f97", "#b08900", "#7d8471", "#9b5094")
 
+TITLES = {  # names of methods as their papers write them
+    "contextprediction": "context prediction",
+    "moco": "MoCo",
+    "simclr": "SimCLR",
+    "dino": "DINO",
+    "vicreg": "VICReg",
+    "supervised": "supervised",
+}
 BAR = 0.38  # width, of the distance of two names
 POINTS = 3  # about the 95 % interval of a difference of two accuracies on 1,600 photos, other seeds not counted
 
 
 @dataclass(frozen=True)
 class Section:
-    """claim: what the paper says; seen: what these runs show, and where it differs; both sentences.
+    """claim: what the paper reports; seen: what these runs show, and where it differs; both as sentences.
 
-    table: of Markdown rows, the first one of names. runs: on which photos, with what network, how many seeds.
+    table: rows of a Markdown table, the first one with the names of the columns. runs: photos, network and seeds.
     """
 
     name: str
@@ -63,17 +72,21 @@ def beyond_seeds(first: list[float], second: list[float]) -> bool:
 
 
 def counted(seeds: int) -> str:
-    """Returns how many seeds, as words; for one also the interval of a score on the 1,600 test photos of scenes."""
+    """Returns the number of seeds in words; for one also the interval of a score on the 1,600 test photos of scenes."""
     return "one seed; 95 % intervals ± 2.5 points" if seeds == 1 else f"{seeds} seeds"
 
 
-def compared(first: list[float], second: list[float]) -> str:
-    """Returns how far the mean of `first` is above or below that of `second`, as words before "those of …"."""
+def compared(first: list[float], second: list[float], reference: str) -> str:
+    """Returns in words how far the mean of `first` is above or below that of `second`, which `reference` names."""
     difference = mean(first) - mean(second)
-    side = "above" if difference > 0 else "below"
     if not beyond_seeds(first, second):
-        return f"not to be told ({difference:+.1f}) from"
-    return f"{abs(difference):.1f} points {side}"
+        return f"level with {reference} ({difference:+.1f} points, too little to tell)"
+    return f"{abs(difference):.1f} points {'above' if difference > 0 else 'below'} {reference}"
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Returns names as a list in a sentence: "a, b and c"."""
+    return f" {last} ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
 
 
 def paired_bars(axis: Any, names: list[str], pair: dict[str, list[list[float]]], fontsize: int = 9) -> None:

@@ -18,9 +18,9 @@ TRICKS: dict[str, dict[str, Any]] = {
     "no jitter": {"color": "dropping", "jitter": 0},
     "no trick": {"color": "none", "gap": 0, "jitter": 0, "contrast": False},
 }
-PHOTO_SETS = {"scenes": "photos without fringes", "fringes": "photos with chromatic aberration"}
+PHOTO_SETS = {"scenes": "without fringes", "fringes": "with color fringes"}
 EPOCHS = 6
-PUZZLE = 1.5  # points of puzzles solved, some ten thousand each, that are no chance
+PUZZLE = 1.5  # per cent of the puzzles solved, of some ten thousand, that chance does not explain
 
 
 def study(runner: Runner) -> Section:
@@ -46,16 +46,15 @@ def study(runner: Runner) -> Section:
     return Section(
         "shortcuts",
         "Context prediction and its shortcuts",
-        "The network solved the puzzle by chromatic aberration: lenses magnify colors differently, so a patch shows "
-        "how far "
-        "from the middle of the photo it was cut. Gaps, jitter and dropping two of three colors take the shortcuts "
-        "away, and "
-        "the features learn objects instead (section 3.1).",
+        "The network solved the puzzle by chromatic aberration: a lens magnifies each color differently, so the color "
+        "fringes of a patch show how far from the middle of the photo it was cut. Gaps between patches, jitter, and "
+        "dropping two of the three colors take such shortcuts away, and the features learn objects instead "
+        "(section 3.1).",
         _seen(results),
         rows,
         _figure(results),
-        f"scenes, the ViT of the ladder on 3 × 3 patches, {epochs(cells[0][0])} epochs; "
-        f"{counted(runner.seeds)}; fringes: red enlarged by 3 %, blue reduced",
+        f"Scenes, the ViT of the ladder on 3 × 3 patches, {epochs(cells[0][0])} epochs; "
+        f"{counted(runner.seeds)}; color fringes: red enlarged by 3 %, blue reduced by 3 %",
     )
 
 
@@ -74,12 +73,12 @@ def _seen(results: dict[tuple[str, str], list[Result]]) -> str:
         with_fringes, without = results["fringes", trick], results["scenes", trick]
         solved = mean(_puzzles(with_fringes)) - mean(_puzzles(without))
         effect = "no easier" if abs(solved) < PUZZLE else "easier" if solved > 0 else "harder"
-        known = compared(accuracies(with_fringes, "linear"), accuracies(without, "linear"))
-        puzzle = f"With {trick}, fringes make the puzzle {effect} ({solved:+.1f} points)"
-        words.append(f"{puzzle}, and features are {known} those without.")
+        learned = compared(accuracies(with_fringes, "linear"), accuracies(without, "linear"), "those without fringes")
+        puzzle = f"With {trick}, color fringes make the puzzle {effect} ({solved:+.1f} points)"
+        words.append(f"{puzzle}, and the features are {learned}.")
         if effect == "easier":
-            words.append("As in the paper." if "below" in known else "In the paper, fringes taught less.")
-    return " ".join([*words, "Guessing solves 12.5 %."])
+            words.append("As in the paper." if "below" in learned else "In the paper such features were worse.")
+    return " ".join([*words, "A guess solves 12.5 % of the puzzles."])
 
 
 def _figure(results: dict[tuple[str, str], list[Result]]) -> Figure:
