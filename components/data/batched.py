@@ -37,20 +37,23 @@ def finish(x: Tensor, order: Tensor, strengths: Tensor, sigma: Tensor, solarize:
 def resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
     """Resizes boxes [B, 4] of uint8 [B, 3, H, W] with Pillow's antialiased bilinear: float [B, 3, size, size]."""
     top, left, height, width = boxes.float().unbind(1)
-    down = _triangles(top, height, images.shape[2], size)  # [B, size, H]
-    across = _triangles(left, width, images.shape[3], size)
-    across = torch.where(flip[:, None, None], across.flip(1), across)
-    return down[:, None] @ images.float() @ across[:, None].transpose(2, 3)
+    row_weights = _triangles(top, height, images.shape[2], size)  # [B, size, H]
+    column_weights = _triangles(left, width, images.shape[3], size)
+    column_weights = torch.where(flip[:, None, None], column_weights.flip(1), column_weights)
+    return row_weights[:, None] @ images.float() @ column_weights[:, None].transpose(2, 3)
 
 
-def _triangles(start: Tensor, length: Tensor, whole: int, size: int) -> Tensor:
-    """Returns the weights of all `whole` pixels for each of `size` pixels: [B, size, whole], 0 outside of the box."""
+def _triangles(start: Tensor, length: Tensor, num_pixels: int, size: int) -> Tensor:
+    """Returns the weight of each of `num_pixels` for each of `size` pixels: [B, size, num_pixels], 0 outside the box.
+
+    start, length: of the box along this axis, [B].
+    """
     step = (length / size)[:, None, None]
     reach = step.clamp_min(1)
-    places = torch.arange(whole, device=start.device) + 0.5
+    positions = torch.arange(num_pixels, device=start.device) + 0.5
     centers = start[:, None, None] + (torch.arange(size, device=start.device)[:, None] + 0.5) * step
-    inside = (places > start[:, None, None]) & (places < (start + length)[:, None, None])
-    weights = torch.where(inside, (1 - (places - centers).abs() / reach).clamp_min(0), 0.0)
+    inside = (positions > start[:, None, None]) & (positions < (start + length)[:, None, None])
+    weights = torch.where(inside, (1 - (positions - centers).abs() / reach).clamp_min(0), 0.0)
     return weights / weights.sum(2, keepdim=True)
 
 
@@ -62,27 +65,27 @@ def color(x: Tensor, order: Tensor, strengths: Tensor) -> Tensor:
     own pixel, the mean of the view, so a compiler makes three kernels of it.
     """
     steps = torch.arange(order.shape[1], device=x.device)
-    at = (order[:, :, None] == steps).int().argmax(1)  # [B, 5]: the position of each step
-    before_contrast, after_contrast = at < at[:, CONTRAST, None], at > at[:, CONTRAST, None]
-    before_hue, after_hue = at < at[:, HUE, None], at > at[:, HUE, None]
+    positions = (order[:, :, None] == steps).int().argmax(1)  # [B, 5]: the position of each step
+    before_contrast, after_contrast = positions < positions[:, CONTRAST, None], positions > positions[:, CONTRAST, None]
+    before_hue, after_hue = positions < positions[:, HUE, None], positions > positions[:, HUE, None]
 
     def factors(applies: Tensor) -> Tensor:
         return torch.where(applies, strengths, 1.0)[:, :, None, None, None]
 
-    x = _blend(x, _luma(x), factors(at == 0)[:, GRAY])
-    x = _brightness_and_saturation(x, at, factors(before_contrast & before_hue))
+    x = _blend(x, _luma(x), factors(positions == 0)[:, GRAY])
+    x = _brightness_and_saturation(x, positions, factors(before_contrast & before_hue))
     x = _contrast(x, factors(before_hue))
-    x = _brightness_and_saturation(x, at, factors(after_contrast & before_hue))
+    x = _brightness_and_saturation(x, positions, factors(after_contrast & before_hue))
     x = torch.where((strengths[:, HUE] != 0)[:, None, None, None], shift_hue(x, strengths[:, HUE]), x)
-    x = _brightness_and_saturation(x, at, factors(before_contrast & after_hue))
+    x = _brightness_and_saturation(x, positions, factors(before_contrast & after_hue))
     x = _contrast(x, factors(after_hue))
-    x = _brightness_and_saturation(x, at, factors(after_contrast & after_hue))
-    return _blend(x, _luma(x), factors(at > 0)[:, GRAY])
+    x = _brightness_and_saturation(x, positions, factors(after_contrast & after_hue))
+    return _blend(x, _luma(x), factors(positions > 0)[:, GRAY])
 
 
-def _brightness_and_saturation(x: Tensor, at: Tensor, factors: Tensor) -> Tensor:
-    """Both in the order of their positions `at` [B, 5]; factors: [B, 5, 1, 1, 1]."""
-    brighter_first = (at[:, BRIGHTNESS] < at[:, SATURATION])[:, None, None, None]
+def _brightness_and_saturation(x: Tensor, positions: Tensor, factors: Tensor) -> Tensor:
+    """Both, in the order of their `positions` [B, 5]; factors: [B, 5, 1, 1, 1]."""
+    brighter_first = (positions[:, BRIGHTNESS] < positions[:, SATURATION])[:, None, None, None]
     x = (torch.where(brighter_first, factors[:, BRIGHTNESS], 1.0) * x).clamp_(0, 255)
     x = _blend(x, _luma(x), factors[:, SATURATION])
     return (torch.where(brighter_first, 1.0, factors[:, BRIGHTNESS]) * x).clamp_(0, 255)
@@ -123,12 +126,12 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
 def blur(x: Tensor, sigma: Tensor, blur_kernel_size: int) -> Tensor:
     """Gaussian blur, each image with its own `sigma` [B] in pixels; the border is reflected."""
     radius = blur_kernel_size // 2
-    places = torch.arange(-radius, radius + 1, device=x.device)
-    weights = torch.exp(-0.5 * (places / sigma[:, None]) ** 2)
+    offsets = torch.arange(-radius, radius + 1, device=x.device)
+    weights = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
     weights = (weights / weights.sum(1, keepdim=True))[:, :, None, None, None]  # [B, taps, 1, 1, 1]
     for dim, edges in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
-        wide, size = pad(x, edges, mode="reflect"), x.shape[dim]
-        x = weights[:, 0] * wide.narrow(dim, 0, size)
+        padded, size = pad(x, edges, mode="reflect"), x.shape[dim]
+        x = weights[:, 0] * padded.narrow(dim, 0, size)
         for tap in range(1, blur_kernel_size):
-            x.addcmul_(weights[:, tap], wide.narrow(dim, tap, size))
+            x.addcmul_(weights[:, tap], padded.narrow(dim, tap, size))
     return x

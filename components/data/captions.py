@@ -53,7 +53,7 @@ def read(root: Path, image_keys: Collection[str], key: Callable[[str], str]) -> 
                 table.rows.setdefault(key(row["path"]), []).append(row)
             else:
                 repairs["have a path and no text"] += 1
-        table.notes += [f"{file.name}, rows that {what}: {count}" for what, count in repairs.items()]
+        table.notes += [f"{file.name}, rows that {repair}: {count}" for repair, count in repairs.items()]
     return table
 
 

@@ -79,11 +79,11 @@ class Manifest(pa.DataFrameModel):
 
 def files_schema(max_rejected: float) -> pa.DataFrameSchema:
     """Returns the schema of a table of all files: path, split, label, kind (of rejection, null if used), why."""
-    used = pl.col("kind").is_null()
-    rejected = 1 - used.mean()
+    is_used = pl.col("kind").is_null()
+    rejected = 1 - is_used.mean()
 
     def split_has_rows(split: str) -> pl.Expr:
-        return (used & (pl.col("split") == split)).any()
+        return (is_used & (pl.col("split") == split)).any()
 
     def check(expression: pl.Expr, name: str, error: str, *, warn: bool = False) -> pa.Check:
         def run(data: PolarsData) -> pl.LazyFrame:

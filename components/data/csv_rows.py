@@ -72,8 +72,8 @@ def csv_rows(
     position = first + 1
     while position < len(lines):
         line = position + 1
-        cells, taken = _record(lines, position, delimiter, is_known)
-        position += taken
+        cells, num_lines = _record(lines, position, delimiter, is_known)
+        position += num_lines
         if isinstance(cells, str):
             yield line, cells
         elif any(cell.strip() for cell in cells):
@@ -101,18 +101,18 @@ def _record(
 ) -> tuple[list[str] | str, int]:
     """Returns the cells of the row that begins at `position`, or what is wrong with it, and how many lines it takes.
 
-    A quoted cell may hold line breaks. It is taken as never closed if the next line begins with an image's path.
+    A quoted cell may hold line breaks. If the next line begins with an image's path, its quote was never closed.
     """
     text = ""
-    for taken, line in enumerate(lines[position : position + MAX_LINES], start=1):
+    for num_lines, line in enumerate(lines[position : position + MAX_LINES], start=1):
         if text and is_known(line.partition(delimiter)[0].strip(' "')):
             break
         text += line
         try:
-            return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), []), taken
+            return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), []), num_lines
         except csv.Error as error:
             if "unexpected end of data" not in str(error):
-                return f"is not CSV: {error}", taken
+                return f"is not CSV: {error}", num_lines
     return "a quote is opened and not closed; write a quote inside of a quoted text twice", 1
 
 

@@ -41,9 +41,9 @@ def distort(images: Tensor, names: Sequence[Distortion], draws: Tensor) -> Tenso
     """
     for name in names:
         first = DRAWS_EACH * get_args(Distortion).index(name)
-        applied = (draws[:, first] < PROBABILITY[name]).nonzero()[:, 0]
-        rows = applied.to(images.device, non_blocking=True)
-        distorted = FUNCTIONS[name](images.index_select(0, rows), draws[applied, first + 1 : first + DRAWS_EACH])
+        indices = (draws[:, first] < PROBABILITY[name]).nonzero()[:, 0]
+        rows = indices.to(images.device, non_blocking=True)
+        distorted = FUNCTIONS[name](images.index_select(0, rows), draws[indices, first + 1 : first + DRAWS_EACH])
         images = images.index_copy(0, rows, distorted)
     return images
 
@@ -53,10 +53,10 @@ def sobel(images: Tensor, draws: Tensor) -> Tensor:  # noqa: ARG001
 
     The border is reflected, as by tf.image.sobel_edges. Divided by 4, an edge is as bright as the step that it shows.
     """
-    wide = pad(images.float(), (1, 1, 1, 1), mode="reflect")
-    across, down = wide[..., 2:] - wide[..., :-2], wide[..., 2:, :] - wide[..., :-2, :]
-    x = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
-    y = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
+    padded = pad(images.float(), (1, 1, 1, 1), mode="reflect")
+    dx, dy = padded[..., 2:] - padded[..., :-2], padded[..., 2:, :] - padded[..., :-2, :]
+    x = dx[..., :-2, :] + 2 * dx[..., 1:-1, :] + dx[..., 2:, :]
+    y = dy[..., :-2] + 2 * dy[..., 1:-1] + dy[..., 2:]
     return (x.square_().add_(y.square_()).sqrt_() / 4).round_().clamp_max_(255).to(torch.uint8)
 
 
@@ -87,11 +87,13 @@ def noise(images: Tensor, draws: Tensor) -> Tensor:
     """Adds Gaussian noise, independent in each pixel and channel; its standard deviation is uniform within SIGMA."""
     sigma = (SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws[:, 0]).float().to(images.device, non_blocking=True)
     seeds = (draws[:, 1] * 2**53).long().to(images.device, non_blocking=True)
-    values = prod(images.shape[1:])
-    bits = hash_bits(seeds, -(-values // 4)).view(torch.int16)[:, :values]  # four values of 16 bits from each hash
+    num_values = prod(images.shape[1:])
+    bits = hash_bits(seeds, -(-num_values // 4)).view(torch.int16)[
+        :, :num_values
+    ]  # four values of 16 bits from each hash
     numbers = (bits.int() & 2**16 - 1).flatten()  # index_select is faster than [] here
-    added = _quantiles(images.device).index_select(0, numbers).view(bits.shape).mul_(sigma[:, None])
-    return added.view(images.shape).add_(images).round_().clamp_(0, 255).to(torch.uint8)
+    samples = _quantiles(images.device).index_select(0, numbers).view(bits.shape).mul_(sigma[:, None])
+    return samples.view(images.shape).add_(images).round_().clamp_(0, 255).to(torch.uint8)
 
 
 @cache

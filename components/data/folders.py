@@ -48,14 +48,14 @@ def read_folder(root: Path) -> Source:
     """
     listing = list_images(root)
     if not listing.images:
-        others = f"; it has {_counted(listing.other_suffixes)}" if listing.other_suffixes else ""
+        hint = f"; it has {_suffix_counts(listing.other_suffixes)}" if listing.other_suffixes else ""
         raise ValueError(
-            f"{root.resolve()} holds no image; looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders{others}"
+            f"{root.resolve()} holds no image; looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders{hint}"
         )
     notes = [*listing.problems]
     if listing.other_suffixes:
-        others = _counted(listing.other_suffixes)
-        notes.append(f"not read, as they are not images: {others}; the first: {listing.first_other}")
+        suffixes = _suffix_counts(listing.other_suffixes)
+        notes.append(f"not read, as they are not images: {suffixes}; the first: {listing.first_other}")
     has_table = any((root / name).is_file() for name in TABLES)
     while not has_table and (folder := _only_folder(listing.images)):
         notes.append(f"all images are in {printable(folder)}, so that is what was read")
@@ -129,31 +129,32 @@ def list_images(root: Path) -> Listing:
 
 
 def _walk(
-    folder: Path, prefix: str, listed: dict[tuple[int, int], str], problems: list[str]
+    folder: Path, prefix: str, visited: dict[tuple[int, int], str], problems: list[str]
 ) -> Iterator[tuple[str, bool]]:
     """Yields the relative path of every file, in the order of the paths' parts, and whether it is a regular file.
 
-    listed: the folders that were listed already. Links may lead to one again, and links in a circle would never end.
+    visited: the folders that were listed already, as device and inode, each with its path. Links may lead to one again,
+    and links in a circle would never end.
     """
     try:
         status = folder.stat()
         key = (status.st_dev, status.st_ino)
-        if key in listed:
-            problems.append(f"{printable(prefix)} is the same folder as {printable(listed[key]) or '.'}: listed once")
+        if key in visited:
+            problems.append(f"{printable(prefix)} is the same folder as {printable(visited[key]) or '.'}: listed once")
             return
         with os.scandir(folder) as entries:
             items = sorted(entries, key=lambda item: item.name)
     except OSError as error:
         problems.append(f"{printable(prefix) or folder} cannot be listed ({error.strerror}): its images are left out")
         return
-    listed[key] = prefix
+    visited[key] = prefix
     for item in items:
         if item.name.startswith("."):
             continue
         path = prefix + item.name
         is_folder, is_file = _kind(item)
         if is_folder:
-            yield from _walk(folder / item.name, f"{path}/", listed, problems)
+            yield from _walk(folder / item.name, f"{path}/", visited, problems)
         else:
             yield path, is_file
 
@@ -169,7 +170,7 @@ def _kind(item: os.DirEntry[str]) -> tuple[bool, bool]:
 def _only_folder(paths: Iterable[str]) -> str | None:
     """Returns the only top folder if it has subfolders and is not one of training images."""
     tops = {path.partition("/")[0] for path in paths}
-    if len(tops) > 1 or SPLIT_NAMES.get(_plain(top := tops.pop())) == "train":
+    if len(tops) > 1 or SPLIT_NAMES.get(_normalize_name(top := tops.pop())) == "train":
         return None
     return top if any(path.count("/") > 1 for path in paths) else None
 
@@ -180,22 +181,22 @@ def split_folders(tops: set[str], root: Path) -> dict[str, str]:
     One such name alone beside others may be a class (of trains, say), and so may a lone folder unless it is "train".
     Raises ValueError if several splits and something else lie side by side.
     """
-    names = {top: _plain(top) for top in tops}
+    names = {top: _normalize_name(top) for top in tops}
     evaluation = "val" if "test" in map(SPLIT_NAMES.get, names.values()) else "test"
     split_by_name = {**SPLIT_NAMES, **dict.fromkeys(EVALUATION, evaluation)}
     splits = {top: split_by_name[name] for top, name in names.items() if name in split_by_name}
     if len(splits) == len(tops):
         return splits if len(tops) > 1 or "train" in splits.values() else {}
     if len(splits) > 1:
-        others = ", ".join(printable(top) for top in sorted(tops - set(splits))[:5])
+        other_folders = ", ".join(printable(top) for top in sorted(tops - set(splits))[:5])
         raise ValueError(
             f"{root.resolve()} holds folders of splits ({', '.join(map(printable, sorted(splits)))}) and beside them "
-            f"{others}; move those into a split, or out of {root.name}"
+            f"{other_folders}; move those into a split, or out of {root.name}"
         )
     return {}
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return AFFIX.sub("", name.lower())
 
 
@@ -216,7 +217,7 @@ def caption_key(path: str) -> str:
     return unicodedata.normalize("NFC", path).replace("\\", "/").removeprefix("./")
 
 
-def _counted(suffixes: Counter[str]) -> str:
+def _suffix_counts(suffixes: Counter[str]) -> str:
     common = [f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(5)]
     return ", ".join([*common, *(["…"] if len(suffixes) > 5 else [])])
 

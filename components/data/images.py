@@ -137,8 +137,8 @@ def read(content: bytes | Image.Image, size: int, rules: Rules) -> DecodedImage:
         width, height = (height, width) if orientation >= 5 else (width, height)
     scale = size / min(rgb.size)
     if scale < 1:
-        wide, high = (max(size, round(side * scale)) for side in rgb.size)
-        rgb = rgb.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0)
+        new_width, new_height = (max(size, round(side * scale)) for side in rgb.size)
+        rgb = rgb.resize((new_width, new_height), Image.Resampling.BILINEAR, reducing_gap=3.0)
     pixels = np.asarray(rgb)
     digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     sha256 = hashlib.sha256(raw).hexdigest()

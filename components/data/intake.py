@@ -54,15 +54,15 @@ class Intake:
         self.packed_bytes = 0
         self.file = file.open("wb")
 
-    def add(self, entry: Entry, read: ReadPhoto | Rejected) -> None:
+    def add(self, entry: Entry, result: ReadPhoto | Rejected) -> None:
         """Takes one photo, or the reason why it cannot be used."""
-        split, rejected = entry.split, read if isinstance(read, Rejected) else None
-        if isinstance(read, ReadPhoto):
-            photo = Photo(entry.split, read.image.pixels_sha256, entry.group)
+        split, rejected = entry.split, result if isinstance(result, Rejected) else None
+        if isinstance(result, ReadPhoto):
+            photo = Photo(entry.split, result.image.pixels_sha256, entry.group)
             split = own_split(photo, self.draw)
-            rejected = self.find_duplicate(entry, read.image, split)
+            rejected = self.find_duplicate(entry, result.image, split)
             if not rejected:
-                self._pack(entry, photo, read, split)
+                self._pack(entry, photo, result, split)
         kind, why = (rejected.kind, _valid_unicode(str(rejected))) if rejected else (None, None)
         for name, value in zip(FILE_COLUMNS, (entry.path, split, entry.label, kind, why), strict=True):
             self.all_files[name].append(value)
@@ -72,12 +72,12 @@ class Intake:
         row = self.row_of.get(image.pixels_sha256)
         if row is None:
             return None
-        path, its_split, labels = (self.columns[name][row] for name in ("path", "split", "labels"))
+        path, earlier_split, labels = (self.columns[name][row] for name in ("path", "split", "labels"))
         label = "|".join(labels) or None
-        other = "" if labels == list(entry.labels) else f", and there it is labeled {label!r}"
-        if its_split != split or (entry.split == "train" and self.photos[row].source_split != "train"):
-            return Rejected("leak", f"the same picture as {path}, which stays in {its_split}{other}")
-        return Rejected("duplicate", f"the same picture as {path}{other}")
+        label_note = "" if labels == list(entry.labels) else f", and there it is labeled {label!r}"
+        if earlier_split != split or (entry.split == "train" and self.photos[row].source_split != "train"):
+            return Rejected("leak", f"the same picture as {path}, which stays in {earlier_split}{label_note}")
+        return Rejected("duplicate", f"the same picture as {path}{label_note}")
 
     def settle(self) -> None:
         """Finds near-duplicates, and assigns the splits so that what belongs together is in one of them.
@@ -92,9 +92,11 @@ class Intake:
                 self.all_files["split"][self.places[row]] = self.columns["split"][row] = after
         for row, conflict in left_out.items():
             path, split = (self.columns[name][conflict.row] for name in ("path", "split"))
-            same = f"of one group ({self.photos[row].group}) with" if conflict.grouped else "nearly the same picture as"
+            relation = (
+                f"of one group ({self.photos[row].group}) with" if conflict.grouped else "nearly the same picture as"
+            )
             self.all_files["kind"][self.places[row]] = "leak"
-            self.all_files["why"][self.places[row]] = f"{same} {path}, which stays in {split}"
+            self.all_files["why"][self.places[row]] = f"{relation} {path}, which stays in {split}"
         self.left_out = len(left_out)
         self.pairs = self._remove(set(left_out), pairs) if left_out else pairs
 
@@ -113,29 +115,29 @@ class Intake:
 
     def _remove(self, rows: Container[int], pairs: Sequence[Pair]) -> list[Pair]:
         """Removes rows from all that was collected, and their pixels from the file. Returns the other pairs."""
-        kept = [row for row in range(len(self.photos)) if row not in rows]
-        new = {row: number for number, row in enumerate(kept)}
+        remaining = [row for row in range(len(self.photos)) if row not in rows]
+        new = {row: number for number, row in enumerate(remaining)}
         path = Path(self.file.name)
         shorter = path.with_name(f"{path.name}.shorter")
         with path.open("rb") as old, shorter.open("wb") as file:
-            for row in kept:
+            for row in remaining:
                 old.seek(self.columns["offset"][row])
                 file.write(old.read(self.columns["packed_bytes"][row]))
             self.packed_bytes = file.tell()
         shorter.replace(path)
-        removed = {path for row, path in enumerate(self.columns["path"]) if row in rows}
-        self.peaks = {path: peak for path, peak in self.peaks.items() if path not in removed}
-        self.columns = {name: [values[row] for row in kept] for name, values in self.columns.items()}
+        removed_paths = {path for row, path in enumerate(self.columns["path"]) if row in rows}
+        self.peaks = {path: peak for path, peak in self.peaks.items() if path not in removed_paths}
+        self.columns = {name: [values[row] for row in remaining] for name, values in self.columns.items()}
         ends = list(itertools.accumulate(self.columns["packed_bytes"]))
-        self.columns["offset"] = [0, *ends][: len(kept)]
-        self.photos, self.measures = [self.photos[row] for row in kept], [self.measures[row] for row in kept]
-        self.signatures = [self.signatures[row] for row in kept] if self.signatures else []
+        self.columns["offset"] = [0, *ends][: len(remaining)]
+        self.photos, self.measures = [self.photos[row] for row in remaining], [self.measures[row] for row in remaining]
+        self.signatures = [self.signatures[row] for row in remaining] if self.signatures else []
         self.questions = [(new[row], question, answer) for row, question, answer in self.questions if row in new]
-        inside = (pair for pair in pairs if pair.first in new and pair.second in new)
-        return [Pair(new[pair.first], new[pair.second], pair.correlation) for pair in inside]
+        remaining_pairs = (pair for pair in pairs if pair.first in new and pair.second in new)
+        return [Pair(new[pair.first], new[pair.second], pair.correlation) for pair in remaining_pairs]
 
-    def _pack(self, entry: Entry, photo: Photo, read: ReadPhoto, split: str) -> None:
-        image = read.image
+    def _pack(self, entry: Entry, photo: Photo, result: ReadPhoto, split: str) -> None:
+        image = result.image
         row = {
             "path": entry.path,
             "sha256": image.sha256,
@@ -153,7 +155,7 @@ class Intake:
             "offset": self.packed_bytes,
             "packed_width": image.pixels.shape[1],
             "packed_height": image.pixels.shape[0],
-            "packed_bytes": len(read.packed),
+            "packed_bytes": len(result.packed),
             "labels": list(entry.labels),
             "group": entry.group,
         }
@@ -161,16 +163,16 @@ class Intake:
         for name, value in row.items():
             self.columns[name].append(value)
         self.photos.append(photo)
-        self.measures.append(read.measures)
-        if read.signature:
-            self.signatures.append(read.signature)
+        self.measures.append(result.measures)
+        if result.signature:
+            self.signatures.append(result.signature)
         self.places.append(len(self.all_files["path"]))
         self.row_of[image.pixels_sha256] = number
         self.questions += [(number, question, answer) for question, answer in entry.questions]
         if image.peak is not None:
             self.peaks[entry.path] = image.peak
-        self.file.write(read.packed)
-        self.packed_bytes += len(read.packed)
+        self.file.write(result.packed)
+        self.packed_bytes += len(result.packed)
 
 
 def _valid_unicode(text: str) -> str:

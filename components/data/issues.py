@@ -26,13 +26,17 @@ def issue_table(manifest: pl.DataFrame, measures: Iterable[Measures], pairs: Ite
             if correlation > nearest.get(row, (0.0, 0))[0]:
                 nearest[row] = correlation, other
     rows = [(row, NEAR_DUPLICATE, score, paths[other]) for row, (score, other) in sorted(nearest.items())]
-    rows += [(row, kind, score, None) for row, one in enumerate(measures) for kind, score in issues(one).items()]
+    rows += [
+        (row, kind, score, None)
+        for row, photo_measures in enumerate(measures)
+        for kind, score in issues(photo_measures).items()
+    ]
     lines = [(paths[row], splits[row], kind, round(score, 4), other) for row, kind, score, other in rows]
     return pl.DataFrame(lines, schema=SCHEMA, orient="row")
 
 
-def count_issues(table: pl.DataFrame, shown: int = 20) -> dict[str, dict[str, Any]]:
+def count_issues(table: pl.DataFrame, max_paths: int = 20) -> dict[str, dict[str, Any]]:
     """Returns the number of photos and the first paths of each kind of issue, most frequent kind first."""
     kinds = table.group_by("kind", maintain_order=True).agg(pl.col("path"))
     lists: Sequence[tuple[str, list[str]]] = sorted(kinds.iter_rows(), key=lambda row: -len(row[1]))
-    return {kind: {"count": len(paths), "paths": paths[:shown]} for kind, paths in lists}
+    return {kind: {"count": len(paths), "paths": paths[:max_paths]} for kind, paths in lists}

@@ -27,8 +27,8 @@ class LabelSets:
     def matrix(self, rows: np.ndarray) -> Tensor:
         """Returns which classes the photos in `rows` show: bool [len(rows), C]."""
         places = torch.from_numpy(self.places[rows].astype(np.int64))
-        shown = torch.zeros(len(rows), len(self.classes) + 1, dtype=torch.bool)  # the last column: no class
-        return shown.scatter_(1, places, torch.ones_like(places, dtype=torch.bool))[:, :-1].contiguous()
+        matrix = torch.zeros(len(rows), len(self.classes) + 1, dtype=torch.bool)  # the last column: no class
+        return matrix.scatter_(1, places, torch.ones_like(places, dtype=torch.bool))[:, :-1].contiguous()
 
 
 def label_sets(labels: Sequence[Sequence[str]], train: Sequence[bool]) -> LabelSets | None:

@@ -75,9 +75,9 @@ def _add(photo: PhotoLabels, row: Row, line: int, split_names: Mapping[str, str]
     """Adds a row to what is known of its photo, or returns in what it contradicts an earlier row."""
     values = {"group": row.get("group") or None, "split": split_names.get(row.get("split", "").lower())}
     for name, value in values.items():
-        known = getattr(photo, name)
-        if value and known and value != known:
-            return f"the {name} is {value!r}, and in line {photo.lines[name]} it is {known!r}"
+        earlier = getattr(photo, name)
+        if value and earlier and value != earlier:
+            return f"the {name} is {value!r}, and in line {photo.lines[name]} it is {earlier!r}"
     for name, value in values.items():
         if value:
             setattr(photo, name, value)

@@ -67,8 +67,8 @@ def sign(photo: Image.Image, gray: Image.Image) -> Signature:
 def find_pairs(signatures: Sequence[Signature]) -> list[Pair]:
     """Returns all pairs whose hashes differ in at most MAX_DISTANCE bits and that show nearly the same, sorted.
 
-    None is missed, but for photos with more than LINKS near-duplicates, of which the nearest are returned. A photo is
-    compared with those that share a band but for two bits: a 120th of the others, if hashes are evenly spread. Time
+    None is missed, except that of a photo with more than LINKS near-duplicates only the nearest are returned. A photo
+    is compared with those that share a band up to two bits: a 120th of the others, if hashes are evenly spread. Time
     grows with the number of pairs that look alike, memory does not.
     """
     if len(signatures) < 2:
@@ -78,25 +78,25 @@ def find_pairs(signatures: Sequence[Signature]) -> list[Pair]:
         np.frombuffer(b"".join(values), np.uint8).reshape(len(hashes), -1)
         for values in ((signature.gray for signature in signatures), (signature.colors for signature in signatures))
     )
-    found: list[tuple[np.ndarray, ...]] = []
+    pairs: list[tuple[np.ndarray, ...]] = []
     for first, second in candidates(hashes):
         for start in range(0, len(first), BLOCK):
             one, other = first[start : start + BLOCK], second[start : start + BLOCK]
             distance = np.abs(colors[one].astype(np.int16) - colors[other]).mean(1)
-            alike = (distance <= MAX_COLOR) & (correlate(pictures[one], pictures[other]) >= MIN_UNALIGNED)
-            one, other = one[alike], other[alike]
+            is_similar = (distance <= MAX_COLOR) & (correlate(pictures[one], pictures[other]) >= MIN_UNALIGNED)
+            one, other = one[is_similar], other[is_similar]
             correlation = align(pictures[one], pictures[other])
-            near = correlation >= MIN_CORRELATION
-            found.append((one[near], other[near], correlation[near]))
-        if sum(len(correlation) for *_, correlation in found) > CHUNK:
-            found = [_nearest(found)]
-    rows = zip(*(values.tolist() for values in _nearest(found)), strict=True) if found else ()
+            is_near = correlation >= MIN_CORRELATION
+            pairs.append((one[is_near], other[is_near], correlation[is_near]))
+        if sum(len(correlation) for *_, correlation in pairs) > CHUNK:
+            pairs = [_nearest(pairs)]
+    rows = zip(*(values.tolist() for values in _nearest(pairs)), strict=True) if pairs else ()
     return sorted(Pair(*row) for row in rows)
 
 
-def _nearest(found: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+def _nearest(pairs: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """Returns those of the pairs (first, second, correlation) that are among the LINKS nearest of one of their rows."""
-    first, second, correlation = (np.concatenate(values) for values in zip(*found, strict=True))
+    first, second, correlation = (np.concatenate(values) for values in zip(*pairs, strict=True))
     keep = np.zeros(len(first), bool)
     for rows in (first, second):
         order = np.lexsort((-correlation, rows))
@@ -111,16 +111,16 @@ def correlate(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return products
 
 
-def align(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Returns `correlate` after each of `one` was moved and stretched by a fraction of a pixel to fit `other`.
+def align(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Returns `correlate` after each of `moving` was shifted and stretched by a fraction of a pixel to fit `fixed`.
 
-    `other` is regressed on the picture, its derivatives along x and y (for a shift), and these times x and y (for a
-    crop), with a penalty on all but the picture.
+    `fixed` is regressed on the moving picture, its derivatives along x and y (for a shift), and these times x and y
+    (for a crop), with a penalty on all but the picture.
     """
-    picture, target = _standardized(one), _standardized(other)
-    down, right = np.gradient(picture.reshape(-1, THUMBNAIL, THUMBNAIL), axis=(1, 2))
+    picture, target = _standardized(moving), _standardized(fixed)
+    dy, dx = np.gradient(picture.reshape(-1, THUMBNAIL, THUMBNAIL), axis=(1, 2))
     y, x = np.mgrid[-1 : 1 : THUMBNAIL * 1j, -1 : 1 : THUMBNAIL * 1j].astype(np.float32)
-    moves = [values.reshape(picture.shape) for values in (down, right, down * y, right * x)]
+    moves = [values.reshape(picture.shape) for values in (dy, dx, dy * y, dx * x)]
     terms = np.stack([picture, *moves, np.ones_like(picture)], 1)  # [P, 6, pixels]
     penalty = np.diag([1e-6, *[STIFFNESS] * 4, 1e-6]).astype(np.float32) * picture.shape[1]
     weights = np.linalg.solve(terms @ terms.transpose(0, 2, 1) + penalty, terms @ target[:, :, None])  # [P, 6, 1]
@@ -142,8 +142,8 @@ def _standardized(pictures: np.ndarray) -> np.ndarray:
 def candidates(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields rows first < second, int64 [P] each, of hashes uint64 [N] at most MAX_DISTANCE bits apart.
 
-    For each band, photos are sorted by its value; each photo meets those with the same value and those with up to FLIPS
-    bits flipped. A pair comes once, from the first band that finds it.
+    For each band, photos are sorted by its value; each photo is paired with those of the same value and of values with
+    up to FLIPS bits flipped. A pair comes once, from the first band that finds it.
     """
     flips = [
         sum(bits) for count in range(FLIPS + 1) for bits in combinations((1 << b for b in range(BAND_BITS)), count)
@@ -155,37 +155,37 @@ def candidates(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         counts = np.bincount(values, minlength=2**BAND_BITS)
         starts = counts.cumsum() - counts
         for flipped in flips:
-            others = values ^ flipped
-            asking = rows[values <= others]  # each pair of values once
-            for one, other in _meetings(asking, order, starts[others[asking]], counts[others[asking]]):
+            partners = values ^ flipped
+            queries = rows[values <= partners]  # each pair of values once
+            for one, other in _query_pairs(queries, order, starts[partners[queries]], counts[partners[queries]]):
                 first, second = _new_pairs(hashes, one, other, band)
                 if len(first):
                     yield first, second
 
 
 def _new_pairs(hashes: np.ndarray, one: np.ndarray, other: np.ndarray, band: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the near ones of the pairs, lower row first, but for those that a band before `band` has found."""
+    """Returns the pairs whose hashes are near, lower row first, without those that a band before `band` has found."""
     differing = hashes[one] ^ hashes[other]
-    # two rows with one value ask for each other
-    once = (one < other) | ((differing >> np.uint64(BAND_BITS * band)).astype(np.uint16) > 0)
-    near = once & (np.bitwise_count(differing) <= MAX_DISTANCE)
-    first, second, differing = np.minimum(one, other)[near], np.maximum(one, other)[near], differing[near]
+    # two rows with the same value come twice, each as the query for the other
+    is_unique = (one < other) | ((differing >> np.uint64(BAND_BITS * band)).astype(np.uint16) > 0)
+    is_near = is_unique & (np.bitwise_count(differing) <= MAX_DISTANCE)
+    first, second, differing = np.minimum(one, other)[is_near], np.maximum(one, other)[is_near], differing[is_near]
     new = np.ones(len(first), bool)
     for earlier in range(band):
         new &= np.bitwise_count((differing >> np.uint64(BAND_BITS * earlier)).astype(np.uint16)) > FLIPS
     return first[new], second[new]
 
 
-def _meetings(
-    asking: np.ndarray, order: np.ndarray, starts: np.ndarray, counts: np.ndarray
+def _query_pairs(
+    queries: np.ndarray, order: np.ndarray, starts: np.ndarray, counts: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields each row of `asking` with the `counts` rows of `order` from `starts` on, about CHUNK pairs at a time."""
+    """Yields each of `queries` with its `counts` rows of `order` from `starts` on, about CHUNK pairs at a time."""
     ends = counts.cumsum()
-    begin = 0
-    while begin < len(asking):
-        done = ends[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, done + CHUNK, side="right")))
-        count = counts[begin:end]
+    start = 0
+    while start < len(queries):
+        num_yielded = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, num_yielded + CHUNK, side="right")))
+        count = counts[start:end]
         offsets = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
-        yield np.repeat(asking[begin:end], count), order[np.repeat(starts[begin:end], count) + offsets]
-        begin = end
+        yield np.repeat(queries[start:end], count), order[np.repeat(starts[start:end], count) + offsets]
+        start = end

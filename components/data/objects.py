@@ -134,11 +134,14 @@ def _umbrella(r: np.random.Generator) -> list[Part]:
     ]
     for i in range(5):  # panels, each between two ribs and with its scallop
         left, right = ribs[i], ribs[i + 1]
-        there = [(left * math.sin(a), 0.05 - 0.93 * math.cos(a)) for a in arc]
-        back = [(right * math.sin(a), 0.05 - 0.93 * math.cos(a)) for a in reversed(arc)]
+        left_edge = [(left * math.sin(a), 0.05 - 0.93 * math.cos(a)) for a in arc]
+        right_edge = [(right * math.sin(a), 0.05 - 0.93 * math.cos(a)) for a in reversed(arc)]
         scallop = _oval((left + right) / 2, 0.05, (right - left) / 2, 0.13, 0, -180)
-        parts += [Part(back + there + scallop[::-1], "pale" if i % 2 else "body"), Part(there, "ink", 0.035)]
-    return [*parts, Part(back, "ink", 0.035)]
+        parts += [
+            Part(right_edge + left_edge + scallop[::-1], "pale" if i % 2 else "body"),
+            Part(left_edge, "ink", 0.035),
+        ]
+    return [*parts, Part(right_edge, "ink", 0.035)]
 
 
 def _butterfly(r: np.random.Generator) -> list[Part]:

@@ -158,10 +158,10 @@ class Photos:
         if device.type == "cuda" and (self._resident is not None or _has_room(self._file.nbytes, device)):
             if self._resident is None:
                 self._resident = torch.from_numpy(flat).to(device)
-            selected = self._resident[torch.from_numpy(rows).to(device, non_blocking=True)]
+            batch = self._resident[torch.from_numpy(rows).to(device, non_blocking=True)]
         else:
-            selected = _to_device(torch.from_numpy(flat[rows]), device)  # numpy gathers bytes far faster than torch
-        return selected.view(len(rows), int(height), int(width), 3).permute(0, 3, 1, 2)
+            batch = _to_device(torch.from_numpy(flat[rows]), device)  # numpy gathers bytes far faster than torch
+        return batch.view(len(rows), int(height), int(width), 3).permute(0, 3, 1, 2)
 
     def batches(self, rows: np.ndarray, size: int, square: Square = "squash", batch: int = 256) -> Iterator[Tensor]:
         """Yields `squares` of all rows, in order, `batch` at a time."""
@@ -180,9 +180,9 @@ def write_index(folder: Path, table: pl.DataFrame, *, jpegs: bool = False) -> No
     """Writes index.npz of a manifest."""
     classes = sorted(table["label"].drop_nulls().unique())
     index_of = {name: index for index, name in enumerate(classes)}
-    more: dict[str, Any] = {"sizes": table["packed_bytes"].to_numpy()} if jpegs else {}
+    extra: dict[str, Any] = {"sizes": table["packed_bytes"].to_numpy()} if jpegs else {}
     if sets := label_sets(table["labels"].to_list(), (table["split"] == "train").to_list()):
-        more |= {"all_classes": np.array(sets.classes, dtype=np.str_), "all_labels": sets.places}
+        extra |= {"all_classes": np.array(sets.classes, dtype=np.str_), "all_labels": sets.places}
     np.savez(
         folder / "index.npz",
         offsets=table["offset"].to_numpy(),
@@ -190,7 +190,7 @@ def write_index(folder: Path, table: pl.DataFrame, *, jpegs: bool = False) -> No
         splits=np.array([SPLITS.index(split) for split in table["split"]], dtype=np.int8),
         labels=np.array([index_of.get(label, -1) for label in table["label"]], dtype=np.int32),
         classes=np.array(classes, dtype=np.str_),
-        **more,
+        **extra,
     )
 
 
@@ -210,9 +210,9 @@ def cropped(image: Tensor, size: int) -> Tensor:
     """
     height, width = image.shape[1:]
     shape = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
-    small = interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
+    scaled = interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
     top, left = ((side - size) // 2 for side in shape)
-    return small[:, top : top + size, left : left + size]
+    return scaled[:, top : top + size, left : left + size]
 
 
 def resized(image: Tensor, size: int) -> Tensor:

@@ -55,13 +55,13 @@ def measure(gray: Image.Image, width: int, height: int, size: int) -> Measures:
     """Returns the measures of a photo of mode L at its packed size. width, height: before; size: data.size."""
     counts = np.array(gray.histogram(), np.float64)
     shares = counts / counts.sum()
-    below = shares.cumsum()
-    some = shares[shares > 0]
+    cumulative = shares.cumsum()
+    nonzero = shares[shares > 0]
     return Measures(
         sharpness=_sharpness(np.asarray(gray, np.float32)),
-        brightest=float(np.searchsorted(below, 0.95)) / 255,
-        darkest=float(np.searchsorted(below, 0.05)) / 255,
-        entropy=float(-(some * np.log2(some)).sum()),
+        brightest=float(np.searchsorted(cumulative, 0.95)) / 255,
+        darkest=float(np.searchsorted(cumulative, 0.05)) / 255,
+        entropy=float(-(nonzero * np.log2(nonzero)).sum()),
         aspect=max(width, height) / min(width, height),
         side=min(width, height) / size,
     )
@@ -69,10 +69,10 @@ def measure(gray: Image.Image, width: int, height: int, size: int) -> Measures:
 
 def issues(measures: Measures) -> dict[str, float]:
     """Returns the kinds of issues of a photo, each with its score. A blank photo is not blurred, dark or bright too."""
-    found = {kind: getattr(measures, limit.measure) for kind, limit in LIMITS.items() if limit.broken(measures)}
-    if "blank" in found:
-        found = {kind: score for kind, score in found.items() if kind not in ("blurred", "dark", "bright")}
-    return found
+    scores = {kind: getattr(measures, limit.measure) for kind, limit in LIMITS.items() if limit.broken(measures)}
+    if "blank" in scores:
+        scores = {kind: score for kind, score in scores.items() if kind not in ("blurred", "dark", "bright")}
+    return scores
 
 
 def _sharpness(values: np.ndarray) -> float:

@@ -60,29 +60,29 @@ def draw(seed: int, index: int) -> Scene:
     label = CLASSES[order[index % len(CLASSES)]]
     r = np.random.default_rng([seed, index])
     background, count = str(r.choice(list(BACKGROUNDS))), int(r.choice(list(NUMBERS)))
-    caption, questions = _words(r, label, background, count)
+    caption, questions = _texts(r, label, background, count)
     pixels, mask, colors, quarters = _pixels(r, label, background, count)
     truth = Truth(mask, label, background, tuple(colors), tuple(quarters))
     return Scene(pixels, label, caption, questions, truth)
 
 
-def _words(r: np.random.Generator, label: str, background: str, count: int) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _texts(r: np.random.Generator, label: str, background: str, count: int) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Returns the caption and the questions, each in one of two wordings."""
-    where, number = BACKGROUNDS[background], NUMBERS[count]
-    things = f"{number} {_several(label)}"
-    caption = (f"{things} {where}", f"a picture of {things} {where}")[r.integers(2)]
-    other = str(r.choice([name for name in CLASSES if name != label]))
-    subject, answer = ((label, "yes"), (other, "no"))[r.integers(2)]
-    ways = (
-        (("What is in the picture?", "What are these?"), _several(label)),
-        (("How many are there?", f"How many {_several(label)} do you see?"), number),
-        (("What is the background?", f"What are the {_several(label)} on?"), background),
-        ((f"Are there {_several(subject)} in the picture?", f"Do you see {_several(subject)}?"), answer),
+    location, number = BACKGROUNDS[background], NUMBERS[count]
+    objects = f"{number} {_plural(label)}"
+    caption = (f"{objects} {location}", f"a picture of {objects} {location}")[r.integers(2)]
+    absent_label = str(r.choice([name for name in CLASSES if name != label]))
+    subject, answer = ((label, "yes"), (absent_label, "no"))[r.integers(2)]
+    question_forms = (
+        (("What is in the picture?", "What are these?"), _plural(label)),
+        (("How many are there?", f"How many {_plural(label)} do you see?"), number),
+        (("What is the background?", f"What are the {_plural(label)} on?"), background),
+        ((f"Are there {_plural(subject)} in the picture?", f"Do you see {_plural(subject)}?"), answer),
     )
-    return caption, tuple((wordings[r.integers(2)], short) for wordings, short in ways)
+    return caption, tuple((wordings[r.integers(2)], reply) for wordings, reply in question_forms)
 
 
-def _several(noun: str) -> str:
+def _plural(noun: str) -> str:
     return {"fish": "fish", "butterfly": "butterflies", "cactus": "cacti"}.get(noun, f"{noun}s")
 
 
@@ -128,23 +128,23 @@ def _objects(
 
 def _mask(numbers: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
     """Returns the object of each pixel, [64, 64]; 0: objects cover at most half of it. numbers: of each finer pixel."""
-    places = np.array([0] + [256**place for place in range(count)], np.uint32)  # a byte to count each object
-    coded = places.take(numbers)  # faster than places[numbers]
+    units = np.array([0] + [256**index for index in range(count)], np.uint32)  # a byte to count each object
+    coded = units.take(numbers)  # faster than units[numbers]
     rows: npt.NDArray[np.uint32] = np.sum([coded[start::FINER] for start in range(FINER)], 0, np.uint32)
     sums: npt.NDArray[np.uint32] = np.sum([rows[:, start::FINER] for start in range(FINER)], 0, np.uint32)
-    mask, most, all_of_them = (np.zeros((SIDE, SIDE), np.uint8) for _ in range(3))
+    mask, max_coverage, total_coverage = (np.zeros((SIDE, SIDE), np.uint8) for _ in range(3))
     for number in range(1, count + 1):
-        covered = (sums >> 8 * (number - 1)).astype(np.uint8)
-        mask[covered > most] = number
-        most, all_of_them = np.maximum(most, covered), all_of_them + covered
-    mask[all_of_them <= FINER**2 // 2] = 0
+        coverage = (sums >> 8 * (number - 1)).astype(np.uint8)
+        mask[coverage > max_coverage] = number
+        max_coverage, total_coverage = np.maximum(max_coverage, coverage), total_coverage + coverage
+    mask[total_coverage <= FINER**2 // 2] = 0
     return mask
 
 
 def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle: list[float], number: int) -> str:
-    """Draws one object with its middle at (x, y) in pixels; the edge of the image may cut it. Returns its color.
+    """Draws one object, which the edge of the image may cut. Returns its color.
 
-    number: written in place of the opacity.
+    middle: of the object, x and y in pixels. number: of the object, written in place of the opacity.
     """
     name, color = list(COLORS.items())[r.integers(len(COLORS))]
     body = tuple(int(np.clip(c + r.integers(-14, 15), 0, 255)) for c in color)
@@ -154,13 +154,13 @@ def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle
     width, height = half * FINER * r.uniform(0.9, 1.0, 2)
     sides = width * mirror * np.cos(turn), width * mirror * np.sin(turn), -np.sin(turn), np.cos(turn), height
     ax, ay, bx, by, height = map(float, sides)  # numpy's own numbers are slow one by one
-    left, top = (float(FINER * place) for place in middle)
+    center_x, center_y = (float(FINER * coordinate) for coordinate in middle)
     for points, tone, thick in OBJECTS[label](r):
-        placed = [(left + x * ax + y * height * bx, top + x * ay + y * height * by) for x, y in points]
+        polygon = [(center_x + x * ax + y * height * bx, center_y + x * ay + y * height * by) for x, y in points]
         if thick:
-            pen.line(placed, (*tones[tone], number), max(1, round(thick * half * FINER)), joint="curve")
+            pen.line(polygon, (*tones[tone], number), max(1, round(thick * half * FINER)), joint="curve")
         else:
-            pen.polygon(placed, (*tones[tone], number))
+            pen.polygon(polygon, (*tones[tone], number))
     return name
 
 
@@ -174,8 +174,8 @@ def _relief(cover: Floats, lamp: Floats) -> Floats:
     """Light on the object if it were a cushion, [64, 64, 1]: its blurred silhouette is its height."""
     dy, dx = np.gradient(_blurred(cover, 3.5)[..., 0])
     facing = (1 - 8 * (dx * lamp[0] + dy * lamp[1])) / np.sqrt((1 + 64 * (dx**2 + dy**2)) * (lamp**2).sum())
-    lit: Floats = (0.45 + 0.62 * np.clip(1.25 * facing, 0, 1.5)).astype(np.float32)[..., None]
-    return lit
+    shading: Floats = (0.45 + 0.62 * np.clip(1.25 * facing, 0, 1.5)).astype(np.float32)[..., None]
+    return shading
 
 
 def _texture(r: np.random.Generator) -> Floats:
@@ -213,9 +213,9 @@ def _ground(r: np.random.Generator, background: str) -> Floats:
     return _window(r, _grounds()[background]) * np.float32(r.uniform(0.85, 1.1))
 
 
-def _window(r: np.random.Generator, whole: Floats) -> Floats:
-    x, y = r.integers(len(whole) - SIDE, size=2)
-    return whole[y : y + SIDE, x : x + SIDE][:, :: r.choice([-1, 1])]
+def _window(r: np.random.Generator, image: Floats) -> Floats:
+    x, y = r.integers(len(image) - SIDE, size=2)
+    return image[y : y + SIDE, x : x + SIDE][:, :: r.choice([-1, 1])]
 
 
 @cache

@@ -78,8 +78,8 @@ def settle(
         if fixed:
             first = min(fixed, key=lambda row: SPLIT_ORDER[photos[row].source_split])
             split = str(photos[first].source_split)
-            apart = [row for row in rows if photos[row].source_split not in (split, None)]
-            left_out |= dict.fromkeys(apart, Conflict(first, grouped=False))  # joined by photos without a split
+            conflicting = [row for row in rows if photos[row].source_split not in (split, None)]
+            left_out |= dict.fromkeys(conflicting, Conflict(first, grouped=False))  # joined by photos without a split
         else:
             groups = [group for row in rows if (group := photos[row].group)]
             split = draw(min(groups or (photos[row].key for row in rows)))
@@ -91,13 +91,13 @@ def settle(
 def connected(links: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Returns the rows that links join, directly or not: lists of two rows or more, each sorted."""
     neighbors = _neighbors(links)
-    parts, seen = [], set[int]()
+    parts, visited = [], set[int]()
     for start in neighbors:
         part, pending = [], [start]
         while pending:
             row = pending.pop()
-            if row not in seen:
-                seen.add(row)
+            if row not in visited:
+                visited.add(row)
                 part.append(row)
                 pending += neighbors[row]
         if part:
@@ -116,9 +116,9 @@ def _conflicts(photos: Sequence[Photo], pairs: Iterable[tuple[int, int]]) -> dic
                 continue
             if photo.group:
                 first_of.setdefault(photo.group, row)
-            for other in neighbors.get(row, ()):
-                if _is_later(photos[other].source_split, split):
-                    left_out.setdefault(other, Conflict(row, grouped=False))
+            for neighbor in neighbors.get(row, ()):
+                if _is_later(photos[neighbor].source_split, split):
+                    left_out.setdefault(neighbor, Conflict(row, grouped=False))
         for row, photo in enumerate(photos):
             if photo.group in first_of and _is_later(photo.source_split, split):
                 left_out.setdefault(row, Conflict(first_of[str(photo.group)], grouped=True))
@@ -135,5 +135,5 @@ def _neighbors(links: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
     return neighbors
 
 
-def _is_later(other: str | None, split: str) -> bool:
-    return other is not None and SPLIT_ORDER[other] > SPLIT_ORDER[split]
+def _is_later(source_split: str | None, split: str) -> bool:
+    return source_split is not None and SPLIT_ORDER[source_split] > SPLIT_ORDER[split]

@@ -20,8 +20,8 @@ def summarize(files: pl.DataFrame, manifest: pl.DataFrame) -> dict[str, Any]:
     classes: dict[str, dict[str, int]] = {}
     for label, split, count in counts.drop_nulls("label").iter_rows():
         classes.setdefault(label, {})[split] = count
-    several = manifest.filter(pl.col("labels").list.len() > 1)
-    names = several.explode("labels").group_by("labels", "split").len().sort("labels", "split")
+    multi_label = manifest.filter(pl.col("labels").list.len() > 1)
+    names = multi_label.explode("labels").group_by("labels", "split").len().sort("labels", "split")
     with_others: dict[str, dict[str, int]] = {}
     for label, split, count in names.iter_rows():
         with_others.setdefault(label, {})[split] = count
@@ -32,7 +32,7 @@ def summarize(files: pl.DataFrame, manifest: pl.DataFrame) -> dict[str, Any]:
         "splits": dict(Counter(manifest["split"]).most_common()),
         "classes": classes,
         "unlabeled": manifest.filter(pl.col("labels").list.len() == 0).height,
-        "several_labels": {"photos": len(several), "labels": with_others},
+        "several_labels": {"photos": len(multi_label), "labels": with_others},
         "groups": manifest["group"].drop_nulls().n_unique(),
         "captioned": len(manifest) - manifest["caption"].null_count(),
         "converted": dict(notes.most_common()),
@@ -57,11 +57,15 @@ def class_warnings(classes: Mapping[str, Mapping[str, int]], max_imbalance: floa
     has_test = len(unmeasured) < len(classes)
     warnings = []
     if untrained:
-        warnings.append(f"no photo in train, so that they cannot be learned: {_some(untrained, 'class', 'classes')}")
+        warnings.append(
+            f"no photo in train, so that they cannot be learned: {_count_and_names(untrained, 'class', 'classes')}"
+        )
     if single:
-        warnings.append(f"one photo in train: {_some(single, 'class', 'classes')}")
+        warnings.append(f"one photo in train: {_count_and_names(single, 'class', 'classes')}")
     if unmeasured and has_test:
-        warnings.append(f"no photo in test, so that they are not measured: {_some(unmeasured, 'class', 'classes')}")
+        warnings.append(
+            f"no photo in test, so that they are not measured: {_count_and_names(unmeasured, 'class', 'classes')}"
+        )
     trained = {name: count for name, count in train.items() if count}
     if trained and max(trained.values()) > max_imbalance * min(trained.values()):
         large, small = max(trained, key=lambda name: trained[name]), min(trained, key=lambda name: trained[name])
@@ -126,10 +130,10 @@ def size_warnings(packed: int, quality: int | None) -> list[str]:
     return [f"{sizes}: every epoch will read the disk; try {advice}"]
 
 
-def _some(names: Collection[str], one: str, many: str, shown: int = 5) -> str:
+def _count_and_names(names: Collection[str], singular: str, plural: str, limit: int = 5) -> str:
     """Returns "3 classes: a, b, c", with the first few named."""
-    first = ", ".join(list(names)[:shown])
-    return f"{len(names)} {one if len(names) == 1 else many}: {first}{' …' if len(names) > shown else ''}"
+    first = ", ".join(list(names)[:limit])
+    return f"{len(names)} {singular if len(names) == 1 else plural}: {first}{' …' if len(names) > limit else ''}"
 
 
 def _quantiles(column: pl.Series) -> dict[str, int | None]:

@@ -65,20 +65,20 @@ def tokenized_texts(folder: Path, length: int, vocabulary: int, *, class_names: 
     """Returns the tokens of the training photos' texts, in a folder written by `prepare`."""
     photos = Photos(folder)
     texts = captions_or_class_names(photos, class_names=class_names)
-    lines = [line for own in texts.values() for line in own]
+    lines = [line for photo_texts in texts.values() for line in photo_texts]
     tokenizer = train_tokenizer(lines, vocabulary)
-    different = {line: index for index, line in enumerate(dict.fromkeys(lines))}
-    longest = max((len(encoding.ids) for encoding in tokenizer.encode_batch(list(different))), default=len(SPECIAL))
+    index_of = {line: index for index, line in enumerate(dict.fromkeys(lines))}
+    longest = max((len(encoding.ids) for encoding in tokenizer.encode_batch(list(index_of))), default=len(SPECIAL))
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=END, pad_token=SPECIAL[END])
-    tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(different))]
+    tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(index_of))]
     counts = np.zeros(len(photos), np.int64)
-    counts[list(texts)] = [len(own) for own in texts.values()]
+    counts[list(texts)] = [len(photo_texts) for photo_texts in texts.values()]
     return TokenizedTexts(
         vocabulary=tokenizer.get_vocab_size(),
         longest=longest,
         tokens=np.array(tokens, dtype=np.int32).reshape(-1, length),
-        order=np.array([different[line] for line in lines], dtype=np.int64),
+        order=np.array([index_of[line] for line in lines], dtype=np.int64),
         first=counts.cumsum() - counts,
         counts=counts,
     )
@@ -109,5 +109,5 @@ class Tokens(Field):
         texts = tokenized_texts(source.photos.folder, self.length, self.vocabulary, class_names=self.class_names)
         counts = texts.counts[source.rows]
         assert counts.all(), "a photo without a text"
-        drawn = (source.uniform(position, 1)[:, 0].numpy() * counts).astype(np.int64)
-        return torch.from_numpy(texts.tokens[texts.order[texts.first[source.rows] + drawn]].astype(np.int64))
+        choice = (source.uniform(position, 1)[:, 0].numpy() * counts).astype(np.int64)
+        return torch.from_numpy(texts.tokens[texts.order[texts.first[source.rows] + choice]].astype(np.int64))
