@@ -13,7 +13,7 @@ from flows import environment, exclusive, method_list, script, stage  # isort: s
 
 from prefect import State, flow
 
-from components.reporting.results import method_summary
+from components.reporting.method_summary import method_summary
 
 
 def outcome(method: str, artifacts: Path) -> list[str]:

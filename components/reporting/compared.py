@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from components.evaluation.paired import NO_DIFFERENCE, Comparison, Right, compare_pairs
 from components.evaluation.scoring import Correct
 from components.evaluation.seeds import CORRECT, read_correct
-from components.reporting.results import BASELINES, Results
+from components.reporting.results import Results
+from components.reporting.table import BASELINES
 
 KINDS = {"knn": "kNN", "linear": "linear"}
 MATRIX_FROM = 3  # methods; with fewer, the list has all of their pairs

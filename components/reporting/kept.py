@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.reporting.results import BASELINES, Results, distinct
+from components.reporting.results import Results
+from components.reporting.table import BASELINES, distinct
 
 COLUMNS = {
     "kind": "kind",

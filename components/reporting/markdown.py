@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.reporting.figures import confusion, curves, learned, standalone
-from components.reporting.results import Results, over_seeds, percent
+from components.reporting.formats import over_seeds, percent
+from components.reporting.results import Results
 from components.reporting.summary import under_table, uses
+from components.reporting.table import table_rows
 from components.reporting.verdict import sentences
 
 REPORT, FIGURES = "report.md", "figures"
@@ -26,7 +28,7 @@ def write(results: Results, out: Path) -> None:
 def table(results: Results) -> str:
     """Returns the table of baselines and methods as on the page."""
     lines = ["| backbone | kNN accuracy | linear accuracy | MAP@R | effective rank | |", "|---|---|---|---|---|---|"]
-    for row in results.table():
+    for row in table_rows(results):
         health, found = row.get("health"), row.get("map_at_r")
         rank = f"{health['effective_rank']:.0f} of {health['dimensions']}" if health else ""
         map_at_r = f"{100 * found['value']:.1f} %" if found else ""

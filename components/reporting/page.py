@@ -13,13 +13,15 @@ from components.reporting.answers import KINDS, kinds, nats, sight
 from components.reporting.basis import basis
 from components.reporting.compared import tables
 from components.reporting.figures import confusion, curves, data_uri, learned
+from components.reporting.formats import over_seeds, percent
 from components.reporting.issues import issue_sections
 from components.reporting.kept import kept_table
 from components.reporting.maps import Maps
 from components.reporting.photo_map import PhotoMap
 from components.reporting.provenance import provenance
-from components.reporting.results import Results, over_seeds, percent
+from components.reporting.results import Results
 from components.reporting.retrieval import retrieval
+from components.reporting.table import table_rows
 from components.reporting.verdict import backbone_sentence, next_sentence
 
 CLASSIFIERS = {
@@ -51,7 +53,7 @@ def render(
     best = results.best_method()
     return environment.get_template("page.html").render(
         results=results,
-        table=results.table(),
+        table=table_rows(results),
         kept=kept_table(results),
         compared=tables(results),
         basis=basis(results),

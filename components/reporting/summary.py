@@ -6,13 +6,15 @@ from typing import Any
 
 from components.reporting import compared
 from components.reporting.basis import basis
-from components.reporting.results import Results, over_seeds, percent
+from components.reporting.formats import over_seeds, percent
+from components.reporting.results import Results
+from components.reporting.table import table_rows
 
 
 def summary(results: Results) -> str:
     """Returns the table of methods, which of them differ, and the numbers of the other stages, as Markdown."""
     lines = ["| | kNN top-1 | linear top-1 | effective rank |", "|---|---|---|---|"]
-    for row in results.table():
+    for row in table_rows(results):
         rank = f"{row['health']['effective_rank']:.0f} of {row['health']['dimensions']}" if "health" in row else ""
         if row["name"] in results.pending:
             rank = row["words"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from components.reporting.answers import sight
-from components.reporting.results import BASELINES, Results
+from components.reporting.results import Results
+from components.reporting.table import BASELINES
 
 
 def sentences(results: Results) -> list[str]:

@@ -15,10 +15,13 @@ from components.reporting import provenance
 from components.reporting.answers import KINDS, kinds, sight
 from components.reporting.figures import data_uri
 from components.reporting.for_dvc import plain_metrics
+from components.reporting.formats import percent
 from components.reporting.maps import Maps
+from components.reporting.method_summary import method_summary
 from components.reporting.page import render
-from components.reporting.results import Results, method_summary, percent, read_results
+from components.reporting.results import Results, read_results
 from components.reporting.summary import summary
+from components.reporting.table import table_rows
 from components.reporting.verdict import backbone_sentence
 
 SCORE = {"knn": {**proportion_with_ci(40, 50), "k": 20}, "linear": {**proportion_with_ci(45, 50), "penalty": 0.01}}
@@ -249,7 +252,7 @@ def test_a_collapsed_run_is_never_the_best_and_is_named_everywhere(results, phot
     assert (results.best_method(), results.collapse("moco")) == ("moco", None)
     results.methods["moco"]["health"]["verdict"] = words
     assert (results.best_method(), results.collapse("moco")) == ("simclr", words)
-    assert results.table()[-1]["words"].endswith(f"; {words}")
+    assert table_rows(results)[-1]["words"].endswith(f"; {words}")
     assert "of 64, **collapsed** |" in summary(results)
     assert words in render(results, photos, {}, 1)
     del results.methods["moco"]["health"]["verdict"]
@@ -265,7 +268,7 @@ def test_a_collapsed_run_is_never_the_best_and_is_named_everywhere(results, phot
 
 
 def test_the_best_snapshot_has_a_row_of_its_own_beside_the_last(results):
-    before = results.table()
+    before = table_rows(results)
     health, chosen = {"effective_rank": 12.0, "dimensions": 64}, "kNN accuracy on 90 photos of train and val"
     results.methods["simclr"]["snapshot"] = {
         "name": "best snapshot",
@@ -274,7 +277,7 @@ def test_the_best_snapshot_has_a_row_of_its_own_beside_the_last(results):
         "backbone": SCORE,
         "health": health,
     }
-    rows = results.table()
+    rows = table_rows(results)
     assert [row["name"] for row in rows if row not in before] == ["simclr, best snapshot"]
     assert [row["name"] for row in rows].index("simclr, best snapshot") == 1 + [r["name"] for r in rows].index("simclr")
     row = next(row for row in rows if row not in before)
@@ -284,8 +287,8 @@ def test_the_best_snapshot_has_a_row_of_its_own_beside_the_last(results):
 
 
 def test_the_table_has_each_baseline_once_and_each_method(results):
-    assert [row["name"] for row in results.table()] == ["majority", "pixels", "random", "simclr", "moco"]
-    assert results.table()[-1]["words"] == "4 epochs, 304 photos seen"
+    assert [row["name"] for row in table_rows(results)] == ["majority", "pixels", "random", "simclr", "moco"]
+    assert table_rows(results)[-1]["words"] == "4 epochs, 304 photos seen"
 
 
 def test_a_method_no_better_than_untrained_is_named(results, photos):
@@ -300,7 +303,7 @@ def test_a_method_no_better_than_untrained_is_named(results, photos):
 def test_a_baseline_that_differs_between_methods_has_a_row_for_each(results):
     methods = copy.deepcopy(results.methods)
     methods["moco"]["random"] = SCORE
-    names = [row["name"] for row in Results(**{**vars(results), "methods": methods}).table()]
+    names = [row["name"] for row in table_rows(Results(**{**vars(results), "methods": methods}))]
     assert names == ["majority", "pixels", "random as in simclr", "random as in moco", "simclr", "moco"]
 
 
@@ -423,11 +426,11 @@ def test_a_published_backbone_says_what_it_is_and_a_continued_one_how_it_compare
             "logs": {"simclr": results.logs["simclr"]},
         }
     )
-    words = {row["name"]: row["words"] for row in changed.table()}
+    words = {row["name"]: row["words"] for row in table_rows(changed)}
     assert words["moco"] == "as published: somebody/net (abc), trained on: ImageNet, with labels, license: mit"
     assert words["simclr"] == "2 epochs, 304 photos seen, from somebody/net: worse than its start"
     distilled = Results(**{**vars(results), "teachers": {"moco": ORIGIN}})
-    words = {row["name"]: row["words"] for row in distilled.table()}
+    words = {row["name"]: row["words"] for row in table_rows(distilled)}
     assert words["moco"] == (
         "4 epochs, 304 photos seen, distilled from somebody/net (abc), trained on: ImageNet, with labels, license: mit"
     )

@@ -8,7 +8,7 @@ import torch
 
 from components.data.truth import MASKS
 from components.models.backbone import ViTBackbone, build
-from components.reporting.results import percent
+from components.reporting.formats import percent
 from components.stages.evaluate import EvaluateConfig, evaluate
 from components.stages.prepare import DataConfig, PrepareConfig, ResolvedConfig, prepare
 from components.stages.report import ReportConfig, report

@@ -21,7 +21,7 @@ from components.data.photos import Photos
 from components.evaluation.features import features
 from components.methods import METHODS
 from components.models.backbone import load
-from components.reporting.results import percent
+from components.reporting.formats import percent
 from components.stages import pretrain as stage
 from components.stages.adapt import AdaptConfig, adapt
 from components.stages.evaluate import EvaluateConfig, evaluate
