@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from components.evaluation.scale import deviation
 from components.evaluation.several_labels import labels_loss
 from components.training.objective import Objective
 
@@ -59,7 +60,7 @@ class Standardized(Head):
         """bank: training features [N, D]; features are standardized by their mean and standard deviation."""
         super().__init__(class_weights)
         self.register_buffer("mean", bank.mean(0))
-        self.register_buffer("std", bank.std(0).clamp_min(1e-6))
+        self.register_buffer("std", deviation(bank))
 
     def standardize(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.std

@@ -17,6 +17,7 @@ from torch.nn.functional import logsigmoid, normalize
 from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from components.connector.towers import read_tower
+from components.evaluation.scale import deviation
 from components.models.backbone import Backbone, Published, ResNet, ViT
 from components.models.resnet import SMALL_IMAGE
 from components.training.objective import Objective
@@ -38,7 +39,7 @@ class DualEncoder(Objective):
     def __init__(self, bank: Tensor, text_model: Any, dim: int, matching: float) -> None:
         """bank: features of two or more training photos [N, D]. matching: the fraction of pairs that match, 0 to 1."""
         super().__init__()
-        std = bank.std(0).clamp_min(1e-6)
+        std = deviation(bank)
         self.register_buffer("std", std)
         self.register_buffer("direction", normalize(bank.mean(0) / std, dim=0))
         self.text_model = text_model

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from components.data.photos import Photos
+from components.evaluation.scale import deviation, unit_vectors
 from components.models.backbone import Backbone
 from components.precision import uses_bf16, with_bf16_weights
 from components.progress import progress
@@ -94,14 +95,14 @@ def pixel_features(photos: Photos, size: int, rows: np.ndarray | None = None) ->
 
 def standardize(train: Tensor, *others: Tensor) -> list[Tensor]:
     """Returns all tensors shifted and scaled so that `train` has mean 0 and deviation 1 in each dimension."""
-    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    mean, std = train.mean(0), deviation(train)
     return [(x - mean) / std for x in (train, *others)]
 
 
 def center(train: Tensor, *others: Tensor) -> list[Tensor]:
     """Returns all tensors minus the mean of `train`, as unit vectors."""
     mean = train.mean(0)
-    return [nn.functional.normalize(x - mean, dim=1) for x in (train, *others)]
+    return [unit_vectors(x - mean) for x in (train, *others)]
 
 
 def _all_rows(photos: Photos) -> np.ndarray:

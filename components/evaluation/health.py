@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from components.evaluation.scale import unit_vectors
 
 COLLAPSED = 3.0  # effective rank, below which all photos have nearly the same features, of at least
 ENOUGH = 32  # photos, for the rank is at most their number
@@ -34,7 +35,7 @@ def feature_std(features: Tensor) -> float:
 
     From 0 (collapsed) to about 1 (SimSiam, section 4.1).
     """
-    return float(normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5)
+    return float(unit_vectors(features).std(0).mean() * features.shape[1] ** 0.5)
 
 
 def verdict(rank: float | None, logged: Mapping[str, float]) -> str | None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pdist
+from torch.nn.functional import pdist
 
 from components.evaluation import knn
 from components.evaluation.features import center
+from components.evaluation.scale import unit_vectors
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
@@ -19,7 +20,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
 
     From 0 (the crops have the same features, as those of all photos have after a collapse) to 4. Lower is better.
     """
-    return float((normalize(first, dim=1) - normalize(second, dim=1)).square().sum(1).mean())
+    return float((unit_vectors(first) - unit_vectors(second)).square().sum(1).mean())
 
 
 def uniformity(features: Tensor) -> float:
@@ -27,7 +28,7 @@ def uniformity(features: Tensor) -> float:
 
     From 0 (all photos have the same features) down to about -4 (spread evenly over the sphere). Lower is better.
     """
-    return float(pdist(normalize(features, dim=1)).square().mul(-2).exp().mean().log())
+    return float(pdist(unit_vectors(features)).square().mul(-2).exp().mean().log())
 
 
 def own_crop_share(first: Tensor, second: Tensor) -> float:

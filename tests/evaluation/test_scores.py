@@ -9,6 +9,7 @@ from components.data.label_sets import label_sets
 from components.evaluation import knn, linear, scoring
 from components.evaluation.features import center, features, standardize
 from components.evaluation.health import effective_rank, feature_std
+from components.evaluation.scale import deviation
 from components.evaluation.scoring import baselines, cannot_score, score, selection_score
 from components.evaluation.statistics import proportion_with_ci, wilson
 from components.models.backbone import build
@@ -120,6 +121,22 @@ def test_center_and_standardize_use_statistics_of_train_alone():
     assert torch.allclose(a.mean(0), torch.zeros(4), atol=FLOAT32)
     assert torch.allclose(b, (other - bank.mean(0)) / bank.std(0), atol=FLOAT32)
     assert torch.allclose(center(bank, other)[1].norm(dim=1), torch.ones(9))
+
+
+@pytest.mark.parametrize("exponent", [-100, -73, 0, 60])
+def test_features_of_any_scale_are_centered_and_standardized_alike(exponent):
+    bank, other = torch.randn(50, 4) * 3 + 1, torch.randn(9, 4)
+    bank[:, 2] = other[:, 2] = 0.7  # a dimension that does not vary
+    expected = [*center(bank, other), *standardize(bank, other), deviation(bank)]
+    bank, other = (torch.ldexp(x, torch.tensor(exponent)) for x in (bank, other))
+    scaled = [*center(bank, other), *standardize(bank, other), torch.ldexp(deviation(bank), torch.tensor(-exponent))]
+    assert all(torch.equal(a, b) for a, b in zip(scaled, expected, strict=True))  # a power of two costs no precision
+    assert all(x.isfinite().all() for x in expected)
+    assert feature_std(bank) == feature_std(torch.ldexp(bank, torch.tensor(-exponent)))
+
+
+def test_photos_without_features_are_no_neighbors_and_no_error():
+    assert [float(x.abs().max()) for x in (*center(torch.zeros(5, 3)), *standardize(torch.zeros(5, 3)))] == [0.0, 0.0]
 
 
 def test_all_baselines_are_scored_on_the_same_photos(photos, tiny):
