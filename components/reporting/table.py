@@ -90,12 +90,14 @@ def _trained(results: Results, name: str) -> str:
 
 
 def _snapshot_row(name: str, other: dict[str, Any]) -> dict[str, Any]:
-    """Returns the row of the table for the best snapshot of a run that kept the last, or the other way round."""
+    """Returns the row of the snapshot that a run has not kept: the best one if it kept the last, or the reverse."""
     scores = other.get("backbone", {})
-    words = f"step {other['step']:,}; the best one is chosen by {other['chosen_by']}"
+    seeds = other["seeds"]
+    step = f"step {other['step']:,}" + " of the first seed" * (seeds["count"] > 1)
+    words = f"{step}; the best one is chosen by {other['chosen_by']}"
     measured = {kind: scores.get(kind) for kind in ("knn", "linear")}
     row = {"name": f"{name}, {other['name']}", "words": words, **measured, "map_at_r": map_at_r(scores)}
-    return {**row, "health": other["health"]}
+    return {**row, "health": other["health"], "seeds": seeds}
 
 
 def _described(origin: dict[str, Any]) -> str:

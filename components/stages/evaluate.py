@@ -67,12 +67,13 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     test = photos.rows("test") if len(photos.rows("test")) else photos.rows("train")
     seeds: dict[int, dict[str, Any]] = {}
     correct: dict[str, list[Correct]] = {"backbone": []}
-    for seed, place in seed_folders(folder).items():
+    folders = seed_folders(folder)
+    for seed, place in folders.items():
         of_seed = vectors if place == folder else features(load(place / "backbone"), photos, f"seed {seed}")
         seeds[seed], right = measure_seed(of_seed, photos, test, config.neighbors, config.seed)
         correct["backbone"].append(right)
     metrics = {**next(iter(seeds.values())), "seeds": over_seeds(seeds)}
-    if other := measure_other_snapshot(folder, photos, test, config.neighbors, config.seed):
+    if other := measure_other_snapshot(folders, seeds, photos, test, config.neighbors, config.seed):
         metrics["snapshot"] = other
     if reason := cannot_score(photos):
         metrics["not_measured"] = {"knn, linear and their baselines": reason}

@@ -276,6 +276,7 @@ def test_the_best_snapshot_has_a_row_of_its_own_beside_the_last(results):
         "chosen_by": chosen,
         "backbone": SCORE,
         "health": health,
+        "seeds": {"count": 1},
     }
     rows = table_rows(results)
     assert [row["name"] for row in rows if row not in before] == ["simclr, best snapshot"]
@@ -283,6 +284,12 @@ def test_the_best_snapshot_has_a_row_of_its_own_beside_the_last(results):
     row = next(row for row in rows if row not in before)
     assert (row["knn"], row["words"]) == (SCORE["knn"], f"step 1,500; the best one is chosen by {chosen}")
     assert "| simclr, best snapshot |" in summary(results)
+    over = {"count": 3, "knn": {"mean": 0.5, "deviation": 0.01}, "linear": {"mean": 0.6, "deviation": 0.02}}
+    results.methods["simclr"]["snapshot"]["seeds"] = over
+    line = next(line for line in summary(results).splitlines() if line.startswith("| simclr, best snapshot |"))
+    assert "; 3 seeds: 50.0 ± 1.0 |" in line
+    assert "; 3 seeds: 60.0 ± 2.0 |" in line
+    assert any(row["words"].startswith("step 1,500 of the first seed; ") for row in table_rows(results))
     assert results.best_method() == "moco"  # snapshots take no part in the choice of a method
 
 

@@ -147,6 +147,26 @@ def test_the_other_snapshot_is_measured_on_test_beside_the_one_that_is_kept(phot
     assert "snapshot" not in metrics
 
 
+@pytest.mark.parametrize("first", ["falls", "rises"])
+def test_the_best_snapshots_of_all_seeds_are_measured(first, photos, tmp_path, measured):
+    """Of two seeds one gets better to its end, so that its best snapshot is the backbone itself."""
+    falls = [replace(HEALTHY, value=value) for value in (0.2, 0.5, 0.8, 0.7, 0.6)]
+    rises = sorted(falls, key=lambda point: point.value)
+    measured[:] = falls + rises if first == "falls" else rises + falls
+    out = tmp_path / "out"
+    run(photos, out, seeds=2)
+    metrics = evaluate.evaluate(evaluate.EvaluateConfig(), out, photos.folder, tmp_path / "metrics")
+    other, second = metrics["snapshot"], out / "seeds" / "1"
+    best = [out / "best", second / "backbone"] if first == "falls" else [out / "backbone", second / "best"]
+    expected = [score(features(load(folder), photos), photos, 20) for folder in best]
+    assert other["backbone"] == expected[0]
+    assert other["step"] == (8 if first == "falls" else 16)
+    for kind in ("knn", "linear"):
+        values = [scores[kind]["value"] for scores in expected]
+        assert [one[kind] for one in other["seeds"]["each"]] == values
+        assert other["seeds"][kind]["mean"] == pytest.approx(sum(values) / 2)
+
+
 def test_neighbors_are_compared_with_the_start_and_with_pixels(photos, tiny):
     watched = Watched(photos, 0, ("train", "val"))
     torch.manual_seed(0)
