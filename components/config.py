@@ -85,10 +85,13 @@ def sections(path: Path = PARAMS) -> set[str]:
     return set(_load(path))
 
 
-def settings(values: Any, where: str) -> dict[str, Any]:
-    """Returns the settings of a section, {} for an empty one. Raises ValueError if they are no names with values."""
+def settings(values: Any, source: str) -> dict[str, Any]:
+    """Returns the settings of a section, {} for an empty one. Raises ValueError unless they are names with values.
+
+    source: where the values come from, for the message.
+    """
     if not isinstance(values, dict | None):
-        raise ValueError(f"{where}: names and their values are needed; given: {values!r}")
+        raise ValueError(f"{source}: names and their values are needed; given: {values!r}")
     return values or {}
 
 
@@ -129,11 +132,11 @@ def fill_auto(schema: type[Strict], values: dict[str, Any], data: Any) -> dict[s
     return filled
 
 
-def parse(schema: type[Schema], values: dict[str, Any], where: str | Callable[[str], str]) -> Schema:
+def parse(schema: type[Schema], values: dict[str, Any], source: str | Callable[[str], str]) -> Schema:
     """Returns `values` as a checked `schema`.
 
-    where: the place the values come from, for messages; or a function that returns it for a top-level key.
-    Raises InvalidError with, for each problem, the place, what was given and what is allowed.
+    source: where the values come from, for messages; or a function that returns it for a top-level key.
+    Raises InvalidError with, for each problem, the source, the key, what was given and what is allowed.
     """
     try:
         return schema.model_validate(values)
@@ -141,12 +144,12 @@ def parse(schema: type[Schema], values: dict[str, Any], where: str | Callable[[s
         problems = []
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
-            place = where if isinstance(where, str) else where(key.partition(".")[0])
+            location = source if isinstance(source, str) else source(key.partition(".")[0])
             message = f"{problem['msg'].removeprefix('Value error, ')}; given: {problem['input']!r}"
             if problem["type"] == "extra_forbidden":
                 fields = _fields(schema, problem["loc"][:-1])
                 message = f"no such setting; known here: {known_names(str(problem['loc'][-1]), sorted(fields))}"
-            problems.append(f"{place}: {key}: {message}" if key else f"{place}: {message}")
+            problems.append(f"{location}: {key}: {message}" if key else f"{location}: {message}")
         raise InvalidError(problems) from None
 
 
@@ -165,12 +168,12 @@ def _fields(schema: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
     """Returns the settings that exist at `loc` inside `schema`. In a union, `loc` names the member by its tag."""
     models: list[Any] = [schema]
     for part in loc:
-        below: list[Any] = []
+        members: list[Any] = []
         for model in models:
             field = getattr(model, "model_fields", {}).get(part)
-            below += _models(field.annotation) if field else [model]  # a tag: stay
-        tagged = [m for m in below if any(part in _tags(f) for f in m.model_fields.values())]
-        models = tagged or below
+            members += _models(field.annotation) if field else [model]  # a tag: stay
+        with_tag = [m for m in members if any(part in _tags(f) for f in m.model_fields.values())]
+        models = with_tag or members
     return {name for model in models for name in model.model_fields}
 
 

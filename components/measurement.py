@@ -57,16 +57,16 @@ def measured(name: str, measure: Callable[[], float]) -> float:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:  # two that measure at once would slow each other
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if (kept := _read_speedup(path)) is not None:
-                return kept
+            if (recorded := _read_speedup(path)) is not None:
+                return recorded
             speedup = measure()
             record = {"speedup": speedup, "cpu": cpu, "torch": torch.__version__}
             part = path.with_suffix(".tmp")
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             part.replace(path)
     except OSError:
-        kept = _read_speedup(path)
-        return measure() if kept is None else kept
+        recorded = _read_speedup(path)
+        return measure() if recorded is None else recorded
     return speedup
 
 

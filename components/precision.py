@@ -40,8 +40,8 @@ def bf16_speedup() -> float:
     with measuring():
         full = torch.randn(128, 128)
         half = full.bfloat16()
-        plain, emulated = best_seconds(lambda: full @ full, lambda: half @ half)
-        if emulated > EMULATED * plain:
+        fp32_seconds, bf16_seconds = best_seconds(lambda: full @ full, lambda: half @ half)
+        if bf16_seconds > EMULATED * fp32_seconds:
             return 0.0
         layers = [
             (nn.Linear(192, 768), torch.randn(2048, 192)),  # of a ViT-T
@@ -67,10 +67,10 @@ def with_bf16_weights(module: M) -> M:
     shares all others with what is returned. Frozen is what has no gradient: without grad mode, everything.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    held = copy.deepcopy(module, shared)
-    for layer in held.modules():
+    copied = copy.deepcopy(module, shared)
+    for layer in copied.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             for name, weight in list(layer.named_parameters(recurse=False)):
                 if not (torch.is_grad_enabled() and weight.requires_grad):
                     setattr(layer, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
-    return held
+    return copied

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 
 def progress(
-    items: Iterable[T], name: str, total: int | None = None, unit: str = "it", *, shown: bool = True
+    items: Iterable[T], name: str, total: int | None = None, unit: str = "it", *, visible: bool = True
 ) -> "tqdm[T]":
-    """Returns an iterator over `items` that shows rate and time left on stderr, unless `shown` is False."""
+    """Returns an iterator over `items` that shows rate and time left on stderr, unless `visible` is False."""
     interval = 0.5 if sys.stderr.isatty() else 10.0
-    return tqdm(items, name, total, disable=not shown, unit=unit, mininterval=interval, maxinterval=interval)
+    return tqdm(items, name, total, disable=not visible, unit=unit, mininterval=interval, maxinterval=interval)

@@ -36,8 +36,8 @@ def digests(*modules: str) -> dict[str, str]:
             continue
         files[path] = path.read_bytes()
         pending += _imports(files[path])
-        others = (file for file in path.parent.iterdir() if file.is_file() and file.suffix not in (".py", ".pyc"))
-        files |= {file: file.read_bytes() for file in others}
+        other_files = (file for file in path.parent.iterdir() if file.is_file() and file.suffix not in (".py", ".pyc"))
+        files |= {file: file.read_bytes() for file in other_files}
     return {path.relative_to(ROOT).as_posix(): hashlib.sha256(files[path]).hexdigest() for path in sorted(files)}
 
 

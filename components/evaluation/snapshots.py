@@ -21,7 +21,7 @@ from components.evaluation.health import verdict
 from components.evaluation.measured import BEST, LAST, MEASURED, best
 from components.evaluation.points import WATCHED, Watched, measure
 from components.models.backbone import Backbone
-from components.training.monitor import Measured
+from components.training.monitor import Measurement
 
 FEWEST_VAL = 5  # labels of val, for a run that trains with those of train
 SHOWN = {  # of a line of measured.jsonl, in words
@@ -59,14 +59,14 @@ class Snapshots:
         text = self.log.read_text(encoding="utf-8") if self.log.is_file() else ""
         return [json.loads(line) for line in text.splitlines()]
 
-    def take(self, step: int, backbone: Backbone, losses: Mapping[str, float]) -> Measured:
+    def take(self, step: int, backbone: Backbone, losses: Mapping[str, float]) -> Measurement:
         """Measure the backbone after `step` steps, and keep it where it is better than all before.
 
         losses: what the method logged of its last batch.
         """
         lines = self.lines()
         if recorded := [line for line in lines if line["step"] == step]:  # before an interruption
-            return self._described(recorded[0])
+            return self._describe(recorded[0])
         start = torch.from_numpy(np.load(self.start, allow_pickle=False)) if step else None
         with eval_mode(backbone):
             point, neighbors = measure(backbone, self.watched, start)
@@ -82,17 +82,17 @@ class Snapshots:
             shutil.rmtree(self.folder / BEST, ignore_errors=True)
             part.rename(self.folder / BEST)
         self.log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        return self._described(lines[-1])
+        return self._describe(lines[-1])
 
-    def _described(self, line: dict[str, Any]) -> Measured:
+    def _describe(self, line: dict[str, Any]) -> Measurement:
         """Returns what was measured at a point, in words and for the progress line."""
         name = "kNN" if self.watched.by_labels else "own crop"
-        shown = {name: f"{line['value']:.3f}"}
+        entries = {name: f"{line['value']:.3f}"}
         words = [f"kNN accuracy {line['value']:.3f}"] if self.watched.by_labels else []
         words += [f"{words} {line[key]:{form}}" for key, (words, form) in SHOWN.items() if line.get(key) is not None]
         if line["effective_rank"] is not None:
-            shown["rank"] = f"{line['effective_rank']:.0f}"
-        return Measured("; ".join(words), shown, line["verdict"])
+            entries["rank"] = f"{line['effective_rank']:.0f}"
+        return Measurement("; ".join(words), entries, line["verdict"])
 
     def write(self, out: Path) -> list[str]:
         """Write the points to out/measured.jsonl. Returns them as lines for a terminal; the last says of a collapse.

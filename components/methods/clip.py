@@ -62,9 +62,9 @@ class CLIP(Method):
         """Returns the settings with the vocabulary that the texts have, and the length of the longest of them."""
         texts = tokenized_texts(photos.folder, config.context_length, config.vocabulary, class_names=config.class_names)
         if len(texts.tokens) < 2:
-            found = "have one text, all the same" if len(texts.tokens) else "have no text"
+            problem = "have one text, all the same" if len(texts.tokens) else "have no text"
             raise ValueError(
-                f"clip needs captions or labels: the {len(photos.rows('train'))} training photos {found}; try a "
+                f"clip needs captions or labels: the {len(photos.rows('train'))} training photos {problem}; try a "
                 "captions.csv (columns path and caption) in the folder of photos, or one folder a class and "
                 "class_names: true, and prepare them again; or choose a method without labels"
             )
@@ -128,8 +128,9 @@ def symmetric_cross_entropy(photos: Tensor, texts: Tensor, scale: Tensor) -> tup
     """
     photos, texts = l2_normalize(photos), l2_normalize(texts)
     per_photo, per_text = scale * photos @ ranks.gather(texts).T, scale * texts @ ranks.gather(photos).T  # [B, W·B]
-    own = torch.arange(len(photos), device=photos.device) + ranks.rank() * len(photos)
-    loss = (cross_entropy(per_photo, own) + cross_entropy(per_text, own)) / 2
+    targets = torch.arange(len(photos), device=photos.device) + ranks.rank() * len(photos)
+    loss = (cross_entropy(per_photo, targets) + cross_entropy(per_text, targets)) / 2
     logits = per_photo.detach()
-    nearest = logits.gather(1, own[:, None]) >= logits.amax(1, keepdim=True) - 1e-3  # equal ones may be rounded apart
+    # equal logits may differ by rounding
+    nearest = logits.gather(1, targets[:, None]) >= logits.amax(1, keepdim=True) - 1e-3
     return loss, nearest.float().mean()

@@ -118,8 +118,8 @@ class DINOv2(Method):
         patch_loss = masked_patch_cross_entropy(patch_targets, patch_logits, masked, positions, t)
         koleo_loss = sum((koleo(crop) for crop in tokens[:, 0].chunk(2)), start=class_loss.new_zeros(()))
         loss = class_loss + config.patch_weight * patch_loss + config.koleo_weight * koleo_loss
-        logged = {"class_loss": class_loss, "patch_loss": patch_loss, "koleo": koleo_loss}
-        return {"loss": loss, **logged, **describe_targets(targets, class_loss)}
+        metrics = {"class_loss": class_loss, "patch_loss": patch_loss, "koleo": koleo_loss}
+        return {"loss": loss, **metrics, **describe_targets(targets, class_loss)}
 
     @torch.no_grad()
     def teacher_targets(self, global_views: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,10 +64,11 @@ class Distill(Method):
         view = View(image_size, crop=config.crop, jitter=jitter, gray=0.2, blur=config.blur)
         if config.teacher_sees == "photo":
             features = PhotoFeatures(config.teacher, with_maps=config.patch_weight > 0)
-            return (view, features, PhotoTokens(config.teacher, view, of=0)) if features.with_maps else (view, features)
+            tokens = PhotoTokens(config.teacher, view, view_index=0)
+            return (view, features, tokens) if features.with_maps else (view, features)
         if config.teacher.image_size == image_size:
             return (view,)
-        return view, SameView(replace(view, size=config.teacher.image_size), of=0)
+        return view, SameView(replace(view, size=config.teacher.image_size), view_index=0)
 
     @staticmethod
     def check(config: Any, photos: int, batch_size: int, world_size: int) -> None:  # noqa: ARG004
@@ -92,21 +93,21 @@ class Distill(Method):
             self.needs_full_batch = "batch norm in the backbone uses the statistics of the whole batch"
 
     def _patch_head(self, teacher: Backbone) -> nn.Linear:
-        """Returns the layer that predicts the teacher's tokens; also builds what it needs beside it."""
+        """Returns the layer that predicts the teacher's tokens. Also sets what its loss needs."""
         if self.backbone.patches:
             raise ValueError(
                 f"a vit or resnet with backbone.patches {self.backbone.patches} has no patch features of its own; try "
                 "patch_weight: 0"
             )
-        (own, width), (their, dim) = token_grid(self.backbone), token_grid(teacher)
-        for name, side in (("resample", own), ("resample_targets", their)):  # both to the coarser grid
-            self.register_buffer(name, grid_matrix(side, min(own, their)), persistent=False)
+        (student_side, width), (teacher_side, dim) = token_grid(self.backbone), token_grid(teacher)
+        for name, side in (("resample", student_side), ("resample_targets", teacher_side)):  # both to the coarser grid
+            self.register_buffer(name, grid_matrix(side, min(student_side, teacher_side)), persistent=False)
         self.patch_center = RunningMean(dim)
         return nn.Linear(width, dim)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        pixels, *seen = batch
-        target, target_tokens = self.targets(pixels, seen)
+        pixels, *teacher_fields = batch
+        target, target_tokens = self.targets(pixels, teacher_fields)
         if self.patch_head is None:
             loss = self.pooled_loss(self.backbone(pixels), target)
             return {"loss": loss}
@@ -118,15 +119,16 @@ class Distill(Method):
         patch = 1 - mean_cosine(predicted, target_tokens - self.patch_center.value)
         return {"loss": pooled + self.config.patch_weight * patch, "pooled_loss": pooled, "patch_loss": patch}
 
-    def targets(self, pixels: Tensor, seen: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def targets(self, pixels: Tensor, teacher_fields: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Returns the teacher's features [B, D] and tokens [B, N, D].
 
-        seen: its own size of the crop, if that is not the student's; or what it saw in the whole photo.
+        teacher_fields: the crop in the teacher's size, if that is not the student's; or the outputs of `teacher_views`
+        for the whole photo.
         """
         if self.teacher is not None:
-            whole, tokens = self.teacher(seen[0] if seen else pixels)
-            return whole, tokens
-        return seen[0], seen[-1]
+            features, tokens = self.teacher(teacher_fields[0] if teacher_fields else pixels)
+            return features, tokens
+        return teacher_fields[0], teacher_fields[-1]
 
     def pooled_loss(self, features: Tensor, target: Tensor) -> Tensor:
         """Returns the loss of the student's features [B, d] for the teacher's [B, D]."""

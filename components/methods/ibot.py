@@ -92,8 +92,8 @@ class IBOT(Method):
         t = config.student_temperature
         class_loss = across_views(targets.unflatten(0, (2, -1)), logits, t)
         patch_loss = masked_patch_cross_entropy(patch_targets, patch_logits, masked, positions, t)
-        logged = {"class_loss": class_loss, "patch_loss": patch_loss, **describe_targets(targets, class_loss)}
-        return {"loss": class_loss + config.patch_weight * patch_loss, **logged}
+        metrics = {"class_loss": class_loss, "patch_loss": patch_loss, **describe_targets(targets, class_loss)}
+        return {"loss": class_loss + config.patch_weight * patch_loss, **metrics}
 
     def after_backward(self) -> None:
         if self.progress < self.config.freeze_last:

@@ -111,14 +111,14 @@ class IJEPA(Method):
 
     def predict(self, pixels: Tensor, context: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
         """Returns features predicted at positions [B, M, T] from the context [B, N], block by block: [B, M, T, D]."""
-        attended = torch.cat([torch.ones_like(context[:, :1]), context], dim=1)  # and the class token
-        x = self.backbone.encode(self.backbone.embed(pixels), attended)[:, 1:]  # [B, N, D]
+        attention_mask = torch.cat([torch.ones_like(context[:, :1]), context], dim=1)  # and the class token
+        x = self.backbone.encode(self.backbone.embed(pixels), attention_mask)[:, 1:]  # [B, N, D]
         x = self.to_predictor(x) + self.positions
         mask_tokens = self.mask_token + self.positions[positions]  # [B, M, T, W]
         blocks = positions.shape[1]
         tokens = torch.cat([x[:, None].expand(-1, blocks, -1, -1), mask_tokens.to(x.dtype)], dim=2)  # [B, M, N + T, W]
-        attended = torch.cat([context[:, None].expand(-1, blocks, -1), valid], dim=2)
-        predicted = self.predictor(tokens.flatten(0, 1), attended.flatten(0, 1))[:, x.shape[1] :]
+        attention_mask = torch.cat([context[:, None].expand(-1, blocks, -1), valid], dim=2)
+        predicted = self.predictor(tokens.flatten(0, 1), attention_mask.flatten(0, 1))[:, x.shape[1] :]
         return self.from_predictor(predicted).unflatten(0, (-1, blocks))
 
     def after_step(self) -> None:
@@ -144,8 +144,8 @@ def block_mask(draws: Tensor, sizes: Tensor, side: int) -> Tensor:
     size = sizes[(size_draw[..., 0] * len(sizes)).long()]  # [B, M, 2]
     corner = (corner_draws * (side + 1 - size)).long()
     index = torch.arange(side, device=draws.device)
-    inside = (index >= corner[..., None]) & (index < (corner + size)[..., None])  # [B, M, 2, side]
-    return (inside[..., 0, :, None] & inside[..., 1, None, :]).flatten(2)
+    in_block = (index >= corner[..., None]) & (index < (corner + size)[..., None])  # [B, M, 2, side]
+    return (in_block[..., 0, :, None] & in_block[..., 1, None, :]).flatten(2)
 
 
 def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:

@@ -112,8 +112,8 @@ def entropies(p: Tensor) -> tuple[Tensor, Tensor]:
     p: probabilities [B, K]. Both kinds of collapse show: the first is 1 for uniform outputs, the second is 0 if one
     prototype wins every photo. (DINO, section 5.3.)
     """
-    most = math.log(p.shape[-1])
-    return torch.special.entr(p).sum(-1).mean() / most, torch.special.entr(p.mean(0)).sum() / most
+    max_entropy = math.log(p.shape[-1])
+    return torch.special.entr(p).sum(-1).mean() / max_entropy, torch.special.entr(p.mean(0)).sum() / max_entropy
 
 
 def masked_patch_cross_entropy(

@@ -33,4 +33,4 @@ def check_local_size(backbone: Backbone, local_size: int | None) -> None:
 
 def forward_by_size(net: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
     """Returns net's outputs [V·B, …] in the order of `views`, with one forward pass for neighboring views of a size."""
-    return torch.cat([net(torch.cat(list(same))) for _, same in groupby(views, lambda view: view.shape[-1])])
+    return torch.cat([net(torch.cat(list(group))) for _, group in groupby(views, lambda view: view.shape[-1])])

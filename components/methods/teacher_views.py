@@ -24,10 +24,10 @@ BATCH = 64  # photos shown to the teacher at once: always the same ones, so that
 
 @dataclass(frozen=True)
 class SameView(Field):
-    """The view at place `of` in the batch once more, in another size: uint8 [B, 3, view.size, view.size]."""
+    """The view at position `view_index` in the batch once more, in another size: uint8 [B, 3, view.size, view.size]."""
 
     view: View
-    of: int
+    view_index: int
     dtype = torch.uint8
 
     @property
@@ -35,20 +35,20 @@ class SameView(Field):
         return self.view.shape
 
     def make(self, source: BatchSource, position: int) -> Tensor:  # noqa: ARG002
-        return self.view.make(source, self.of)
+        return self.view.make(source, self.view_index)
 
 
-class Seen(NamedTuple):
-    """What a teacher saw in the photos that train, as `evaluate` shows them. Rows of other splits are 0."""
+class TeacherOutputs(NamedTuple):
+    """A teacher's outputs for the training photos, prepared as `evaluate` prepares them. Rows of other splits are 0."""
 
     features: Tensor  # float32 [photos, D]
-    maps: Tensor  # float16 [photos, D, side, side], the tokens where they are; side is 0 if nobody wants them
+    maps: Tensor  # float16 [photos, D, side, side], the tokens in their places; side is 0 without maps
 
 
 @lru_cache(maxsize=1)
 @torch.no_grad()
-def whole_photos(config: PublishedBackbone, folder: Path, device: torch.device, *, with_maps: bool) -> Seen:
-    """Shows each training photo of a folder written by `prepare` to the teacher, once."""
+def whole_photos(config: PublishedBackbone, folder: Path, device: torch.device, *, with_maps: bool) -> TeacherOutputs:
+    """Returns the teacher's outputs for each training photo of a folder written by `prepare`, computed once."""
     photos, teacher = Photos(folder), Teacher(config)
     rows = photos.rows("train")
     side, width = token_grid(teacher.backbone) if with_maps else (0, 0)
@@ -58,12 +58,12 @@ def whole_photos(config: PublishedBackbone, folder: Path, device: torch.device, 
     batches = photos.batches(rows, config.image_size, config.square, BATCH)
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16()):
         for number, pixels in enumerate(progress(batches, "teacher", -(-len(rows) // BATCH), unit="batch")):
-            some = torch.from_numpy(rows[number * BATCH : number * BATCH + len(pixels)])
-            whole, tokens = teacher(pixels.to(device))
-            features[some] = whole.float().cpu()
+            indices = torch.from_numpy(rows[number * BATCH : number * BATCH + len(pixels)])
+            pooled, tokens = teacher(pixels.to(device))
+            features[indices] = pooled.float().cpu()
             if with_maps:
-                maps[some] = tokens.transpose(1, 2).unflatten(2, (side, side)).half().cpu()
-    return Seen(features, maps)
+                maps[indices] = tokens.transpose(1, 2).unflatten(2, (side, side)).half().cpu()
+    return TeacherOutputs(features, maps)
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,20 @@ class PhotoFeatures(Field):
         return (Teacher(self.teacher).backbone.dim,)
 
     def make(self, source: BatchSource, position: int) -> Tensor:  # noqa: ARG002
-        seen = whole_photos(self.teacher, source.photos.folder, source.device, with_maps=self.with_maps)
-        return seen.features[torch.from_numpy(source.rows)]
+        outputs = whole_photos(self.teacher, source.photos.folder, source.device, with_maps=self.with_maps)
+        return outputs.features[torch.from_numpy(source.rows)]
 
 
 @dataclass(frozen=True)
 class PhotoTokens(Field):
-    """The teacher's tokens of the whole photo where the view at place `of` shows it: float32 [B, side², D].
+    """The teacher's tokens of the whole photo where the view at position `view_index` shows it: float32 [B, side², D].
 
     Bilinear between its tokens, mirrored with the view; what lies outside of what the teacher saw is its border.
     """
 
     teacher: PublishedBackbone
     view: View
-    of: int
+    view_index: int
     dtype = torch.float32
 
     @property
@@ -101,24 +101,24 @@ class PhotoTokens(Field):
         return side**2, width
 
     def make(self, source: BatchSource, position: int) -> Tensor:  # noqa: ARG002
-        seen = whole_photos(self.teacher, source.photos.folder, source.device, with_maps=True)
-        maps = seen.maps[torch.from_numpy(source.rows)].float()
-        places = self._places(source, maps.shape[-1]).float()
-        sampled = grid_sample(maps, places, padding_mode="border", align_corners=False)  # [B, D, side, side]
-        return sampled.flatten(2).transpose(1, 2).contiguous()
+        outputs = whole_photos(self.teacher, source.photos.folder, source.device, with_maps=True)
+        maps = outputs.maps[torch.from_numpy(source.rows)].float()
+        grid = self._token_positions(source, maps.shape[-1]).float()
+        tokens = grid_sample(maps, grid, padding_mode="border", align_corners=False)  # [B, D, side, side]
+        return tokens.flatten(2).transpose(1, 2).contiguous()
 
-    def _places(self, source: BatchSource, side: int) -> Tensor:
+    def _token_positions(self, source: BatchSource, side: int) -> Tensor:
         """Returns x and y of the view's tokens in the teacher's picture, from -1 to 1: [B, side, side, 2]."""
-        params = sample_params(self.view, source.shapes, source.uniform(self.of, DRAWS_PER_VIEW))
+        params = sample_params(self.view, source.shapes, source.uniform(self.view_index, DRAWS_PER_VIEW))
         steps = (torch.arange(side, dtype=torch.float64) + 0.5) / side  # centers of tokens, in views
-        shown = source.shapes.double()  # [B, 2]: height and width of what the teacher saw
+        teacher_shapes = source.shapes.double()  # [B, 2]: height and width of what the teacher saw
         if self.teacher.square == "crop":
-            shown = shown.min(1, keepdim=True).values.expand(-1, 2)
-        margin = (source.shapes - shown) / 2
+            teacher_shapes = teacher_shapes.min(1, keepdim=True).values.expand(-1, 2)
+        margin = (source.shapes - teacher_shapes) / 2
         axes = []
         for axis, mirrored in enumerate((torch.zeros_like(params.flip), params.flip)):
-            along = torch.where(mirrored[:, None], steps.flip(0), steps)  # [B, side]
+            positions = torch.where(mirrored[:, None], steps.flip(0), steps)  # [B, side]
             start, length = params.boxes[:, axis, None], params.boxes[:, 2 + axis, None]
-            axes.append((start + length * along - margin[:, axis, None]) / shown[:, axis, None] * 2 - 1)
+            axes.append((start + length * positions - margin[:, axis, None]) / teacher_shapes[:, axis, None] * 2 - 1)
         y, x = axes
         return torch.stack([x[:, None].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)

@@ -107,12 +107,12 @@ def load(folder: Path) -> Backbone:
     files = [folder / name for name in ("config.json", "model.safetensors", "preprocessor_config.json")]
     if missing := [file.name for file in files if not file.is_file()]:
         raise ValueError(f"{folder} holds no backbone: {', '.join(missing)} missing")
-    saved, pixels = (json.loads(file.read_text(encoding="utf-8")) for file in (files[0], files[2]))
+    config, pixels = (json.loads(file.read_text(encoding="utf-8")) for file in (files[0], files[2]))
     common: dict[str, Any]
-    kind, common = saved.get("model_type"), {"mean": tuple(pixels["image_mean"]), "std": tuple(pixels["image_std"])}
+    kind, common = config.get("model_type"), {"mean": tuple(pixels["image_mean"]), "std": tuple(pixels["image_std"])}
     common["square"] = "crop" if pixels.get("do_center_crop") else "squash"
     if kind in pretrained.RESNETS:
-        values = {"kind": kind, "image_size": saved["image_size"], "patches": saved.get("patches", 0), **common}
+        values = {"kind": kind, "image_size": config["image_size"], "patches": config.get("patches", 0), **common}
         backbone: Any = ResNet(parse(ResNetBackbone, values, str(files[0])))
         backbone.read_weights(folder)
     elif kind in {*FAMILIES, pretrained.TIMM}:
@@ -122,10 +122,10 @@ def load(folder: Path) -> Backbone:
             "image_size": (pixels.get("crop_size") or pixels["size"])["height"],
             **common,
         }
-        values["patch_size"] = saved.get("patch_size", 1)
+        values["patch_size"] = config.get("patch_size", 1)
         backbone = published.build(parse(PublishedBackbone, values, str(files[0])))
     else:
-        known = ", ".join([*pretrained.RESNETS, *FAMILIES, pretrained.TIMM])
-        raise ValueError(f"{files[0]} says model_type {kind!r}; allowed: {known}")
+        allowed = ", ".join([*pretrained.RESNETS, *FAMILIES, pretrained.TIMM])
+        raise ValueError(f"{files[0]} says model_type {kind!r}; allowed: {allowed}")
     backbone.origin, backbone.teacher = Origin.read(folder), Origin.read(folder, TEACHER)
     return backbone

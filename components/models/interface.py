@@ -31,7 +31,7 @@ class Pixels(Strict):
     patches: int = Field(0, ge=0)  # side in pixels of 3 × 3 patches whose features are averaged; 0: the whole picture
 
     @model_validator(mode="after")
-    def _holds(self) -> Self:
+    def _check_patches(self) -> Self:
         if self.patches > self.image_size:
             raise ValueError(f"patches {self.patches} is larger than image_size {self.image_size}")
         return self
@@ -58,7 +58,7 @@ class ViTBackbone(Pixels):
     pool: Literal["class", "mean"] = "class"  # token, or of all others, where a method trains only those
 
     @model_validator(mode="after")
-    def _divides(self) -> ViTBackbone:
+    def _check_patch_size(self) -> ViTBackbone:
         check_divides(self.image_size, self.patch_size)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
@@ -80,7 +80,7 @@ class PublishedBackbone(Pixels):
     patch_size: int = Field(1, ge=1)
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_patch_size(self) -> Self:
         check_divides(self.image_size, self.patch_size)
         return self
 
@@ -134,15 +134,15 @@ class Backbone(nn.Module, ABC):
         return (pixels - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self._averaged(self.whole(self._inputs(pixels)), len(pixels))
+        return self._average_patches(self.whole(self._inputs(pixels)), len(pixels))
 
     def blocks(self, pixels: Tensor) -> list[Tensor]:
-        return [self._averaged(x, len(pixels)) for x in self._blocks(self._inputs(pixels))]
+        return [self._average_patches(x, len(pixels)) for x in self._blocks(self._inputs(pixels))]
 
     def _inputs(self, pixels: Tensor) -> Tensor:
         return grid(pixels, self.patches).flatten(0, 1) if self.patches else pixels
 
-    def _averaged(self, x: Tensor, images: int) -> Tensor:
+    def _average_patches(self, x: Tensor, images: int) -> Tensor:
         return x.unflatten(0, (images, -1)).mean(1) if self.patches else x
 
     def as_stock(self) -> Self:

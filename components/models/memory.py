@@ -49,8 +49,8 @@ class Queue(nn.Module):
     @torch.no_grad()
     def push(self, batch: Tensor) -> None:
         """batch: [B, dim], B at most `length`."""
-        places = (self.cursor + torch.arange(len(batch), device=batch.device)) % len(self.items)
-        self.items[places] = batch.to(self.items.dtype)
+        positions = (self.cursor + torch.arange(len(batch), device=batch.device)) % len(self.items)
+        self.items[positions] = batch.to(self.items.dtype)
         self.cursor.add_(len(batch)).remainder_(len(self.items))
 
 
@@ -79,8 +79,8 @@ class Center(nn.Module):
         """Moves the mean. Every rank must call it, also one that recorded nothing."""
         total = ranks.total(torch.stack(self._sums).sum(0))
         self._sums.clear()
-        seen = total[-1] > 0  # a tensor, so that nothing waits for the GPU
-        self.mean.lerp_(total[:-1] / total[-1].clamp_min(1), (1 - self.momentum) * seen.to(self.mean.dtype))
+        has_rows = total[-1] > 0  # a tensor, so that nothing waits for the GPU
+        self.mean.lerp_(total[:-1] / total[-1].clamp_min(1), (1 - self.momentum) * has_rows.to(self.mean.dtype))
 
 
 class RunningMean(Center):

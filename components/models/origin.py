@@ -26,18 +26,20 @@ class Origin:
         (folder / name).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def of(cls, source: str, place: str, model_type: str, revision: str | None) -> Origin:
+    def of(cls, source: str, location: str, model_type: str, revision: str | None) -> Origin:
         """Returns what the card of a published model says, or for a folder that selfsight wrote, its origin.json.
 
-        place: the local folder, or the Hugging Face id.
+        location: the local folder, or the Hugging Face id.
         """
-        folder = Path(place)
+        folder = Path(location)
         if cls.read(folder):
             return cls.of_folder(source, model_type)
         if folder.is_dir() and not (folder / "README.md").is_file():
             return cls(source, model_type, revision)
         try:
-            card = folder / "README.md" if folder.is_dir() else hf_hub_download(place, "README.md", revision=revision)
+            card = (
+                folder / "README.md" if folder.is_dir() else hf_hub_download(location, "README.md", revision=revision)
+            )
             data = ModelCard.load(card).data
         except (OSError, ValueError, YAMLError):  # no card, or one that cannot be parsed
             return cls(source, model_type, revision)

@@ -34,8 +34,8 @@ def resamplers(size: int, smallest: int) -> Tensor:
     R @ square @ Rᵀ is the square resampled, bilinear with antialiasing; the last one is the identity.
     """
     columns = torch.eye(size)[None, None]
-    small = (interpolate(columns, (side, size), mode="bilinear", antialias=True) for side in range(smallest, size + 1))
-    return torch.stack([interpolate(x, (size, size), mode="bilinear")[0, 0] for x in small])
+    shrunk = (interpolate(columns, (side, size), mode="bilinear", antialias=True) for side in range(smallest, size + 1))
+    return torch.stack([interpolate(x, (size, size), mode="bilinear")[0, 0] for x in shrunk])
 
 
 def standardized(squares: Tensor) -> Tensor:
@@ -55,11 +55,11 @@ def without_aberration(squares: Tensor, color: Literal["dropping", "projection",
         return squares
     if color == "projection":
         red, green, blue = squares.unbind(1)
-        along = (2 * green - red - blue) / 6  # in units of the axis (-1, 2, -1), from magenta to green
-        return torch.stack([red + along, green - 2 * along, blue + along], 1)
-    kept = (draws[:, 0] * 3).long()[:, None] == torch.arange(3, device=squares.device)  # [M, 3]
+        projection = (2 * green - red - blue) / 6  # in units of the axis (-1, 2, -1), from magenta to green
+        return torch.stack([red + projection, green - 2 * projection, blue + projection], 1)
+    keep = (draws[:, 0] * 3).long()[:, None] == torch.arange(3, device=squares.device)  # [M, 3]
     noise = hashed(draws[:, 1], squares[0].numel()).to(squares.dtype).view_as(squares) - 0.5
-    return torch.where(kept[:, :, None, None], squares, noise)
+    return torch.where(keep[:, :, None, None], squares, noise)
 
 
 def hashed(seeds: Tensor, count: int) -> Tensor:

@@ -69,11 +69,11 @@ def describe(source: str, revision: str | None = None) -> Description:
             raise unreachable(PACKAGED, f"the package {PACKAGE} is not installed")
         # (x - 127) / 128 of pixels 0 … 255, as the weights were trained
         return Description(config, 224, 1, (127 / 255,) * 3, (128 / 255,) * 3, "crop")
-    place = _locate(source)
-    if values := saved_resnet(Path(place)):
-        return Description(None, values["image_size"], 1, *_pixels(source, place, revision))
+    location = _locate(source)
+    if values := saved_resnet(Path(location)):
+        return Description(None, values["image_size"], 1, *_pixels(source, location, revision))
     try:
-        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     except DAMAGED as error:
         raise unreachable(source, str(error)) from error
     kind = config.model_type
@@ -87,7 +87,7 @@ def describe(source: str, revision: str | None = None) -> Description:
     if kind == TIMM:
         return _describe_timm(source, config, commit)
     size, patch = (side if isinstance(side, int) else side[0] for side in (config.image_size, config.patch_size))
-    return Description(config, size, patch, *_pixels(source, place, revision), commit)
+    return Description(config, size, patch, *_pixels(source, location, revision), commit)
 
 
 def saved_resnet(folder: Path) -> dict[str, Any] | None:
@@ -105,8 +105,8 @@ def saved_resnet(folder: Path) -> dict[str, Any] | None:
 def _describe_timm(source: str, config: Any, commit: str | None) -> Description:
     loading = TIMM_LOADING & set(getattr(config, "model_args", None) or {})
     if loading or ":" in config.architecture:
-        named = ", ".join(sorted(loading)) or config.architecture
-        raise unreachable(source, f"config.json names other files to load weights from: {named}")
+        names = ", ".join(sorted(loading)) or config.architecture
+        raise unreachable(source, f"config.json names other files to load weights from: {names}")
     cfg = getattr(config, "pretrained_cfg", None) or {}
     if not {"mean", "std", "input_size"} <= set(cfg):
         raise unreachable(source, "config.json has no pretrained_cfg with mean, std and input_size")
@@ -114,10 +114,10 @@ def _describe_timm(source: str, config: Any, commit: str | None) -> Description:
     return Description(config, cfg["input_size"][-1], 1, tuple(cfg["mean"]), tuple(cfg["std"]), square, commit)
 
 
-def _pixels(source: str, place: str, revision: str | None) -> tuple[Any, Any, Square]:
+def _pixels(source: str, location: str, revision: str | None) -> tuple[Any, Any, Square]:
     """Returns mean and deviation of pixels in 0 … 1 as the model was trained, and how photos become squares."""
     try:
-        values, _ = ImageProcessingMixin.get_image_processor_dict(place, revision=revision)
+        values, _ = ImageProcessingMixin.get_image_processor_dict(location, revision=revision)
     except DAMAGED as error:
         raise unreachable(source, f"preprocessor_config.json cannot be read, {_first_line(error)}") from error
     square: Square = "crop" if values.get("do_center_crop") else "squash"
@@ -140,13 +140,13 @@ def read(source: str, revision: str | None = None) -> tuple[Any, Origin]:
     """
     if source == PACKAGED:
         return _read_packaged()
-    config, place = describe(source, revision).model_config, _locate(source)
-    family = FAMILIES.get(_model_type(place, revision))
+    config, location = describe(source, revision).model_config, _locate(source)
+    family = FAMILIES.get(_model_type(location, revision))
     make: Any = family.transformer if family else transformers.TimmWrapperModel
     options = family.load_options if family else {}
     try:
         model, info = make.from_pretrained(
-            place,
+            location,
             config=config,
             revision=revision,
             trust_remote_code=False,
@@ -161,7 +161,7 @@ def read(source: str, revision: str | None = None) -> tuple[Any, Origin]:
         raise unreachable(source, f"weights are missing: {', '.join(sorted(info['missing_keys']))}")
     _remove_randomness(model)
     return model, Origin.of(
-        source, place, _model_type(place, revision), getattr(model.config, "_commit_hash", revision)
+        source, location, _model_type(location, revision), getattr(model.config, "_commit_hash", revision)
     )
 
 
@@ -201,8 +201,8 @@ def _with_classifier() -> list[str]:
     return list(timm.create_model("tf_efficientnet_lite0").state_dict())
 
 
-def _model_type(place: str, revision: str | None) -> str:
-    return str(AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False).model_type)
+def _model_type(location: str, revision: str | None) -> str:
+    return str(AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False).model_type)
 
 
 def _locate(source: str) -> str:

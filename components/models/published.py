@@ -194,10 +194,14 @@ def _as_vit(model: Any, family: Family, config: PublishedBackbone) -> ViTBackbon
     """Returns the shape of our ViT that computes the same as this model, or None."""
     if family.model != "ViTModel" or not can_hold(model.config):
         return None
-    saved = model.config
-    pool, patches = getattr(saved, "pool", family.pool), getattr(saved, "patches", 0)
-    values = {"width": saved.hidden_size, "depth": saved.num_hidden_layers, "heads": saved.num_attention_heads}
-    values |= {"layer_norm_eps": saved.layer_norm_eps, "pool": pool, "patches": patches}
+    vit_config = model.config
+    pool, patches = getattr(vit_config, "pool", family.pool), getattr(vit_config, "patches", 0)
+    values = {
+        "width": vit_config.hidden_size,
+        "depth": vit_config.num_hidden_layers,
+        "heads": vit_config.num_attention_heads,
+    }
+    values |= {"layer_norm_eps": vit_config.layer_norm_eps, "pool": pool, "patches": patches}
     return ViTBackbone(**config.model_dump(include={"image_size", "patch_size", "mean", "std", "square"}), **values)
 
 

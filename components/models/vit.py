@@ -81,13 +81,13 @@ class ViT(Backbone):
 
         visible: bool [B, M], the tokens that the others may attend to; the outputs of the rest are meaningless.
         """
-        return self.trunk.layernorm(self._through(x, self.trunk.layers, visible))
+        return self.trunk.layernorm(self._run_layers(x, self.trunk.layers, visible))
 
-    def _through(self, x: Tensor, layers: nn.ModuleList, visible: Tensor | None = None) -> Tensor:
-        attended = None if visible is None else visible[:, None, None, :]  # [B, heads, from, to]
+    def _run_layers(self, x: Tensor, layers: nn.ModuleList, visible: Tensor | None = None) -> Tensor:
+        mask = None if visible is None else visible[:, None, None, :]  # [B, heads, from, to]
         self.trunk.config._attn_implementation = attention(x.device, masked=visible is not None)
         for layer in layers:
-            x = layer(x, attended)
+            x = layer(x, mask)
         return x
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class ViT(Backbone):
         10 / 12 of a block's work: 7 % of a ViT's of depth 12, 28 % of one's of depth 3.
         """
         last = self.trunk.layers[-1]
-        x = self._through(self.embed(pixels), self.trunk.layers[:-1])
+        x = self._run_layers(self.embed(pixels), self.trunk.layers[:-1])
         normed = last.layernorm_before(x)
         heads = (-1, last.attention.head_dim)
         query = last.attention.q_proj(normed[:, 0]).unflatten(-1, heads)[:, :, None]  # [B, heads, 1, D / heads]
@@ -163,8 +163,8 @@ class ViT(Backbone):
 
 def can_hold(config: Any) -> bool:
     """True if ViT computes what a ViTModel of this configuration does."""
-    own = ViTConfig(hidden_size=config.hidden_size, intermediate_size=4 * config.hidden_size)
-    return all(getattr(config, name) == getattr(own, name) for name in AS_BUILT)
+    vit_config = ViTConfig(hidden_size=config.hidden_size, intermediate_size=4 * config.hidden_size)
+    return all(getattr(config, name) == getattr(vit_config, name) for name in AS_BUILT)
 
 
 @cache

@@ -30,7 +30,7 @@ from components.stages.scratch import clear, exclusive, scratch
 from components.stages.seeds import SEEDS, seed_folder
 from components.training import distributed, optim
 from components.training.loop import accelerator, any_rank, fit
-from components.training.monitor import Measured, Run
+from components.training.monitor import Measurement, Run
 from components.training.start import rates
 
 FINISHED = "finished"  # a folder in the state of a run
@@ -142,7 +142,7 @@ def _train(
     run = Run(config.method, **length, log=state / "log.jsonl", state=state, seed=config.seed)
     snapshots = _snapshots(config, state, run_setup.photos)
 
-    def measure(step: int, losses: dict[str, float]) -> Measured:
+    def measure(step: int, losses: dict[str, float]) -> Measurement:
         as_published = config.goes_on and not step  # some methods set another pooling
         with torch.random.fork_rng():  # `build` draws weights before it reads them
             backbone = build(config.backbone).to(acc.device) if as_published else method.keep()

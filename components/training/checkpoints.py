@@ -41,7 +41,7 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.rename(folder / f"step-{step}.safetensors")
-    for old in _all(folder)[:-KEPT]:
+    for old in _list_states(folder)[:-KEPT]:
         old.unlink()
     return None
 
@@ -52,7 +52,7 @@ def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
     A damaged file is skipped, with a message. Raises ValueError if all of them are damaged, or if this process has
     other arithmetic than the state was computed with.
     """
-    paths = _all(folder)
+    paths = _list_states(folder)
     for path in reversed(paths):
         try:
             return _restore(path, module, optimizer)
@@ -84,10 +84,10 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
                 slots.setdefault(int(index), {})[slot] = file.get_tensor(key)
     module.load_state_dict(weights)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    for p, kept in optimizer.state.items():  # same memory layout as the parameter: fused optimizers need it
-        for name, value in kept.items():
+    for p, state in optimizer.state.items():  # same memory layout as the parameter: fused optimizers need it
+        for name, value in state.items():
             if value.shape == p.shape:
-                kept[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+                state[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
     return step
 
 
@@ -102,5 +102,5 @@ def _arithmetic(module: nn.Module) -> dict[str, str]:
     return {PRECISION: "bf16" if bf16 else "fp32", winograd.WINOGRAD: "on" if filtering else "off"}
 
 
-def _all(folder: Path) -> list[Path]:
+def _list_states(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), key=lambda path: int(path.stem.removeprefix("step-")))

@@ -99,7 +99,7 @@ def fit(
             acc.print(f"{run.name}: resumed at step {start_step} of {run.steps}")
         wrapped_objective, wrapped_optimizer = acc.prepare(objective, optimizer)
         training = _Training(objective, optimizer, wrapped_objective, wrapped_optimizer, settings, run, acc)
-        steps = progress(range(start_step, run.steps), run.name, unit="step", shown=acc.is_main_process)
+        steps = progress(range(start_step, run.steps), run.name, unit="step", visible=acc.is_main_process)
         monitor = Monitor(run, start_step, acc, steps)
         if start_step in run.measured:  # measured before, if it is not 0
             _measure(training, start_step, monitor)

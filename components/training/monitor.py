@@ -22,20 +22,20 @@ EXPLODED = 1e6  # the largest first loss is Barlow Twins', a few times the numbe
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the features were worth at one point of a run: in words, and as entries of the progress line.
+class Measurement:
+    """A measurement of the features at one point of a run: in words, and as entries of the progress line.
 
-    collapsed: how they have collapsed and what to try, None if they have not.
+    collapsed: how the features have collapsed and what to try, None if they have not.
     """
 
     words: str
-    shown: dict[str, str]
+    entries: dict[str, str]
     collapsed: str | None = None
 
     def lines(self, run: Run, step: int) -> list[str]:
         """Returns lines for the terminal; flows/training_progress.py reads them too."""
-        done = f"{run.name}: {100 * step / run.steps:.0f} % of the run, step {step:,}"
-        return [f"{done}: {words}" for words in (self.words, self.collapsed) if words]
+        prefix = f"{run.name}: {100 * step / run.steps:.0f} % of the run, step {step:,}"
+        return [f"{prefix}: {words}" for words in (self.words, self.collapsed) if words]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Run:
     micro_batches: int | None = None  # per batch and process; None: as SELFSIGHT_MICRO_BATCHES says
     per_epoch: int | None = None  # steps, if there are epochs
     measured: tuple[int, ...] = ()  # steps after which `measure` is called, before a state is saved; 0: at the start
-    measure: Callable[[int, dict[str, float]], Measured | None] | None = None  # in the first process, with its losses
+    # called in the first process, with the step and that process's losses
+    measure: Callable[[int, dict[str, float]], Measurement | None] | None = None
     stop_on_collapse: bool = False
 
 
@@ -75,31 +76,33 @@ class Monitor:
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Measure the time that is spent waiting for data."""
-        before = time.monotonic()
+        start = time.monotonic()
         yield
-        self.seconds_waited += time.monotonic() - before
+        self.seconds_waited += time.monotonic() - start
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
         """Measure the time that is spent saving the state."""
-        before = time.monotonic()
+        start = time.monotonic()
         yield
         self._saved_at = time.monotonic()
-        self.seconds_saving += self._saved_at - before
+        self.seconds_saving += self._saved_at - start
 
     def measure(self, step: int) -> str | None:
         """Measure the features, in the first process, and print the result. Returns how they have collapsed, if so."""
         if not (self.run.measure and self.acc.is_main_process):
             return None
-        before = time.monotonic()
-        measured = self.run.measure(step, {k: float(v) for _, losses in self._recorded[-1:] for k, v in losses.items()})
-        self.seconds_measuring += time.monotonic() - before
-        if not measured:
+        start = time.monotonic()
+        measurement = self.run.measure(
+            step, {k: float(v) for _, losses in self._recorded[-1:] for k, v in losses.items()}
+        )
+        self.seconds_measuring += time.monotonic() - start
+        if not measurement:
             return None
-        self._features = measured.shown
-        self.bar.write("\n".join(measured.lines(self.run, step)))  # above the progress line
+        self._features = measurement.entries
+        self.bar.write("\n".join(measurement.lines(self.run, step)))  # above the progress line
         sys.stdout.flush()  # at once, also where the output is a pipe
-        return measured.collapsed
+        return measurement.collapsed
 
     def seconds_since_save(self) -> float:
         """Returns the seconds since the state was last saved."""
@@ -127,23 +130,23 @@ class Monitor:
                     f"good state is in {self.run.state}. Try a lower learning rate, a longer warm-up or clipping"
                 )
             self._last_finite = f"at step {step} it was {values['loss']:g}"
-        done = self._recorded[-1][0]
+        last_step = self._recorded[-1][0]
         self._recorded.clear()
         seconds = time.monotonic() - self.started
-        rate, per_epoch = (done - self.start_step) * self.run.batch_size / seconds, self.run.per_epoch
+        rate, per_epoch = (last_step - self.start_step) * self.run.batch_size / seconds, self.run.per_epoch
         line = {
-            "step": done,
-            **({"epoch": done / per_epoch} if per_epoch else {}),
+            "step": last_step,
+            **({"epoch": last_step / per_epoch} if per_epoch else {}),
             "lr": lr,
             **values,
             "images_per_second": rate,
             "data_wait": self.seconds_waited / seconds,  # a fraction of the time
-            "seconds_left": (self.run.steps - done) * seconds / (done - self.start_step),
+            "seconds_left": (self.run.steps - last_step) * seconds / (last_step - self.start_step),
             "memory_gib": _memory(self.acc.device) / 2**30,
         }
-        shown = {"epoch": f"{done / per_epoch:.1f}/{self.run.steps // per_epoch}"} if per_epoch else {}
-        shown |= {"loss": f"{values['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{line['data_wait']:.0%}"}
-        self.bar.set_postfix(**shown, **self._features, mem=f"{line['memory_gib']:.1f}G", refresh=False)
+        entries = {"epoch": f"{last_step / per_epoch:.1f}/{self.run.steps // per_epoch}"} if per_epoch else {}
+        entries |= {"loss": f"{values['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{line['data_wait']:.0%}"}
+        self.bar.set_postfix(**entries, **self._features, mem=f"{line['memory_gib']:.1f}G", refresh=False)
         if self.acc.is_main_process:
             with self.run.log.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
@@ -190,11 +193,11 @@ def _memory(device: torch.device) -> int:
 def _trim(log: Path, step: int) -> None:
     """Remove the lines of steps after `step`, from which the run is resumed."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
+    lines = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []:
         with contextlib.suppress(ValueError):  # half a line, written when the power failed
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                lines.append(line)
     part = log.with_suffix(".tmp")
-    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     part.replace(log)

@@ -103,17 +103,17 @@ class Lars(torch.optim.Optimizer):
             updates = torch._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])
             if group["adapt"]:
                 weight_norm, update_norm = (torch.stack(torch._foreach_norm(x)) for x in (params, list(updates)))
-                both = (weight_norm > 0) & (update_norm > 0)
-                ratio = torch.where(both, group["trust"] * weight_norm / update_norm, 1.0)
+                nonzero = (weight_norm > 0) & (update_norm > 0)
+                ratio = torch.where(nonzero, group["trust"] * weight_norm / update_norm, 1.0)
                 torch._foreach_mul_(updates, list(ratio.unbind()))
             for p in params:
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             velocity = [self.state[p]["momentum_buffer"] for p in params]
-            inside, outside = (group["lr"], 1.0) if self.classic_momentum else (1.0, group["lr"])
+            update_factor, velocity_factor = (group["lr"], 1.0) if self.classic_momentum else (1.0, group["lr"])
             torch._foreach_mul_(velocity, group["momentum"])
-            torch._foreach_add_(velocity, updates, alpha=inside)
-            torch._foreach_add_(params, velocity, alpha=-outside)
+            torch._foreach_add_(velocity, updates, alpha=update_factor)
+            torch._foreach_add_(params, velocity, alpha=-velocity_factor)
 
 
 def build(
@@ -132,24 +132,24 @@ def build(
     """
     relative = batch_size / 256
     scale = relative if config.scaling == "linear" else math.sqrt(relative)
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for prefix in config.constant_lr:
-        if not any(name.startswith(prefix) for name in trained):
-            prefixes = ", ".join(sorted({name.partition(".")[0] + "." for name in trained}))
+        if not any(name.startswith(prefix) for name in trainable):
+            prefixes = ", ".join(sorted({name.partition(".")[0] + "." for name in trainable}))
             raise ValueError(f"constant_lr: no parameter's name begins with {prefix!r}; there are: {prefixes}")
     factors = factors or {}
     kinds: dict[tuple[bool, bool, float | None], list[tuple[str, nn.Parameter]]] = {}
-    for name, p in trained.items():
+    for name, p in trainable.items():
         scheduled = not name.startswith(config.constant_lr or ("\0",))
         kinds.setdefault((p.ndim > 1, scheduled, factors.get(name)), []).append((name, p))
     groups = []
-    for (wide, scheduled, factor), params in kinds.items():
+    for (multi_dim, scheduled, factor), params in kinds.items():
         peak = (
             scale
             * (1.0 if factor is None else factor)
-            * (config.lr if wide or config.plain_lr is None else config.plain_lr)
+            * (config.lr if multi_dim or config.plain_lr is None else config.plain_lr)
         )
-        decayed = wide or config.decay_all
+        decayed = multi_dim or config.decay_all
         decay = config.weight_decay if decayed else 0.0
         group = {"params": params, "lr": peak, "peak": peak, "scheduled": scheduled, "decayed": decayed}
         group["frozen"] = 0.0 if factor is None else frozen  # until this share of the run
@@ -179,19 +179,19 @@ def clip(optimizer: torch.optim.Optimizer, config: SGD | AdamW | LARS) -> None:
     """
     if config.clip is None:
         return
-    named = [
+    named_params = [
         pair for group in optimizer.param_groups for pair in zip(group["param_names"], group["params"], strict=True)
     ]
-    grads = {name: p.grad for name, p in named if p.grad is not None}
+    grads = {name: p.grad for name, p in named_params if p.grad is not None}
     if not config.clip_each:
-        torch.nn.utils.clip_grad_norm_([p for _, p in named], config.clip)
+        torch.nn.utils.clip_grad_norm_([p for _, p in named_params], config.clip)
         return
-    fused = [re.sub(r"\b[qkv]_proj\b", "qkv", name) for name in grads]
+    group_names = [re.sub(r"\b[qkv]_proj\b", "qkv", name) for name in grads]
     norms: dict[str, list[Tensor]] = {}
-    for name, norm in zip(fused, torch._foreach_norm(list(grads.values())), strict=True):
+    for name, norm in zip(group_names, torch._foreach_norm(list(grads.values())), strict=True):
         norms.setdefault(name, []).append(norm)
     total = {name: torch.stack(parts).norm() if len(parts) > 1 else parts[0] for name, parts in norms.items()}
-    factors = (config.clip / (torch.stack([total[name] for name in fused]) + 1e-6)).clamp_(max=1)
+    factors = (config.clip / (torch.stack([total[name] for name in group_names]) + 1e-6)).clamp_(max=1)
     torch._foreach_mul_(list(grads.values()), list(factors.unbind()))
 
 

@@ -15,7 +15,7 @@ from components.data.fields import BatchSource, make_batch
 from components.evaluation.features import features
 from components.methods import teacher_views
 from components.methods.distill import Distill, DistillConfig
-from components.methods.teacher_views import PhotoFeatures, PhotoTokens, Seen, whole_photos
+from components.methods.teacher_views import PhotoFeatures, PhotoTokens, TeacherOutputs, whole_photos
 from components.models.backbone import PublishedBackbone, ResNetBackbone, ViTBackbone, build, load
 from components.models.published import resolve
 from components.models.teacher import Teacher
@@ -156,11 +156,11 @@ def test_tokens_of_a_view_lie_where_the_view_shows_the_photo(teacher_folder, pho
     side, rows = 16, photos.rows("train")[:12]
     column = (torch.arange(side) + 0.5).expand(side, side)
     maps = torch.stack([column, column.T]).half().expand(len(photos), -1, -1, -1)
-    monkeypatch.setattr(teacher_views, "whole_photos", lambda *_, **__: Seen(torch.empty(0), maps))
+    monkeypatch.setattr(teacher_views, "whole_photos", lambda *_, **__: TeacherOutputs(torch.empty(0), maps))
     teacher = config_of(teacher_folder).teacher.model_copy(update={"square": square})
     view = View(16, crop=(0.05, 0.6))
     source = BatchSource(photos, rows, 0, 1, CPU)
-    tokens = PhotoTokens(teacher, view, of=0).make(source, 2)  # [B, side², 2]
+    tokens = PhotoTokens(teacher, view, view_index=0).make(source, 2)  # [B, side², 2]
     params = sample_params(view, source.shapes, source.uniform(0, DRAWS_PER_VIEW))
     assert 0 < params.flip.sum() < len(rows)
     for photo in range(len(rows)):

@@ -80,7 +80,7 @@ def test_a_stopped_run_ends_in_the_same_weights(settings, by, tmp_path, capsys):
         train(tmp_path / "cut", settings, stop_at=14, stop_by=by)
     assert "toy: stopped at step 20 of 40; the same command continues from there" in capsys.readouterr().out
     assert stopped.value.code == 75
-    assert [path.name for path in checkpoints._all(tmp_path / "cut" / "state")] == [
+    assert [path.name for path in checkpoints._list_states(tmp_path / "cut" / "state")] == [
         "step-10.safetensors",
         "step-20.safetensors",
     ]
@@ -105,7 +105,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_the_last_good_state_stays(tmp_path
         FloatingPointError, match=r"toy: loss is nan at step 17; at step 16 it was [\d.]+\. The last good"
     ):
         train(tmp_path, SETTINGS[0], nan_at=17)
-    assert [path.name for path in checkpoints._all(tmp_path / "state")] == ["step-10.safetensors"]
+    assert [path.name for path in checkpoints._list_states(tmp_path / "state")] == ["step-10.safetensors"]
 
 
 def test_a_loss_that_explodes_stops_the_run(tmp_path):
@@ -117,7 +117,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     """The loss of a step is computed before its update: a bad update shows in the weights first."""
     with pytest.raises(FloatingPointError, match=r"toy: not saved at step 20: module\.net\..* is not finite"):
         train(tmp_path, SETTINGS[0], overflow_at=20)
-    assert [path.name for path in checkpoints._all(tmp_path / "state")] == ["step-10.safetensors"]
+    assert [path.name for path in checkpoints._list_states(tmp_path / "state")] == ["step-10.safetensors"]
     assert torch.isfinite(train(tmp_path, SETTINGS[0])["net.0.weight"]).all()
 
 
@@ -164,7 +164,7 @@ def test_the_log_has_epochs_rates_and_memory(tmp_path):
 
 def test_the_last_two_states_are_kept(tmp_path):
     train(tmp_path, SETTINGS[0])
-    kept = [path.name for path in checkpoints._all(tmp_path / "state")]
+    kept = [path.name for path in checkpoints._list_states(tmp_path / "state")]
     assert kept == ["step-30.safetensors", "step-40.safetensors"]
 
 
@@ -172,17 +172,17 @@ def test_states_are_saved_every_save_every_steps(tmp_path):
     run = Run("toy", 15, 16, tmp_path / "log.jsonl", tmp_path, save_every=7)
     toy = Toy()
     fit(toy, data, build(toy, SETTINGS[0], 256), SETTINGS[0], run, Accelerator(cpu=True))
-    assert [path.name for path in checkpoints._all(tmp_path)] == ["step-7.safetensors", "step-14.safetensors"]
+    assert [path.name for path in checkpoints._list_states(tmp_path)] == ["step-7.safetensors", "step-14.safetensors"]
 
 
 def test_a_damaged_state_is_skipped_for_the_one_before(tmp_path, capsys):
     whole = train(tmp_path, SETTINGS[0])
-    _, newest = checkpoints._all(tmp_path / "state")
+    _, newest = checkpoints._list_states(tmp_path / "state")
     newest.write_bytes(newest.read_bytes()[:100])
     again = train(tmp_path, SETTINGS[0])
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert "trying the state before it" in capsys.readouterr().out
-    for path in checkpoints._all(tmp_path / "state"):
+    for path in checkpoints._list_states(tmp_path / "state"):
         path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="can be read; remove the folder"):
         train(tmp_path, SETTINGS[0])
