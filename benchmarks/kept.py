@@ -126,22 +126,22 @@ def page(baselines: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, An
     absent = f" Not run: {', '.join(missing)}." if missing else ""
     return f"""# What each backbone keeps
 
-Measured by `python -m benchmarks.kept` on 8,000 generated scenes, with the settings of params.yaml, each backbone
-frozen. In percent, on test photos, with 95 % intervals of the first seed; after a dot the other seeds.
+Measured by `python -m benchmarks.kept` on 8,000 generated scenes, with the settings of params.yaml. Each backbone is
+frozen. Numbers are in percent, on test photos: the first seed with its 95 % interval, and after each dot another seed.
 Seeds: {seeds}.{absent}
 
-- kind (10), number (3 or 4), place (of three objects: which quarter is empty), ground (3): accuracy of a linear probe
-  of the photo's feature. colors: is there an object that is red, yellow, green, blue, purple? The mean balanced
-  accuracy of the five.
-- mIoU: of ten kinds and ground, by a linear probe of the places' features, enlarged to 64 × 64 pixels. The more places,
-  the more is possible.
-- CorLoc: a box around what the backbone looks at has an IoU of at least 0.5 with that of an object; threshold and sign
-  are chosen on training photos.
+- kind (10 classes), number (3 or 4), place (of three objects: which quarter is empty), ground (3 classes): accuracy of
+  a linear probe on the photo's feature.
+- colors: is there an object that is red, yellow, green, blue, purple? The mean balanced accuracy of the five.
+- mIoU: of ten kinds and ground, by a linear probe on the features of the positions, enlarged to 64 × 64 pixels. With
+  more positions (column "places"), more is possible.
+- CorLoc: the fraction of photos in which a box around what the backbone highlights has an IoU of at least 0.5 with the
+  box of an object. Threshold and sign are chosen on training photos.
 
 {table(baselines, rows)}
 
-SimCLR against its twin, which sees no color jitter and no gray views. An interval that lies wholly below or above the
-other one is counted, by seeds:
+SimCLR against its twin, which is trained without color jitter and gray views. "Lower in 1 of 1" means: for one of one
+seeds, SimCLR's interval is entirely below the twin's.
 
 {twins}
 
