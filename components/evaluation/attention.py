@@ -78,11 +78,11 @@ def write_maps(backbone: Backbone, photos: Photos, rows: np.ndarray, file: Path)
     """
     backbone.cpu().eval()
     pixels = photos.squares(rows, backbone.config.image_size, backbone.config.square)
-    attention, shown = attention_maps(backbone, pixels)
+    attention, kind = attention_maps(backbone, pixels)
     if attention.shape[-1] < LEAST:
         return
     tensors = {"rows": torch.from_numpy(rows), "attention": attention, "colors": patch_colors(backbone, pixels)}
-    about = {"shown": shown, "square": backbone.config.square}
+    about = {"shown": kind, "square": backbone.config.square}
     save_file({name: x.contiguous() for name, x in tensors.items()}, file, about)
 
 

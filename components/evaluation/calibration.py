@@ -44,12 +44,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     logits = logits.double()
     if labels.ndim == 2:  # yes or no is a choice of two, with the logits 0 for no and the class's for yes
         logits, labels = torch.stack((torch.zeros_like(logits), logits), 2).flatten(0, 1), labels.flatten().long()
-    right = logits.gather(1, labels[:, None])[:, 0]  # [N]
+    label_logits = logits.gather(1, labels[:, None])[:, 0]  # [N]
     low, high = 1 / HIGHEST, 1 / LOWEST  # of the factor 1 / T
     for _ in range(HALVINGS):
         factor = (low + high) / 2
         expected = ((logits * factor).softmax(1) * logits).sum(1)  # [N], of the logit, by the probabilities
-        low, high = (factor, high) if float((expected - right).mean()) < 0 else (low, factor)
+        low, high = (factor, high) if float((expected - label_logits).mean()) < 0 else (low, factor)
     return 2 / (low + high)
 
 

@@ -28,7 +28,7 @@ PIXELS, GRID = 64, 8  # raw pixels: squares of a photo of this side, in a grid o
 def dense_rows(photos: Photos) -> list[np.ndarray]:
     """Returns the rows of train and test that are measured, always the same."""
     random = np.random.default_rng(0)
-    return [np.sort(random.permutation(photos.rows(split))[:most]) for split, most in SPLITS.items()]
+    return [np.sort(random.permutation(photos.rows(split))[:limit]) for split, limit in SPLITS.items()]
 
 
 def classes_of(rows: np.ndarray, truths: Sequence[Truth]) -> Tensor:
@@ -57,27 +57,27 @@ def segmentation(
     """
     train_classes, test_classes = (classes_of(r, truths) for r in rows)
     count, (height, width) = int(max(train_classes.max(), test_classes.max())) + 1, parts[0].shape[1:3]
-    of_places = [majority(classes, height, width).flatten() for classes in (train_classes, test_classes)]
-    kept = torch.randperm(len(of_places[0]), generator=torch.Generator().manual_seed(0))[:BANK]
-    bank, labels, queries = parts[0].flatten(0, 2)[kept], of_places[0][kept], parts[1].flatten(0, 2)
+    place_classes = [majority(classes, height, width).flatten() for classes in (train_classes, test_classes)]
+    sample = torch.randperm(len(place_classes[0]), generator=torch.Generator().manual_seed(0))[:BANK]
+    bank, labels, queries = parts[0].flatten(0, 2)[sample], place_classes[0][sample], parts[1].flatten(0, 2)
     centered, centered_queries = center(bank, queries)
-    similarity, near = knn.nearest(centered_queries, centered, min(neighbors, len(bank)))
+    similarity, nearest = knn.nearest(centered_queries, centered, min(neighbors, len(bank)))
     train, test = standardize(bank, queries)
     weight, bias = linear.fit(train, labels, count, linear.MIDDLE)
     scores = {
-        "knn": knn.shares(similarity, labels[near], count),
+        "knn": knn.shares(similarity, labels[nearest], count),
         "linear": test @ weight.T + bias,
-        "best": one_hot(of_places[1], count).float(),
+        "best": one_hot(place_classes[1], count).float(),
     }
     grids = {name: x.view(-1, height, width, count).permute(0, 3, 1, 2) for name, x in scores.items()}
-    found = {name: mean_iou(enlarged(x, test_classes.shape[1:]).argmax(1), test_classes) for name, x in grids.items()}
-    return {**found, "places": [height, width]}
+    ious = {name: mean_iou(enlarged(x, test_classes.shape[1:]).argmax(1), test_classes) for name, x in grids.items()}
+    return {**ious, "places": [height, width]}
 
 
 def majority(classes: Tensor, height: int, width: int) -> Tensor:
     """Returns the class of each place, int64 [n, height, width]; classes: of pixels, one kind at most in a photo."""
-    covered = adaptive_avg_pool2d((classes > 0).float()[:, None], (height, width))[:, 0] >= 0.5
-    return covered * classes.amax((1, 2), keepdim=True)
+    is_object = adaptive_avg_pool2d((classes > 0).float()[:, None], (height, width))[:, 0] >= 0.5
+    return is_object * classes.amax((1, 2), keepdim=True)
 
 
 def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -93,6 +93,6 @@ def mean_iou(predicted: Tensor, expected: Tensor) -> dict[str, float]:
     count, photos = int(max(predicted.max(), expected.max())) + 1, len(predicted)
     pairs = (torch.arange(photos)[:, None, None] * count + expected) * count + predicted
     pairs = torch.bincount(pairs.flatten(), minlength=photos * count**2).view(photos, count, count).double()
-    both = pairs.diagonal(dim1=1, dim2=2)  # [n, C]
-    either = pairs.sum(1) + pairs.sum(2) - both
-    return mean_share_with_ci(both, either)
+    intersection = pairs.diagonal(dim1=1, dim2=2)  # [n, C]
+    union = pairs.sum(1) + pairs.sum(2) - intersection
+    return mean_share_with_ci(intersection, union)

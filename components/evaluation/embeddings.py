@@ -85,25 +85,25 @@ class Embeddings:
     def nearest(self, queries: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the k most similar photos, best first: cosines [Q, k] and rows [Q, k]. queries: [Q, D], not centered.
 
-        among: bool [N], the photos that may be found; all by default. Goes through the file in parts, so that memory
+        among: bool [N], the photos that may be returned; all by default. Goes through the file in parts, so that memory
         does not grow with the number of photos.
         """
         queries, scales = normalize(queries - self.center, dim=1), self._scales()
         if among is not None:
             k = min(k, int(among.sum()))
         tiles = list(queries.split(knn.TILE))
-        found = [(tile.new_empty(len(tile), 0), torch.empty(len(tile), 0, dtype=torch.long)) for tile in tiles]
+        candidates = [(tile.new_empty(len(tile), 0), torch.empty(len(tile), 0, dtype=torch.long)) for tile in tiles]
         for start in range(0, len(self.vectors), knn.BANK):
             part = torch.from_numpy(self.vectors[start : start + knn.BANK])  # no copy
-            places = slice(start, start + knn.BANK)
+            span = slice(start, start + knn.BANK)
             for number, tile in enumerate(tiles):
                 # q · (v - c) = q · v - q · c, so that no centered copy of the vectors is made for each search
-                cosines = torch.addmm(-(tile @ self.center)[:, None], tile, part.T).mul_(scales[places])
+                cosines = torch.addmm(-(tile @ self.center)[:, None], tile, part.T).mul_(scales[span])
                 if among is not None:
-                    cosines.masked_fill_(~among[places], -2.0)  # below any cosine
+                    cosines.masked_fill_(~among[span], -2.0)  # below any cosine
                 new, rows = knn.largest(cosines, k)
-                found[number] = knn.best(found[number], (new, rows + start), k)
-        return torch.cat([cosines for cosines, _ in found]), torch.cat([rows for _, rows in found])
+                candidates[number] = knn.best(candidates[number], (new, rows + start), k)
+        return torch.cat([cosines for cosines, _ in candidates]), torch.cat([rows for _, rows in candidates])
 
     def _scales(self) -> Tensor:
         """Returns what makes the centered vectors' lengths 1, and 0 for those that are at the center: [N]."""

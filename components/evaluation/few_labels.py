@@ -24,21 +24,23 @@ def few_labels(vectors: Tensor, photos: Photos, shots: tuple[int, ...] = SHOTS) 
     """
     train, test = (photos.rows(split, labeled=True) for split in ("train", "test"))
     labels, expected = photos.labels(train), photos.labels(test)
-    most = int(labels.bincount().max())
+    largest_class = int(labels.bincount().max())
     scores: dict[str, dict[str, Any]] = {}
-    for before, count in zip((0, *shots), shots, strict=False):
-        if most <= before:
+    for previous, count in zip((0, *shots), shots, strict=False):
+        if largest_class <= previous:
             break
         accuracies = []
         for draw in range(DRAWS):
             order = torch.from_numpy(np.random.default_rng(draw).permutation(len(train)))
-            few = torch.cat([order[labels[order] == label][:count] for label in range(len(photos.classes))])
-            bank, queries = center(vectors[train][few], vectors[test])
-            nearest = knn.classify(queries, bank, labels[few], 1)
-            known, unknown = standardize(vectors[train][few], vectors[test]) if count > 1 else (bank, queries)
-            weight, bias = linear.fit(known, labels[few], len(photos.classes), linear.MIDDLE)
-            probed = (unknown @ weight.T + bias).argmax(1)
-            accuracies.append([float((x == expected).float().mean()) for x in (nearest, probed)])
+            sample = torch.cat([order[labels[order] == label][:count] for label in range(len(photos.classes))])
+            bank, queries = center(vectors[train][sample], vectors[test])
+            knn_labels = knn.classify(queries, bank, labels[sample], 1)
+            train_vectors, test_vectors = (
+                standardize(vectors[train][sample], vectors[test]) if count > 1 else (bank, queries)
+            )
+            weight, bias = linear.fit(train_vectors, labels[sample], len(photos.classes), linear.MIDDLE)
+            probe_labels = (test_vectors @ weight.T + bias).argmax(1)
+            accuracies.append([float((x == expected).float().mean()) for x in (knn_labels, probe_labels)])
         by_kind = zip(("knn", "linear"), zip(*accuracies, strict=True), strict=True)
         scores[str(count)] = {
             kind: {"mean": float(np.mean(values)), "lowest": min(values), "highest": max(values), "draws": DRAWS}

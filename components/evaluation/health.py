@@ -38,16 +38,17 @@ def feature_std(features: Tensor) -> float:
     return float(unit_vectors(features).std(0).mean() * features.shape[1] ** 0.5)
 
 
-def verdict(rank: float | None, logged: Mapping[str, float]) -> str | None:
+def verdict(rank: float | None, target_stats: Mapping[str, float]) -> str | None:
     """Returns how a run has collapsed and what to try, as one sentence; None if it has not.
 
-    rank: the effective rank of its features, None if it is not known; logged: what the method logs of its targets.
+    rank: the effective rank of its features, None if it is not known; target_stats: what the method logs about its
+    targets.
     """
     if rank is not None and rank < COLLAPSED:
-        seen = f"all photos have nearly the same features (effective rank {rank:.1f})"
-        return f"collapsed: {seen}; try a lower learning rate, a longer warm-up, or another method"
-    if logged.get("prototype_usage", 1.0) < ONE_PROTOTYPE:
+        observation = f"all photos have nearly the same features (effective rank {rank:.1f})"
+        return f"collapsed: {observation}; try a lower learning rate, a longer warm-up, or another method"
+    if target_stats.get("prototype_usage", 1.0) < ONE_PROTOTYPE:
         return "collapsed: one prototype wins every photo; try targets: sinkhorn, or a lower center_momentum"
-    if logged.get("entropy", 0.0) > UNIFORM:
+    if target_stats.get("entropy", 0.0) > UNIFORM:
         return "collapsed: the targets of all photos are uniform; try sharper ones, by a lower teacher_temperature"
     return None

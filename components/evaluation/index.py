@@ -83,8 +83,8 @@ def _probes(index: Index, rows: Tensor) -> dict[str, Any]:
     probes = 1
     while True:
         index.faiss_index.nprobe = probes
-        _, found = knn.others(rows, *index.nearest(queries, K + 1))
-        recall = float((found[:, :, None] == expected[:, None, :]).any(1).float().mean())
+        _, retrieved = knn.others(rows, *index.nearest(queries, K + 1))
+        recall = float((retrieved[:, :, None] == expected[:, None, :]).any(1).float().mean())
         if recall >= RECALL or probes >= index.faiss_index.nlist:
             return {"probes": probes, "recall": recall}
         probes *= 2
@@ -116,12 +116,12 @@ class Index:
         k = min(k, len(self.embeddings.vectors) if among is None else int(among.sum()))
         if among is not None:
             faiss = _faiss()
-            kept = faiss.IDSelectorBatch(among.nonzero()[:, 0].numpy())
-            options["params"] = faiss.SearchParametersIVF(sel=kept, nprobe=self.faiss_index.nprobe)
+            selector = faiss.IDSelectorBatch(among.nonzero()[:, 0].numpy())
+            options["params"] = faiss.SearchParametersIVF(sel=selector, nprobe=self.faiss_index.nprobe)
         cosines, rows = map(torch.from_numpy, self.faiss_index.search(directions.numpy(), k, **options))
-        few = (rows < 0).any(1)
-        if few.any():
-            cosines[few], rows[few] = self.embeddings.nearest(queries[few], k, among)
+        too_few = (rows < 0).any(1)
+        if too_few.any():
+            cosines[too_few], rows[too_few] = self.embeddings.nearest(queries[too_few], k, among)
         return cosines, rows
 
 

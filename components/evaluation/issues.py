@@ -40,20 +40,20 @@ def find_issues(embeddings: Embeddings, search: Search, duplicate: float) -> pl.
     import polars as pl
 
     table = embeddings.table
-    everything = np.arange(len(table))
+    all_rows = np.arange(len(table))
     if len(table) < 2:
         return pl.DataFrame(schema={name: pl.Float64 if name == "score" else pl.String for name in COLUMNS})
-    cosines, rows = neighbors(embeddings, search, everything)
-    found = [_duplicates(embeddings, cosines, rows, duplicate, table["path"])]
+    cosines, rows = neighbors(embeddings, search, all_rows)
+    tables = [_duplicates(embeddings, cosines, rows, duplicate, table["path"])]
     labeled = np.flatnonzero(table["label"].is_not_null().to_numpy())
     names, codes = np.unique(table["label"].to_numpy()[labeled].astype(str), return_inverse=True)
     if len(names) > 1:
         labels = torch.full((len(table),), -1)
         labels[labeled] = torch.from_numpy(codes)
-        near = (cosines, rows) if len(labeled) == len(table) else neighbors(embeddings, search, labeled)
-        found.append(_doubtful(labeled, near, labels, names))
-    found.append(_odd(cosines))
-    parts = [table[part["row"].to_numpy()].select("path", "split", "label").hstack(part.drop("row")) for part in found]
+        nearest = (cosines, rows) if len(labeled) == len(table) else neighbors(embeddings, search, labeled)
+        tables.append(_doubtful_labels(labeled, nearest, labels, names))
+    tables.append(_outliers(cosines))
+    parts = [table[part["row"].to_numpy()].select("path", "split", "label").hstack(part.drop("row")) for part in tables]
     return pl.concat(parts).select(COLUMNS)
 
 
@@ -63,23 +63,25 @@ def neighbors(embeddings: Embeddings, search: Search, rows: np.ndarray) -> tuple
     among[rows] = True
     k = min(NEIGHBORS, len(rows) - 1)
     parts = []
-    for some in progress(list(chunks(rows, knn.TILE)), "neighbors", unit="batch"):
-        near = search(torch.from_numpy(embeddings.vectors[some]), k + 1, None if among.all() else among)
-        parts.append(knn.others(torch.from_numpy(some), *near))
-    return torch.cat([cosines for cosines, _ in parts]), torch.cat([near for _, near in parts])
+    for batch in progress(list(chunks(rows, knn.TILE)), "neighbors", unit="batch"):
+        nearest = search(torch.from_numpy(embeddings.vectors[batch]), k + 1, None if among.all() else among)
+        parts.append(knn.others(torch.from_numpy(batch), *nearest))
+    return torch.cat([cosines for cosines, _ in parts]), torch.cat([rows for _, rows in parts])
 
 
 def groups(first: np.ndarray, second: np.ndarray) -> dict[int, int]:
     """Returns for each photo that is linked to others, directly or not, the smallest row among all of them."""
     links = list(zip(first.tolist(), second.tolist(), strict=True))
-    alone = {row: row for link in links for row in link}  # a row that is linked to itself only stays so
-    return alone | {row: part[0] for part in connected(links) for row in part}
+    singletons = {row: row for link in links for row in link}  # a row that is linked to itself only stays so
+    return singletons | {row: part[0] for part in connected(links) for row in part}
 
 
-def _duplicates(embeddings: Embeddings, cosines: Tensor, rows: Tensor, least: float, paths: pl.Series) -> pl.DataFrame:
-    photo, place = (cosines >= least).nonzero(as_tuple=True)
-    linked = groups(photo.numpy(), rows[photo, place].numpy())
-    pairs = [(row, first) for row, first in sorted(linked.items()) if row != first]
+def _duplicates(
+    embeddings: Embeddings, cosines: Tensor, rows: Tensor, threshold: float, paths: pl.Series
+) -> pl.DataFrame:
+    photo, rank = (cosines >= threshold).nonzero(as_tuple=True)
+    group_of = groups(photo.numpy(), rows[photo, rank].numpy())
+    pairs = [(row, first) for row, first in sorted(group_of.items()) if row != first]
     copies, originals = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     scores = [
         (embeddings.directions(copies[part]) * embeddings.directions(originals[part])).sum(1)
@@ -88,18 +90,20 @@ def _duplicates(embeddings: Embeddings, cosines: Tensor, rows: Tensor, least: fl
     return _table(DUPLICATE, copies, torch.cat([torch.empty(0), *scores]), paths[originals].to_list())
 
 
-def _doubtful(labeled: np.ndarray, near: tuple[Tensor, Tensor], labels: Tensor, names: np.ndarray) -> pl.DataFrame:
-    own, suggested = [], []
+def _doubtful_labels(
+    labeled: np.ndarray, nearest: tuple[Tensor, Tensor], labels: Tensor, names: np.ndarray
+) -> pl.DataFrame:
+    label_shares, suggestions = [], []
     for part in chunks(np.arange(len(labeled))):
-        shares = knn.shares(near[0][part], labels[near[1][part]], len(names))
-        own.append(shares.gather(1, labels[labeled[part]][:, None])[:, 0])
-        suggested.append(shares.argmax(1))
-    share, best = torch.cat(own), torch.cat(suggested)
+        shares = knn.shares(nearest[0][part], labels[nearest[1][part]], len(names))
+        label_shares.append(shares.gather(1, labels[labeled[part]][:, None])[:, 0])
+        suggestions.append(shares.argmax(1))
+    share, best = torch.cat(label_shares), torch.cat(suggestions)
     doubtful = (best != labels[labeled]).nonzero()[:, 0]
     return _table(DOUBTFUL, labeled[doubtful], 1 - share[doubtful], names[best[doubtful]].tolist())
 
 
-def _odd(cosines: Tensor) -> pl.DataFrame:
+def _outliers(cosines: Tensor) -> pl.DataFrame:
     distances = 1 - cosines.mean(1).double()
     low, high = (float(distances.quantile(q)) for q in (0.25, 0.75))
     rows = (distances > high + FENCE * (high - low)).nonzero()[:, 0]

@@ -28,7 +28,7 @@ COLORS = "colors"
 def sampled_rows(photos: Photos) -> list[np.ndarray]:
     """Returns the rows of train, val and test that are measured, always the same."""
     random = np.random.default_rng(0)
-    return [np.sort(random.permutation(photos.rows(split))[:most]) for split, most in SPLITS.items()]
+    return [np.sort(random.permutation(photos.rows(split))[:limit]) for split, limit in SPLITS.items()]
 
 
 def targets(truths: Sequence[Truth]) -> dict[str, Tensor]:
@@ -52,25 +52,27 @@ def targets(truths: Sequence[Truth]) -> dict[str, Tensor]:
 def measure_kept(parts: Sequence[Tensor], rows: Sequence[np.ndarray], truths: Sequence[Truth]) -> dict[str, Any]:
     """Returns how much of the test photos linear probes read from features, by target, with 95 % intervals and chance.
 
-    Accuracies; of the colors the mean of their balanced accuracies. chance: always the most frequent answer. What has
-    one answer alone in train, or is asked of no test photo, is left out.
+    Accuracies; of the colors the mean of their balanced accuracies. chance: always the most frequent answer. A target
+    is left out if it has a single answer in train, or none in test.
     parts: features [n, D] of the `rows` of train, val and test; truths: of all photos.
     """
-    asked = targets(truths)
-    train, val, test = ({name: values[torch.from_numpy(r)] for name, values in asked.items()} for r in rows)
+    all_targets = targets(truths)
+    train, val, test = ({name: values[torch.from_numpy(r)] for name, values in all_targets.items()} for r in rows)
     train = {name: x for name, x in train.items() if len(x[x >= 0].unique()) > 1 and (test[name] >= 0).any()}
     predicted = probe(standardize(*parts), train, val)
     results: dict[str, Any] = {}
     for name in (name for name in predicted if not name.startswith(COLORS)):
-        measured = test[name] >= 0
-        expected, known = test[name][measured], train[name][train[name] >= 0]
-        right = int((predicted[name][measured] == expected).sum())
-        most = int((expected == known.mode().values).sum())
-        results[name] = {**proportion_with_ci(right, len(expected)), "chance": most / len(expected)}
+        has_answer = test[name] >= 0
+        expected, train_labels = test[name][has_answer], train[name][train[name] >= 0]
+        num_correct = int((predicted[name][has_answer] == expected).sum())
+        num_majority = int((expected == train_labels.mode().values).sum())
+        results[name] = {**proportion_with_ci(num_correct, len(expected)), "chance": num_majority / len(expected)}
     if not (names := [name for name in predicted if name.startswith(COLORS)]):
         return results
-    shown, said = (torch.stack([source[name] for name in names], 1) == 1 for source in (test, predicted))
-    results[COLORS] = {**balanced_with_ci(said, shown), "chance": 0.5}
+    true_colors, predicted_colors = (
+        torch.stack([source[name] for name in names], 1) == 1 for source in (test, predicted)
+    )
+    results[COLORS] = {**balanced_with_ci(predicted_colors, true_colors), "chance": 0.5}
     return results
 
 
@@ -86,10 +88,10 @@ def probe(parts: Sequence[Tensor], train: dict[str, Tensor], val: dict[str, Tens
         weight, bias = fit(parts[0], list(train.values()), sizes, penalty)
         on_val, on_test = ((x @ weight.T + bias).split(sizes, 1) for x in parts[1:])
         for name, val_logits, logits in zip(train, on_val, on_test, strict=True):
-            right = float((val_logits.argmax(1) == val[name]).float().mean())  # -1 is never right: the same for all
-            if name not in best or right > best[name][0]:
-                best[name] = right, logits.argmax(1)
-    return {name: said for name, (_, said) in best.items()}
+            accuracy = float((val_logits.argmax(1) == val[name]).float().mean())  # -1 never matches, for any penalty
+            if name not in best or accuracy > best[name][0]:
+                best[name] = accuracy, logits.argmax(1)
+    return {name: predicted for name, (_, predicted) in best.items()}
 
 
 def fit(
@@ -115,15 +117,15 @@ def fit(
     return weight.detach(), bias.detach()
 
 
-def balanced_with_ci(said: Tensor, shown: Tensor) -> dict[str, float]:
+def balanced_with_ci(predicted: Tensor, expected: Tensor) -> dict[str, float]:
     """Returns the mean balanced accuracy of yes-or-no questions, with its 95 % interval, a bootstrap over photos.
 
-    said, shown: bool [N, C]. The balanced accuracy of a question is the mean share of right answers among the photos
-    that show it and among those that do not.
+    predicted, expected: bool [N, C]. The balanced accuracy of a question is the mean of two shares of right answers:
+    among the photos for which "yes" is expected, and among the others.
     """
-    sides = torch.stack([shown, ~shown], 1).double().flatten(1)  # [N, 2C]
-    right = sides * (said == shown).double().repeat(1, 2)
-    return mean_share_with_ci(right, sides)
+    sides = torch.stack([expected, ~expected], 1).double().flatten(1)  # [N, 2C]
+    correct = sides * (predicted == expected).double().repeat(1, 2)
+    return mean_share_with_ci(correct, sides)
 
 
 def mean_share_with_ci(parts: Tensor, wholes: Tensor) -> dict[str, float]:
@@ -132,11 +134,11 @@ def mean_share_with_ci(parts: Tensor, wholes: Tensor) -> dict[str, float]:
     parts, wholes: float64 [N, C]. A column whose whole is 0 does not count. The interval is a bootstrap over photos; a
     sample without a column takes that of all photos.
     """
-    photos, known = len(parts), wholes.sum(0) > 0
-    parts, wholes = parts[:, known], wholes[:, known]
+    photos, has_whole = len(parts), wholes.sum(0) > 0
+    parts, wholes = parts[:, has_whole], wholes[:, has_whole]
     shares = parts.sum(0) / wholes.sum(0)
-    drawn = torch.randint(photos, (DRAWS, photos), generator=torch.Generator().manual_seed(0))
-    counts = torch.zeros(DRAWS, photos).double().scatter_add_(1, drawn, torch.ones(DRAWS, photos).double())
+    indices = torch.randint(photos, (DRAWS, photos), generator=torch.Generator().manual_seed(0))
+    counts = torch.zeros(DRAWS, photos).double().scatter_add_(1, indices, torch.ones(DRAWS, photos).double())
     samples = (counts @ parts) / (counts @ wholes)
     samples = torch.where(samples.isnan(), shares, samples)
-    return interval(float(shares.mean()), samples.mean(1).float(), photos, least=0.0)
+    return interval(float(shares.mean()), samples.mean(1).float(), photos, minimum=0.0)

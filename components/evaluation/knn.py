@@ -41,19 +41,19 @@ def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if groups <= 2 * k:
         return x.topk(min(k, x.shape[1]))
     grouped = x[:, : groups * GROUP].unflatten(1, (groups, GROUP))
-    kept = grouped.amax(2).topk(k).indices  # [Q, k]
-    columns = (kept[:, :, None] * GROUP + torch.arange(GROUP, device=x.device)).flatten(1)
+    top_groups = grouped.amax(2).topk(k).indices  # [Q, k]
+    columns = (top_groups[:, :, None] * GROUP + torch.arange(GROUP, device=x.device)).flatten(1)
     last = torch.arange(x.shape[1] - rest, x.shape[1], device=x.device)
     columns = torch.cat([columns, last.expand(len(x), rest)], 1)
-    values, places = x.gather(1, columns).topk(k)
-    return values, columns.gather(1, places)
+    values, positions = x.gather(1, columns).topk(k)
+    return values, columns.gather(1, positions)
 
 
-def best(found: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+def best(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
     """Returns the k best of two lists of similarities and rows of each query, both [Q, any], best first."""
-    similarity, rows = torch.cat([found[0], more[0]], 1), torch.cat([found[1], more[1]], 1)
-    similarity, kept = similarity.topk(min(k, similarity.shape[1]))
-    return similarity, rows.gather(1, kept)
+    similarity, rows = torch.cat([first[0], second[0]], 1), torch.cat([first[1], second[1]], 1)
+    similarity, columns = similarity.topk(min(k, similarity.shape[1]))
+    return similarity, rows.gather(1, columns)
 
 
 def classify(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float = 0.07) -> Tensor:

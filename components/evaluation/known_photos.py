@@ -52,19 +52,19 @@ def known_baselines(
     Without a backbone CorLoc is that of the best fixed box ("corloc"), and of random maps ("corloc_random_map").
     """
     rows, dense = sampled_rows(photos), dense_rows(photos)
-    small = pixel_features(photos, PIXELS, np.concatenate(rows)).split([len(r) for r in rows])
+    pixel_vectors = pixel_features(photos, PIXELS, np.concatenate(rows)).split([len(r) for r in rows])
     train, test = (_boxes(truths, r) for r in dense)
     size = truths[0].mask.shape
     noise = torch.rand(sum(map(len, dense)), 1, GRID, GRID, generator=torch.Generator().manual_seed(seed))
-    of_train, of_test = enlarged(noise, size)[:, 0].split([len(r) for r in dense])
-    without = {
+    train_maps, test_maps = enlarged(noise, size)[:, 0].split([len(r) for r in dense])
+    corloc_scores = {
         "corloc": fixed_box(train, test, size[0]),
-        "corloc_random_map": corloc((of_train.numpy(), train), (of_test.numpy(), test)),
+        "corloc_random_map": corloc((train_maps.numpy(), train), (test_maps.numpy(), test)),
     }
     places = [pixel_places(photos, r) for r in dense]
     pixels = {
-        "kept": measure_kept(small, rows, truths),
-        "dense": {**segmentation(places, dense, truths, neighbors), **without},
+        "kept": measure_kept(pixel_vectors, rows, truths),
+        "dense": {**segmentation(places, dense, truths, neighbors), **corloc_scores},
     }
     torch.manual_seed(seed)
     return {"pixels": pixels, "random": measure_known(backbone.untrained(), photos, truths, neighbors)}

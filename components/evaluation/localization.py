@@ -27,17 +27,21 @@ def boxes_of(mask: np.ndarray) -> np.ndarray:
     return np.array([_corners(slices) for slices in ndimage.find_objects(mask) if slices], float).reshape(-1, 4)
 
 
-def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+def iou(boxes: np.ndarray, other_boxes: np.ndarray) -> np.ndarray:
     """Returns intersection / union of each pair of boxes: [n, 4] and [m, 4] -> [n, m]."""
-    first, second = boxes[:, None], others[None]
+    first, second = boxes[:, None], other_boxes[None]
     sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
-    both = sides.clip(0).prod(-1)
-    return both / ((boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None] + (others[:, 2:] - others[:, :2]).prod(1) - both)
+    intersection = sides.clip(0).prod(-1)
+    return intersection / (
+        (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None]
+        + (other_boxes[:, 2:] - other_boxes[:, :2]).prod(1)
+        - intersection
+    )
 
 
-def largest_box(chosen: np.ndarray) -> np.ndarray:
+def largest_box(mask: np.ndarray) -> np.ndarray:
     """Returns the box [1, 4] of the largest connected part of bool [H, W], [0, 4] of none. Diagonals do not connect."""
-    parts, count = ndimage.label(chosen)
+    parts, count = ndimage.label(mask)
     if not count:
         return np.empty((0, 4))
     largest = 1 + int(np.bincount(parts.ravel())[1:].argmax())
@@ -50,8 +54,10 @@ def are_located(maps: np.ndarray, boxes: Sequence[np.ndarray], threshold: float,
     maps: from 0 to 1, [n, H, W]; boxes: of each photo's objects. The box is around where a map is at least the
     threshold; low: where 1 - map is.
     """
-    chosen = 1 - maps >= threshold if low else maps >= threshold
-    return np.array([_fits(largest_box(part), own) for part, own in zip(chosen, boxes, strict=True)])
+    masks = 1 - maps >= threshold if low else maps >= threshold
+    return np.array(
+        [_is_located(largest_box(part), photo_boxes) for part, photo_boxes in zip(masks, boxes, strict=True)]
+    )
 
 
 def corloc(
@@ -61,10 +67,10 @@ def corloc(
 
     train, test: maps and boxes, see `are_located`.
     """
-    ways = [(threshold, low) for low in (False, True) for threshold in THRESHOLDS]
-    threshold, low = max(ways, key=lambda way: int(are_located(*train, way[0], low=way[1]).sum()))
-    found = are_located(*test, threshold, low=low)
-    return {**proportion_with_ci(int(found.sum()), len(found)), "threshold": threshold, "low_places": low}
+    settings = [(threshold, low) for low in (False, True) for threshold in THRESHOLDS]
+    threshold, low = max(settings, key=lambda setting: int(are_located(*train, setting[0], low=setting[1]).sum()))
+    located = are_located(*test, threshold, low=low)
+    return {**proportion_with_ci(int(located.sum()), len(located)), "threshold": threshold, "low_places": low}
 
 
 def fixed_box(train: Sequence[np.ndarray], test: Sequence[np.ndarray], side: int) -> dict[str, float]:
@@ -74,13 +80,13 @@ def fixed_box(train: Sequence[np.ndarray], test: Sequence[np.ndarray], side: int
     """
     edges = np.linspace(0, side, GRID + 1)
     spans = list(combinations(edges, 2))
-    every = np.array([(top, left, bottom, right) for top, bottom in spans for left, right in spans])
-    hits = np.stack([(iou(every, own) >= LEAST_IOU).any(1) for own in train])
-    best = every[hits.sum(0).argmax()][None]
-    return proportion_with_ci(sum(_fits(best, own) for own in test), len(test))
+    candidates = np.array([(top, left, bottom, right) for top, bottom in spans for left, right in spans])
+    hits = np.stack([(iou(candidates, photo_boxes) >= LEAST_IOU).any(1) for photo_boxes in train])
+    best = candidates[hits.sum(0).argmax()][None]
+    return proportion_with_ci(sum(_is_located(best, photo_boxes) for photo_boxes in test), len(test))
 
 
-def _fits(box: np.ndarray, objects: np.ndarray) -> bool:
+def _is_located(box: np.ndarray, objects: np.ndarray) -> bool:
     return bool((iou(box, objects) >= LEAST_IOU).any())
 
 

@@ -63,20 +63,20 @@ def compare_pairs(pairs: Iterable[tuple[Right, Right]]) -> list[Comparison]:
 
     With one seed each the p-value is that of McNemar's exact test, otherwise that of `difference_over_seeds`.
     """
-    ordered = [sorted(pair, key=lambda one: -float(one.photos.double().mean())) for pair in pairs]
-    found = []
+    ordered = [sorted(pair, key=lambda correct: -float(correct.photos.double().mean())) for pair in pairs]
+    differences = []
     for first, second in ordered:
         difference = difference_over_seeds(first.photos, second.photos)
         if len(first.photos) == len(second.photos) == 1:
             difference["p"] = mcnemar(first.photos[0], second.photos[0])
-        found.append(difference)
-    adjusted = holm([one["p"] for one in found])
+        differences.append(difference)
+    p_values = holm([result["p"] for result in differences])
     return [
         Comparison(
-            first.name, second.name, **one, p_adjusted=p, photos=first.photos.shape[1],
+            first.name, second.name, **result, p_adjusted=p, photos=first.photos.shape[1],
             seeds=(len(first.photos), len(second.photos)),
         )
-        for (first, second), one, p in zip(ordered, found, adjusted, strict=True)
+        for (first, second), result, p in zip(ordered, differences, p_values, strict=True)
     ]  # fmt: skip
 
 
@@ -119,6 +119,6 @@ def difference_over_seeds(first: Tensor, second: Tensor) -> dict[str, float]:
 def holm(p_values: list[float]) -> list[float]:
     """Returns p-values adjusted for their number, in the same order (Holm, Scandinavian Journal of Statistics 1979)."""
     p, order = np.array(p_values), np.argsort(p_values)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
-    return list(adjusted.tolist())
+    adjusted_p = np.empty(len(p))
+    adjusted_p[order] = np.minimum(1, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
+    return list(adjusted_p.tolist())

@@ -25,7 +25,7 @@ from components.precision import uses_bf16
 NEIGHBORS = 20  # that vote for a photo's class
 MOST = 4096  # photos classified by the others
 WATCHED = 2048  # photos whose nearest neighbors are compared
-NEAR = 10  # nearest neighbors of them
+NEAR = 10  # nearest neighbors of each that are compared
 PAIRS = 1024  # photos of which two crops are compared, and of which the rank is computed
 CROP = (0.3, 1.0)
 
@@ -50,56 +50,63 @@ class Point:
 
 
 class Watched:
-    """The photos of `splits` on which a run is measured, with labels at most `most`, drawn by the seed.
+    """The photos of `splits` on which a run is measured, drawn by the seed; at most `max_labeled` of them for kNN.
 
     by_labels: True if features are measured by kNN accuracy, that is, if it is allowed and photos have labels.
-    rows: of which the features are computed; labeled: places in them of the photos for kNN, in an order drawn at
-    random; watched: places of the photos whose neighbors are compared; cropped: rows of which two crops are compared.
+    rows: the photos whose features are computed. labeled_positions: positions in `rows` of the photos for kNN, in
+    random order. neighbor_positions: positions in `rows` of the photos whose neighbors are compared. crop_rows: the
+    photos of which two crops are compared.
     """
 
     def __init__(
-        self, photos: Photos, seed: int, splits: tuple[str, ...], most: int | None = None, *, by_labels: bool = True
+        self,
+        photos: Photos,
+        seed: int,
+        splits: tuple[str, ...],
+        max_labeled: int | None = None,
+        *,
+        by_labels: bool = True,
     ) -> None:
         self.photos, self.seed = photos, seed
         labeled, names = photos.rows(*splits, labeled=True), " and ".join(splits)
-        drawn = _shuffled(photos.rows(*splits), seed)
-        self.cropped, self.rows = drawn[:PAIRS], np.sort(drawn[:WATCHED])
+        sample = _shuffle(photos.rows(*splits), seed)
+        self.crop_rows, self.rows = sample[:PAIRS], np.sort(sample[:WATCHED])
         self.by_labels = by_labels and len(photos.labels(labeled).unique()) > 1
-        self.words = f"{len(self.cropped)} photos of {names}, recognized by another crop of them"
+        self.words = f"{len(self.crop_rows)} photos of {names}, recognized by another crop of them"
         if self.by_labels:
-            labeled = _shuffled(labeled, seed)[:most]
+            labeled = _shuffle(labeled, seed)[:max_labeled]
             self.rows = np.union1d(self.rows, labeled)
-            self.labeled = np.searchsorted(self.rows, labeled)
+            self.labeled_positions = np.searchsorted(self.rows, labeled)
             self.words = f"kNN accuracy on {len(labeled[:MOST])} photos of {names}, each classified by the others"
-        self.watched = np.searchsorted(self.rows, drawn[:WATCHED])
+        self.neighbor_positions = np.searchsorted(self.rows, sample[:WATCHED])
 
     @cached_property
     def near_by_pixels(self) -> Tensor:
         """Nearest neighbors by raw pixels: see `neighbors`."""
-        return label_free.nearest_others(pixel_features(self.photos, PIXELS, self.rows[self.watched]), NEAR)
+        return label_free.nearest_others(pixel_features(self.photos, PIXELS, self.rows[self.neighbor_positions]), NEAR)
 
     def neighbors(self, vectors: Tensor) -> Tensor:
         """Returns the nearest neighbors among at most WATCHED photos, by the features of `rows`: [≤ WATCHED, NEAR]."""
-        return label_free.nearest_others(vectors[self.watched], NEAR)
+        return label_free.nearest_others(vectors[self.neighbor_positions], NEAR)
 
     def accuracy(self, vectors: Tensor) -> float:
         """Returns the kNN accuracy of the features of `rows`."""
-        (bank,) = center(vectors[self.labeled])
-        labels, places = self.photos.labels(self.rows[self.labeled]), torch.arange(len(bank))[:MOST]
+        (bank,) = center(vectors[self.labeled_positions])
+        labels, places = self.photos.labels(self.rows[self.labeled_positions]), torch.arange(len(bank))[:MOST]
         predicted = knn.classify_leave_one_out(places, bank, labels, min(NEIGHBORS, len(bank) - 1))
         return float((predicted == labels[places]).float().mean())
 
 
 def measure(backbone: Backbone, watched: Watched, start: Tensor | None = None) -> tuple[Point, Tensor]:
-    """Returns what the features are worth, and the nearest neighbors by them.
+    """Returns the measures of the features, and the nearest neighbors by them.
 
     start: the neighbors at the start of the run; None: this is the start.
     """
     vectors = features(backbone, watched.photos, "snapshot", watched.rows)
     neighbors = watched.neighbors(vectors)
-    sample = vectors[watched.watched[:PAIRS]]
-    rank = effective_rank(sample)  # of centered vectors that are all the same rounding is left
-    first, second = _crops(backbone, watched.photos, watched.cropped, watched.seed)
+    sample = vectors[watched.neighbor_positions[:PAIRS]]
+    rank = effective_rank(sample)  # if all vectors are equal, centering leaves only rounding errors
+    first, second = _crops(backbone, watched.photos, watched.crop_rows, watched.seed)
     own_crop = label_free.own_crop_share(first, second)
     finite = bool(vectors.isfinite().all() and first.isfinite().all() and second.isfinite().all())
     point = Point(
@@ -122,12 +129,12 @@ def _crops(backbone: Backbone, photos: Photos, rows: np.ndarray, seed: int) -> t
     view = View(backbone.config.image_size, crop=CROP)
     parts = []
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16()):
-        for some in np.array_split(rows, max(1, len(rows) // 128)):
-            pixels = make_batch(photos, some, (view, view), seed, 0, device)
+        for batch_rows in np.array_split(rows, max(1, len(rows) // 128)):
+            pixels = make_batch(photos, batch_rows, (view, view), seed, 0, device)
             parts.append([backbone(crop).float().cpu() for crop in pixels])
     first, second = (torch.cat(crops) for crops in zip(*parts, strict=True))
     return first, second
 
 
-def _shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
+def _shuffle(rows: np.ndarray, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(rows)

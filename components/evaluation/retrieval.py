@@ -25,24 +25,26 @@ def retrieval(similarity: Tensor, matches: Tensor, seed: int, ks: Sequence[int] 
     Each recall is a proportion of queries with a 95 % interval, and `chance` (of a random order) and `shuffled` (the
     same similarities, but the photos' texts are exchanged among them). A k of all candidates or more is left out.
     """
-    others = list(_exchanges(len(matches), seed))
+    permutations = list(_exchanges(len(matches), seed))
     results: dict[str, Any] = {"photos": len(matches), "texts": matches.shape[1]}
     for name in ("photo_to_text", "text_to_photo"):
-        order, right = (similarity, matches) if name == "photo_to_text" else (similarity.T, matches.T)
-        used = [k for k in ks if k < order.shape[1]]
-        best = order.topk(max(used, default=0), dim=1).indices  # [Q, K]
-        exchanged = torch.zeros(best.shape[1])
-        for other in others:
-            texts = matches[other]
-            exchanged += found(best, texts if name == "photo_to_text" else texts.T).float().mean(0) / EXCHANGES
-        hits = found(best, right)
+        query_scores, relevant = (similarity, matches) if name == "photo_to_text" else (similarity.T, matches.T)
+        usable_ks = [k for k in ks if k < query_scores.shape[1]]
+        best = query_scores.topk(max(usable_ks, default=0), dim=1).indices  # [Q, K]
+        shuffled_recall = torch.zeros(best.shape[1])
+        for permutation in permutations:
+            texts = matches[permutation]
+            shuffled_recall += (
+                hits_by_rank(best, texts if name == "photo_to_text" else texts.T).float().mean(0) / EXCHANGES
+            )
+        hits = hits_by_rank(best, relevant)
         results[name] = {
             str(k): {
-                **proportion_with_ci(int(hits[:, k - 1].sum()), len(right)),
-                "chance": chance(right, k),
-                "shuffled": float(exchanged[k - 1]),
+                **proportion_with_ci(int(hits[:, k - 1].sum()), len(relevant)),
+                "chance": chance(relevant, k),
+                "shuffled": float(shuffled_recall[k - 1]),
             }
-            for k in used
+            for k in usable_ks
         }
     return results
 
@@ -52,12 +54,12 @@ def _exchanges(count: int, seed: int) -> Iterator[Tensor]:
     rng = np.random.default_rng(seed)
     for _ in range(EXCHANGES):
         cycle = rng.permutation(count)
-        other = np.empty_like(cycle)
-        other[cycle] = np.roll(cycle, 1)
-        yield torch.from_numpy(other)
+        permutation = np.empty_like(cycle)
+        permutation[cycle] = np.roll(cycle, 1)
+        yield torch.from_numpy(permutation)
 
 
-def found(best: Tensor, matches: Tensor) -> Tensor:
+def hits_by_rank(best: Tensor, matches: Tensor) -> Tensor:
     """Returns for each query whether a match is among its 1 … K best candidates: bool [Q, K].
 
     best: the candidates' places, best first, int64 [Q, K]. matches: bool [Q, C].
@@ -68,7 +70,7 @@ def found(best: Tensor, matches: Tensor) -> Tensor:
 def chance(matches: Tensor, k: int) -> float:
     """Returns the expected recall at k of a random order: 1 - C(c - m, k) / C(c, k), of c candidates m match."""
     total = matches.shape[1]
-    others, missed = total - matches.sum(1).double(), torch.ones(len(matches), dtype=torch.float64)
-    for drawn in range(k):
-        missed *= (others - drawn).clamp_min(0) / (total - drawn)
-    return float(1 - missed.mean())
+    negatives, miss_probability = total - matches.sum(1).double(), torch.ones(len(matches), dtype=torch.float64)
+    for draw in range(k):
+        miss_probability *= (negatives - draw).clamp_min(0) / (total - draw)
+    return float(1 - miss_probability.mean())

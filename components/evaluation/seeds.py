@@ -36,8 +36,8 @@ def measure_seed(
     }
     if cannot_score(photos):
         return {"health": health}, {}
-    scores, right = judge(vectors, photos, k)
-    return {"health": health, "backbone": scores, "selection": selection_score(vectors, photos, k, seed)}, right
+    scores, correct = judge(vectors, photos, k)
+    return {"health": health, "backbone": scores, "selection": selection_score(vectors, photos, k, seed)}, correct
 
 
 def over_seeds(each: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def write_correct(correct: dict[str, list[Correct]], rows: Tensor, file: Path) -
     """
     tensors = {"rows": rows}
     for name, seeds in correct.items():
-        tensors |= {f"{name}.{kind}": torch.stack([one[kind] for one in seeds]) for kind in seeds[0]}
+        tensors |= {f"{name}.{kind}": torch.stack([by_kind[kind] for by_kind in seeds]) for kind in seeds[0]}
     save_file(tensors, file)
 
 

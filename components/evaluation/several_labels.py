@@ -29,12 +29,14 @@ def average_precision(scores: Tensor, labels: Tensor, counts: Tensor | None = No
     """
     weights = torch.ones(len(scores), 1, dtype=torch.float64) if counts is None else counts
     precisions = []
-    for column, shown in zip(scores.T, labels.T, strict=True):
-        levels = column[shown].unique()  # [L] scores of photos that show the class, ascending
-        reached = torch.searchsorted(levels, column.contiguous(), right=True)  # how many levels each photo reaches
+    for column, positive in zip(scores.T, labels.T, strict=True):
+        levels = column[positive].unique()  # [L] scores of photos that show the class, ascending
+        level_counts = torch.searchsorted(levels, column.contiguous(), right=True)  # how many levels each photo reaches
         empty = weights.new_zeros(len(levels) + 1, weights.shape[1])
-        new = empty.index_add(0, reached[shown], weights[shown]).flip(0)[:-1]  # [L, R] that show it, from the top
-        total = empty.index_add(0, reached, weights).flip(0)[:-1].cumsum(0)  # photos that score at least as high
+        new = empty.index_add(0, level_counts[positive], weights[positive]).flip(0)[
+            :-1
+        ]  # [L, R] that show it, from the top
+        total = empty.index_add(0, level_counts, weights).flip(0)[:-1].cumsum(0)  # photos that score at least as high
         precisions.append((new.cumsum(0) / total.clamp_min(1) * new).sum(0) / new.sum(0))  # 0 / 0: none shows it
     result = torch.stack(precisions)
     return result[:, 0] if counts is None else result
@@ -46,10 +48,10 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
     Raises ValueError if no photo shows any class.
     """
     precisions = average_precision(scores, labels)
-    measured = precisions[~precisions.isnan()]
-    if not len(measured):
+    defined = precisions[~precisions.isnan()]
+    if not len(defined):
         raise ValueError("no photo has a label; at least one is needed to measure the average precision")
-    return float(measured.mean())
+    return float(defined.mean())
 
 
 def precision_with_ci(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -57,7 +59,7 @@ def precision_with_ci(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
     scores, labels: [N, C]; each photo shows at least one class.
     """
-    return interval(mean_average_precision(scores, labels), _resampled(scores, labels), len(labels), least=0.0)
+    return interval(mean_average_precision(scores, labels), _bootstrap(scores, labels), len(labels), minimum=0.0)
 
 
 def precision_difference(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, float]:
@@ -66,29 +68,29 @@ def precision_difference(first: Tensor, second: Tensor, labels: Tensor) -> dict[
     Both are measured on the same samples of the photos.
     """
     value = mean_average_precision(first, labels) - mean_average_precision(second, labels)
-    return interval(value, _resampled(first, labels) - _resampled(second, labels), len(labels), least=-1.0)
+    return interval(value, _bootstrap(first, labels) - _bootstrap(second, labels), len(labels), minimum=-1.0)
 
 
-def _resampled(scores: Tensor, labels: Tensor) -> Tensor:
+def _bootstrap(scores: Tensor, labels: Tensor) -> Tensor:
     """Returns the mean average precision of DRAWS samples of as many photos, drawn with replacement: [DRAWS].
 
-    A class that a sample does not show has its precision on all photos there, so that every sample is of all classes.
+    A class that no photo of a sample shows takes its precision on all photos, so that every sample is of all classes.
     """
     random, photos, values = torch.Generator().manual_seed(0), len(labels), []
-    measured = average_precision(scores, labels).float()
-    known = ~measured.isnan()
+    full_precisions = average_precision(scores, labels).float()
+    is_defined = ~full_precisions.isnan()
     for _ in range(DRAWS // AT_ONCE):
-        drawn = torch.randint(photos, (photos, AT_ONCE), generator=random)
-        counts = torch.zeros(photos, AT_ONCE).scatter_add_(0, drawn, torch.ones(photos, AT_ONCE))
-        precisions = average_precision(scores[:, known], labels[:, known], counts)
-        values.append(torch.where(precisions.isnan(), measured[known, None], precisions).mean(0))
+        indices = torch.randint(photos, (photos, AT_ONCE), generator=random)
+        counts = torch.zeros(photos, AT_ONCE).scatter_add_(0, indices, torch.ones(photos, AT_ONCE))
+        precisions = average_precision(scores[:, is_defined], labels[:, is_defined], counts)
+        values.append(torch.where(precisions.isnan(), full_precisions[is_defined, None], precisions).mean(0))
     return torch.cat(values)
 
 
-def interval(value: float, drawn: Tensor, photos: int, *, least: float) -> dict[str, float]:
-    """Returns the 95 % interval, from `least` to 1, of samples that are moved to the mean `value`.
+def interval(value: float, samples: Tensor, photos: int, *, minimum: float) -> dict[str, float]:
+    """Returns the 95 % interval, clamped to `minimum` … 1, of samples that are moved to the mean `value`.
 
-    A photo that is drawn twice and shows a class finds itself, so that the mean of the samples is too high.
+    A photo that is drawn twice and shows a class ranks beside its copy, so that the mean of the samples is too high.
     """
-    low, high = (drawn - drawn.mean() + value).clamp(least, 1).quantile(torch.tensor([0.025, 0.975])).tolist()
+    low, high = (samples - samples.mean() + value).clamp(minimum, 1).quantile(torch.tensor([0.025, 0.975])).tolist()
     return {"value": value, "low": low, "high": high, "of": photos}

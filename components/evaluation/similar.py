@@ -36,41 +36,41 @@ def similar_photos(vectors: Tensor, photos: Photos, seed: int = 0) -> dict[str, 
     )
     labels = photos.labels(labeled)
     by_class, by_caption = labels[:, None] == labels, shared([texts[row] for row in described.tolist()])
-    for name, rows, same in (("by_class", labeled, by_class), ("by_caption", described, by_caption)):
-        others = same & ~torch.eye(len(rows), dtype=torch.bool)
-        if others.any():
-            _, own = center(vectors[photos.rows("train")], vectors[rows])
-            results[name] = scores(own, others)
+    for name, rows, is_same in (("by_class", labeled, by_class), ("by_caption", described, by_caption)):
+        matches = is_same & ~torch.eye(len(rows), dtype=torch.bool)
+        if matches.any():
+            _, centered = center(vectors[photos.rows("train")], vectors[rows])
+            results[name] = scores(centered, matches)
     return results
 
 
 def shared(texts: list[list[str]]) -> Tensor:
     """Returns whether two photos have a text in common: bool [N, N]."""
     owners: dict[str, list[int]] = {}
-    for place, own in enumerate(texts):
-        for text in own:
-            owners.setdefault(text, []).append(place)
-    same = torch.zeros(len(texts), len(texts), dtype=torch.bool)
-    for places in owners.values():
-        same[torch.tensor(places)[:, None], torch.tensor(places)] = True
-    return same
+    for index, photo_texts in enumerate(texts):
+        for text in photo_texts:
+            owners.setdefault(text, []).append(index)
+    has_common_text = torch.zeros(len(texts), len(texts), dtype=torch.bool)
+    for indices in owners.values():
+        has_common_text[torch.tensor(indices)[:, None], torch.tensor(indices)] = True
+    return has_common_text
 
 
-def scores(vectors: Tensor, same: Tensor) -> dict[str, Any]:
+def scores(vectors: Tensor, matches: Tensor) -> dict[str, Any]:
     """Returns recall at each k and MAP@R of photos that look for others among each other.
 
-    vectors: unit vectors [N, D]; same: bool [N, N], which others are right; the diagonal is False. Queries without
-    any are left out.
+    vectors: unit vectors [N, D]; matches: bool [N, N], which photos are right for each query; the diagonal is False.
+    Queries without a match are left out.
     """
-    queries = same.any(1).nonzero()[:, 0]
-    count, relevant = len(vectors), same[queries].sum(1)
+    queries = matches.any(1).nonzero()[:, 0]
+    count, relevant = len(vectors), matches[queries].sum(1)
     depth = min(count - 1, max(int(relevant.max()), *KS))
-    hits = torch.cat([_hits(vectors, same, part, depth) for part in queries.split(TILE)])  # [Q, depth]
+    hits = torch.cat([_hits(vectors, matches, part, depth) for part in queries.split(TILE)])  # [Q, depth]
     ranked = hits.cumsum(1) > 0
     results: dict[str, Any] = {
         str(k): {
             **proportion_with_ci(int(ranked[:, k - 1].sum()), len(queries)),
-            "chance": chance(_without_itself(same, queries), k),
+            "chance": chance(_without_itself(matches, queries), k),
         }
         for k in KS
         if k < count - 1
@@ -90,8 +90,8 @@ def average_precision_at_r(hits: Tensor, relevant: Tensor) -> Tensor:
     """
     ranks = torch.arange(1, hits.shape[1] + 1)
     precision = hits.cumsum(1).double() / ranks
-    counted = hits & (ranks <= relevant[:, None])
-    return (precision * counted).sum(1) / relevant
+    relevant_hits = hits & (ranks <= relevant[:, None])
+    return (precision * relevant_hits).sum(1) / relevant
 
 
 def chance_of_map_at_r(relevant: Tensor, candidates: int) -> Tensor:
@@ -104,13 +104,13 @@ def chance_of_map_at_r(relevant: Tensor, candidates: int) -> Tensor:
     return (harmonic + (r - harmonic) * (r - 1) / max(1, n - 1)) / n
 
 
-def _hits(vectors: Tensor, same: Tensor, queries: Tensor, depth: int) -> Tensor:
+def _hits(vectors: Tensor, matches: Tensor, queries: Tensor, depth: int) -> Tensor:
     similarity = vectors[queries] @ vectors.T
     similarity[torch.arange(len(queries)), queries] = -torch.inf  # not itself
-    return same[queries].gather(1, similarity.topk(depth).indices)
+    return matches[queries].gather(1, similarity.topk(depth).indices)
 
 
-def _without_itself(same: Tensor, queries: Tensor) -> Tensor:
-    """Returns `same` of the queries without the query's own column: [Q, N - 1]."""
-    itself = torch.eye(len(same), dtype=torch.bool)[queries]
-    return same[queries][~itself].view(len(queries), -1)
+def _without_itself(matches: Tensor, queries: Tensor) -> Tensor:
+    """Returns the rows of `matches` for the queries, without each query's own column: [Q, N - 1]."""
+    itself = torch.eye(len(matches), dtype=torch.bool)[queries]
+    return matches[queries][~itself].view(len(queries), -1)

@@ -65,8 +65,8 @@ class Snapshots:
         losses: what the method logged of its last batch.
         """
         lines = self.lines()
-        if recorded := [line for line in lines if line["step"] == step]:  # before an interruption
-            return self._describe(recorded[0])
+        if earlier_lines := [line for line in lines if line["step"] == step]:  # before an interruption
+            return self._describe(earlier_lines[0])
         start = torch.from_numpy(np.load(self.start, allow_pickle=False)) if step else None
         with eval_mode(backbone):
             point, neighbors = measure(backbone, self.watched, start)
@@ -117,5 +117,5 @@ class Snapshots:
                 (out / "backbone").rename(out / LAST)
             shutil.copytree(self.folder / BEST, out / ("backbone" if self.goes_on else BEST))
         words = ", ".join(f"{line['value']:.3f} after step {line['step']:,}" for line in lines)
-        kept = "the last" if chosen == lines[-1] else f"that after step {chosen['step']:,}"
-        return [f"{lines[0]['measured']}: {words}; the best: {kept}", *filter(None, [lines[-1]["verdict"]])]
+        best_name = "the last" if chosen == lines[-1] else f"that after step {chosen['step']:,}"
+        return [f"{lines[0]['measured']}: {words}; the best: {best_name}", *filter(None, [lines[-1]["verdict"]])]

@@ -3,7 +3,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from components.evaluation.retrieval import chance, found, retrieval
+from components.evaluation.retrieval import chance, hits_by_rank, retrieval
 from tests.tolerances import FLOAT64
 
 
@@ -16,7 +16,7 @@ def test_recall_counts_a_photo_as_right_if_one_of_its_own_texts_is_among_the_bes
     # each text is one query, and each photo that has it is right: of text 0 photos 0 and 3
     assert [text["1"]["value"], text["2"]["value"], text["3"]["value"]] == [2 / 3, 2 / 3, 1]
     assert (results["photos"], results["texts"]) == (4, 3)
-    assert "3" not in photo  # all texts are found
+    assert "3" not in photo  # there are not more than three texts
     assert (photo["1"]["of"], text["1"]["of"]) == (4, 3)
 
 
@@ -45,4 +45,4 @@ def test_exchanged_texts_bring_a_perfect_order_down_to_chance():
 def test_a_query_has_found_a_match_from_its_first_one_on():
     matches = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0]]).bool()
     best = torch.tensor([[0, 3, 2], [2, 0, 3]])
-    assert found(best, matches).tolist() == [[False, True, True], [False, False, False]]
+    assert hits_by_rank(best, matches).tolist() == [[False, True, True], [False, False, False]]
