@@ -42,12 +42,14 @@ def problem(backbone: Backbone) -> str | None:
     return None
 
 
-def save(folder: Path, backbone: Backbone, head: nn.Module, classes: tuple[str, ...], *, several: bool = False) -> None:
+def save(
+    folder: Path, backbone: Backbone, head: nn.Module, classes: tuple[str, ...], *, multi_label: bool = False
+) -> None:
     """Write backbone and head (on raw outputs of `backbone.as_stock()`) as one classifier with named classes.
 
-    several: the classes are independent of each other, as photos have several labels.
+    multi_label: the classes are independent of each other, as photos have several labels.
     """
-    kind = {"problem_type": MULTI_LABEL} if several else {}
+    kind = {"problem_type": MULTI_LABEL} if multi_label else {}
     if not isinstance(head, nn.Linear) or problem(backbone):
         _save_in_parts(folder, backbone, head, {"classes": classes, **kind})
         return
@@ -55,8 +57,8 @@ def save(folder: Path, backbone: Backbone, head: nn.Module, classes: tuple[str, 
     if isinstance(backbone, ResNet) and backbone.config.image_size <= SMALL_IMAGE:
         _save_for_torchvision(folder, backbone, head, {"classes": classes, **kind})
     else:
-        places = {name: index for index, name in enumerate(classes)}
-        labels = {"id2label": dict(enumerate(classes)), "label2id": places, **kind}
+        ids = {name: index for index, name in enumerate(classes)}
+        labels = {"id2label": dict(enumerate(classes)), "label2id": ids, **kind}
         model, classifier = _stock_model(backbone, labels)
         classifier.load_state_dict(head.state_dict())
         model.save_pretrained(folder)
@@ -69,8 +71,8 @@ def _stock_model(backbone: Backbone, labels: dict[str, Any]) -> tuple[Any, Any]:
     weights = backbone.trunk.state_dict()
     if isinstance(backbone, Timm):
         names = list(labels["label2id"])
-        own = {name: value for name, value in labels.items() if name == "problem_type"}
-        values = {**backbone.trunk.config.to_dict(), "label_names": names, "num_classes": len(names), **own}
+        problem_type = {name: value for name, value in labels.items() if name == "problem_type"}
+        values = {**backbone.trunk.config.to_dict(), "label_names": names, "num_classes": len(names), **problem_type}
         model = transformers.TimmWrapperForImageClassification(transformers.TimmWrapperConfig.from_dict(values))
         missing, unexpected = model.timm_model.load_state_dict(backbone.trunk.timm_model.state_dict(), strict=False)
         assert not unexpected

@@ -59,8 +59,8 @@ RECIPES: dict[Kind, Recipe] = {
 def filled(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
     """Returns epochs, batch_size and optimizer: those of `values`, and the kind's where they are None."""
     recipe = RECIPES[kind]
-    own = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "optimizer": recipe.optimizer}
-    return {name: default if values.get(name) is None else values[name] for name, default in own.items()}
+    defaults = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "optimizer": recipe.optimizer}
+    return {name: default if values.get(name) is None else values[name] for name, default in defaults.items()}
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:

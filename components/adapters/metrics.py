@@ -35,9 +35,9 @@ def measure(task: Task, trained: Trained, linear: Trained) -> tuple[float, dict[
     }
     if trained is not linear:
         metrics |= target.above_linear(logits, linear.logits(task, test), labels)
-    if trained.kept is not None:
-        metrics |= {"kept_epoch": trained.kept, "epochs": trained.epochs}
-    if not target.several:
+    if trained.best_epoch is not None:
+        metrics |= {"kept_epoch": trained.best_epoch, "epochs": trained.epochs}
+    if not target.multi_label:
         metrics["mistakes"] = worst_mistakes(logits / temperature, labels, test, target.classes)
     return temperature, {**metrics, "classes": list(target.classes), **target.by_class(logits, labels)}
 
@@ -48,9 +48,9 @@ def worst_mistakes(logits: Tensor, labels: Tensor, rows: np.ndarray, classes: tu
     logits: [N, C]; labels: int64 [N]; rows: of the photos, which stand in each entry as `row`.
     """
     probabilities, predicted = logits.softmax(1).max(1)
-    certain = torch.where(predicted == labels, -1.0, probabilities)
-    worst = certain.argsort(descending=True, stable=True)[: min(MISTAKES, int((predicted != labels).sum()))]
+    confidence = torch.where(predicted == labels, -1.0, probabilities)
+    worst = confidence.argsort(descending=True, stable=True)[: min(MISTAKES, int((predicted != labels).sum()))]
     return [
-        {"row": int(rows[place]), "predicted": classes[predicted[place]], "probability": float(probabilities[place])}
-        for place in worst.tolist()
+        {"row": int(rows[index]), "predicted": classes[predicted[index]], "probability": float(probabilities[index])}
+        for index in worst.tolist()
     ]

@@ -37,8 +37,8 @@ def onnx_problem(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def write_onnx(model: PixelClassifier, classes: tuple[str, ...], file: Path, *, several: bool = False) -> None:
-    """Writes the file. model: on the CPU; several: see `classifier.save`. Needs the packages of the extra `onnx`."""
+def write_onnx(model: PixelClassifier, classes: tuple[str, ...], file: Path, *, multi_label: bool = False) -> None:
+    """Writes the file. model: on the CPU; multi_label: see `classifier.save`. Needs packages of the extra `onnx`."""
     import onnx
 
     copy = deepcopy(model).eval()
@@ -62,7 +62,7 @@ def write_onnx(model: PixelClassifier, classes: tuple[str, ...], file: Path, *, 
     proto: Any = program.model_proto
     _remove_traces(proto.graph)
     metadata = {"classes": json.dumps(classes, ensure_ascii=False)}
-    onnx.helper.set_model_props(proto, metadata | ({"problem_type": MULTI_LABEL} if several else {}))
+    onnx.helper.set_model_props(proto, metadata | ({"problem_type": MULTI_LABEL} if multi_label else {}))
     part = file.with_suffix(".part")
     onnx.save(proto, part)
     part.rename(file)

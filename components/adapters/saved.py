@@ -29,33 +29,33 @@ FEW = 3  # classes that are named
 class SavedClassifier:
     """model: uint8 [B, 3, S, S] -> logits [B, C]; size: S; square: how a photo becomes a square.
 
-    several: photos have several labels, so that the probability of a class does not depend on those of others.
+    multi_label: photos have several labels, so that the probability of a class does not depend on those of others.
     """
 
     model: nn.Module
     classes: tuple[str, ...]
     size: int
     square: Square
-    several: bool
+    multi_label: bool
 
     @torch.no_grad()
     def probabilities(self, squares: Tensor) -> Tensor:
         """Returns the probability of each class: uint8 [B, 3, S, S] -> float32 [B, C]."""
         logits = self.model(squares)
-        return logits.sigmoid() if self.several else logits.softmax(1)
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
 
     def likely(self, squares: Tensor, k: int | None = None) -> list[list[tuple[str, float]]]:
         """Returns for each photo the most probable classes and their probabilities, best first.
 
-        k: how many; None: FEW, or, where photos have several labels, all that are more probable than not, at least one.
+        k: how many. None: FEW; where photos have several labels, all with a probability above 0.5, at least one.
         """
-        probabilities, all_shown = self.probabilities(squares), self.several and k is None
-        best = probabilities.topk(len(self.classes) if all_shown else min(k or FEW, len(self.classes)))
+        probabilities, use_threshold = self.probabilities(squares), self.multi_label and k is None
+        best = probabilities.topk(len(self.classes) if use_threshold else min(k or FEW, len(self.classes)))
         likely = [
-            [(self.classes[place], value) for place, value in zip(places, values, strict=True)]
-            for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            [(self.classes[index], value) for index, value in zip(indices, values, strict=True)]
+            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-        return [[one for one in row if one[1] > 0.5] or row[:1] for row in likely] if all_shown else likely
+        return [[guess for guess in row if guess[1] > 0.5] or row[:1] for row in likely] if use_threshold else likely
 
 
 class _Stock(nn.Module):
@@ -80,7 +80,7 @@ def load_classifier(folder: Path) -> SavedClassifier:
         raise ValueError(f"{folder} holds no classifier: config.json is missing; this makes one: dvc repro adapt")
     config = json.loads(file.read_text(encoding="utf-8"))
     if "head" in config:
-        return _in_parts(folder, config)
+        return _load_parts(folder, config)
     pixels = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     size = int((pixels.get("crop_size") or pixels["size"])["height"])
     square: Square = "crop" if pixels.get("do_center_crop") else "squash"
@@ -91,7 +91,7 @@ def load_classifier(folder: Path) -> SavedClassifier:
     return SavedClassifier(_Stock(model, pixels), classes, size, square, _several(config))
 
 
-def _in_parts(folder: Path, config: dict[str, Any]) -> SavedClassifier:
+def _load_parts(folder: Path, config: dict[str, Any]) -> SavedClassifier:
     backbone = load(folder / "backbone").as_stock()
     weights, classes = load_file(folder / "head.safetensors"), tuple(config["classes"])
     kind = config["head"].partition(":")[0].partition(",")[0]

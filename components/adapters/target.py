@@ -29,7 +29,7 @@ from components.evaluation.statistics import paired_difference, proportion_with_
 class Target(ABC):
     """classes: the names of a classifier's outputs; field: of a training batch, the photos' labels."""
 
-    several = False  # labels a photo
+    multi_label = False  # labels a photo
     photos: Photos
     classes: tuple[str, ...]
     field: Field
@@ -90,8 +90,8 @@ class OneLabel(Target):
         return class_weights(self.labels(self.rows("train")), len(self.classes))
 
     def quality(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        right = float((logits.argmax(1) == labels).float().mean())
-        return {"accuracy": right, "cross_entropy": float(cross_entropy(logits, labels))}
+        accuracy = float((logits.argmax(1) == labels).float().mean())
+        return {"accuracy": accuracy, "cross_entropy": float(cross_entropy(logits, labels))}
 
     def scores(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
         most_frequent = self.labels(self.rows("train")).mode().values
@@ -102,8 +102,11 @@ class OneLabel(Target):
         }
 
     def above_linear(self, logits: Tensor, linear: Tensor, labels: Tensor) -> dict[str, Any]:
-        correct, others = logits.argmax(1) == labels, linear.argmax(1) == labels
-        return {"linear": _accuracy(linear.argmax(1), labels), "above_linear": paired_difference(correct, others)}
+        correct, linear_correct = logits.argmax(1) == labels, linear.argmax(1) == labels
+        return {
+            "linear": _accuracy(linear.argmax(1), labels),
+            "above_linear": paired_difference(correct, linear_correct),
+        }
 
     def by_class(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
         return {"confusion": confusion(labels, logits.argmax(1), len(self.classes))}
@@ -118,7 +121,7 @@ class SeveralLabels(Target):
     Labels that no training photo has are left out; a photo that has no others counts as unlabeled.
     """
 
-    several = True
+    multi_label = True
 
     def __init__(self, photos: Photos, sets: LabelSets) -> None:
         self.photos, self.sets, self.classes, self.field = photos, sets, sets.classes, AllLabels(len(sets.classes))
@@ -139,7 +142,7 @@ class SeveralLabels(Target):
     def class_weights(self) -> Tensor:
         """Returns the weights of no and yes, float32 [2, C]: as those of two classes, for each class by itself."""
         labels = self.labels(self.rows("train"))
-        return torch.stack([class_weights(shown.long(), 2) for shown in labels.T], 1)
+        return torch.stack([class_weights(column.long(), 2) for column in labels.T], 1)
 
     def quality(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         return {
@@ -187,7 +190,7 @@ def confusion(true: Tensor, predicted: Tensor, classes: int) -> list[list[int]]:
 
 def balanced_accuracy(table: list[list[int]]) -> float:
     """Returns the mean over classes of the accuracy on their photos, from a confusion matrix. Empty classes are out."""
-    shares = [row[place] / sum(row) for place, row in enumerate(table) if sum(row)]
+    shares = [row[index] / sum(row) for index, row in enumerate(table) if sum(row)]
     return sum(shares) / len(shares)
 
 

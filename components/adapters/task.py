@@ -68,7 +68,7 @@ class Trained:
     """A trained classifier: a head on outputs of the backbone.
 
     parameters: how many numbers were trained; log: what the loop wrote. epochs: the quality on val;
-    kept: after how many epochs the weights were the best there; None where all were trained to the end.
+    best_epoch: after how many epochs the weights were the best there; None where all were trained to the end.
     """
 
     head: Head
@@ -76,7 +76,7 @@ class Trained:
     parameters: int
     log: Path
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    kept: int | None = None
+    best_epoch: int | None = None
 
     def model(self, temperature: float = 1.0) -> PixelClassifier:
         return PixelClassifier(self.backbone, self.head.deployed(temperature), self.head.reads)

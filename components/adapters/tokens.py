@@ -30,14 +30,14 @@ def cached_tokens(backbone: Backbone, photos: Photos, rows: np.ndarray, folder: 
         batches = photos.batches(rows, backbone.config.image_size, backbone.config.square, BATCH)
         out: np.memmap | None = None
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16()):
-            for place, batch in enumerate(progress(batches, "tokens", unit="batch")):
+            for number, batch in enumerate(progress(batches, "tokens", unit="batch")):
                 tokens = backbone.tokens(batch.to(device)).half().cpu().numpy()
                 if out is None:
                     shape = (len(rows), *tokens.shape[1:])
                     out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
-                out[place * BATCH : place * BATCH + len(tokens)] = tokens
+                out[number * BATCH : number * BATCH + len(tokens)] = tokens
         assert out is not None
         out.flush()
         part.rename(file)
-    kept: np.ndarray = np.load(file, mmap_mode="c")  # torch needs writable memory, and nothing here writes
-    return kept
+    cache: np.ndarray = np.load(file, mmap_mode="c")  # torch needs writable memory, and nothing here writes
+    return cache

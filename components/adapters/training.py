@@ -31,7 +31,7 @@ def train_linear(task: Task, recipe: Recipe) -> Trained:
     bank = task.vectors[task.train]
     torch.manual_seed(task.seed)
     head = LinearHead(bank, len(task.target.classes), task.weights)
-    return _train(task, head, task.run("linear", recipe), recipe, _places(task, bank))
+    return _train(task, head, task.run("linear", recipe), recipe, _batch_of_bank(task, bank))
 
 
 def train_mlp(task: Task, recipe: Recipe, settings: MLP) -> Trained:
@@ -40,7 +40,7 @@ def train_mlp(task: Task, recipe: Recipe, settings: MLP) -> Trained:
     torch.manual_seed(task.seed)
     head = MLPHead(bank, len(task.target.classes), settings.hidden, task.weights)
     val = task.vectors[task.val]
-    return _train(task, head, task.run("mlp", recipe), recipe, _places(task, bank), lambda: _logits(head, val))
+    return _train(task, head, task.run("mlp", recipe), recipe, _batch_of_bank(task, bank), lambda: _logits(head, val))
 
 
 def train_attention(task: Task, recipe: Recipe, settings: Attentive) -> Trained:
@@ -77,8 +77,10 @@ def tune(task: Task, start: LinearHead, recipe: Recipe, settings: LoRA | Full, v
         slower = Start(frozen=0.0, backbone_lr=1.0, layer_decay=settings.layer_decay, patch_lr=1.0)
         factors = rates(objective, slower)
 
-    def make(places: np.ndarray, epoch: int) -> list[Tensor]:
-        return make_batch(task.photos, task.train[places], (view, task.target.field), task.seed, epoch, task.acc.device)
+    def make(indices: np.ndarray, epoch: int) -> list[Tensor]:
+        return make_batch(
+            task.photos, task.train[indices], (view, task.target.field), task.seed, epoch, task.acc.device
+        )
 
     def logits() -> Tensor:
         model = PixelClassifier(objective.backbone, objective.head.deployed(), "feature")
@@ -90,7 +92,7 @@ def tune(task: Task, start: LinearHead, recipe: Recipe, settings: LoRA | Full, v
     return trained
 
 
-Make = Callable[[np.ndarray, int], Any]  # places in `Task.train` and the number of the epoch -> a batch
+Make = Callable[[np.ndarray, int], Any]  # positions in `Task.train` and the number of the epoch -> a batch
 
 
 def _train(
@@ -102,7 +104,7 @@ def _train(
     val_logits: Callable[[], Tensor] | None = None,
     factors: Mapping[str, float] | None = None,
 ) -> Trained:
-    """Trains the objective; with `val_logits` and photos to choose on it ends with the weights of its best epoch."""
+    """Trains the objective. With `val_logits` and val photos it ends with the weights of its best epoch on val."""
     per_epoch = run.per_epoch or run.steps
     run = run if isinstance(objective, FineTuned) else replace(run, micro_batches=1)
     parameters, best = trained_parameters(objective), None
@@ -112,15 +114,15 @@ def _train(
         best = BestEpoch(run.state, objective, lambda: task.target.quality(val_logits(), labels))
         if isinstance(objective, FineTuned):
             best.take(0)  # the linear classifier that it starts as
-        ends = tuple(range(per_epoch, run.steps + 1, per_epoch))
-        run = replace(run, measured=ends, measure=lambda step, _: best.take(step // per_epoch))
+        epoch_ends = tuple(range(per_epoch, run.steps + 1, per_epoch))
+        run = replace(run, measured=epoch_ends, measure=lambda step, _: best.take(step // per_epoch))
     fit(objective, _batches(task, run, make), optimizer, recipe.optimizer, run, task.acc)
-    kept = best.restore() if best else None
+    best_epoch = best.restore() if best else None
     objective.cpu().eval()
     head, backbone = (
         (objective.head, objective.backbone) if isinstance(objective, FineTuned) else (objective, task.backbone)
     )
-    return Trained(head, backbone, parameters, run.log, best.epochs() if best else [], kept)
+    return Trained(head, backbone, parameters, run.log, best.epochs() if best else [], best_epoch)
 
 
 def _batches(task: Task, run: Run, make: Make) -> Callable[[int], Any]:
@@ -128,16 +130,16 @@ def _batches(task: Task, run: Run, make: Make) -> Callable[[int], Any]:
     per_epoch, size = run.per_epoch or run.steps, run.batch_size
 
     def batch(step: int) -> Any:
-        epoch, place = divmod(step, per_epoch)
+        epoch, index = divmod(step, per_epoch)
         order = np.random.default_rng((task.seed, epoch)).permutation(len(task.train))
-        return make(order[place * size : (place + 1) * size], epoch)
+        return make(order[index * size : (index + 1) * size], epoch)
 
     return batch
 
 
-def _places(task: Task, bank: Tensor) -> Make:
+def _batch_of_bank(task: Task, bank: Tensor) -> Make:
     labels = task.target.labels(task.train)
-    return lambda places, _: (bank[places], labels[places])
+    return lambda indices, _: (bank[indices], labels[indices])
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ class PhotoUses:
         """
         classifier = self._classifier
         square = as_square(photo, classifier.size, classifier.square)[None]
-        return classifier.likely(square, None if classifier.several else k)[0]
+        return classifier.likely(square, None if classifier.multi_label else k)[0]
 
     def attention(self, photo: Image.Image) -> tuple[str, str]:
         """Returns the photo, dark where the backbone looks least, as a data URI, and what its brightness is."""

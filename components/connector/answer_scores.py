@@ -33,18 +33,25 @@ def score_answers(lines: pl.DataFrame, training: pl.DataFrame, seed: int) -> dic
     pairs = list(training.select("question", "answer").iter_rows())
     guesses, kinds = blind_answers(pairs), question_kinds(pairs, lines["question"].to_list())
     expected = lines.select("question", "expected").iter_rows()
-    right = [normalized(guesses.get(question, "")) == normalized(answer) for question, answer in expected]
-    lines = lines.with_columns(blind=pl.Series(right, dtype=pl.Boolean), kind=pl.col("question").replace(kinds))
+    is_blind_correct = [normalized(guesses.get(question, "")) == normalized(answer) for question, answer in expected]
+    lines = lines.with_columns(
+        blind=pl.Series(is_blind_correct, dtype=pl.Boolean), kind=pl.col("question").replace(kinds)
+    )
     metrics: dict[str, Any] = {"pictures": lines["row"].n_unique(), "questions": len(lines)}
-    if len(short := lines.filter(pl.col("question") != DESCRIBE)):
-        metrics |= {"exact_match": _proportion(short, "correct", seed), "blind": _proportion(short, "blind", seed)}
-        metrics["over_blind"] = _difference(short, metrics["exact_match"], metrics["blind"], seed)
-        people = short.group_by("row", "question", maintain_order=True).agg(pl.first("answer"), "expected")
-        accuracy = [vqa_accuracy(answer, given) for answer, given in people.select("answer", "expected").iter_rows()]
+    if len(short_answers := lines.filter(pl.col("question") != DESCRIBE)):
+        metrics |= {
+            "exact_match": _proportion(short_answers, "correct", seed),
+            "blind": _proportion(short_answers, "blind", seed),
+        }
+        metrics["over_blind"] = _difference(short_answers, metrics["exact_match"], metrics["blind"], seed)
+        people = short_answers.group_by("row", "question", maintain_order=True).agg(pl.first("answer"), "expected")
+        accuracy = [
+            vqa_accuracy(answer, references) for answer, references in people.select("answer", "expected").iter_rows()
+        ]
         metrics["vqa_accuracy"] = _proportion(people.with_columns(score=pl.Series(accuracy)), "score", seed)
     if (captions := lines.filter(pl.col("question") == DESCRIBE))["row"].n_unique() > 1:
         metrics["cider_d"] = score_captions(captions, guesses.get(DESCRIBE, ""), seed)
-    metrics["per_kind"] = {kind: _of_kind(lines.filter(kind=kind), training, seed) for kind in _by_size(lines)}
+    metrics["per_kind"] = {kind: _score_kind(lines.filter(kind=kind), training, seed) for kind in _by_size(lines)}
     per_question = lines.group_by("question").agg(**PER_QUESTION).sort("question").to_dicts()
     return {**metrics, "per_question": {line.pop("question"): line for line in per_question}}
 
@@ -56,12 +63,14 @@ def score_captions(lines: pl.DataFrame, constant: str, seed: int) -> dict[str, A
     """
     photos = lines.group_by("row", maintain_order=True).agg(pl.first("answer"), "expected")
     rows, captions, references = photos["row"].to_numpy(), photos["answer"].to_list(), photos["expected"].to_list()
-    of_row = dict(zip(rows.tolist(), captions, strict=True))
-    others = [of_row[row] for row in derangement(rows, seed).tolist()]
-    right, blind, shuffled = (cider_d(texts, references) for texts in (captions, [constant] * len(rows), others))
-    low, high = bootstrap(right, rows, seed)
-    value = {"value": float(right.mean()), "low": low, "high": high, "of": len(rows)}
-    return {**value, "blind": float(blind.mean()), "shuffled": float(shuffled.mean())}
+    caption_of = dict(zip(rows.tolist(), captions, strict=True))
+    other_captions = [caption_of[row] for row in derangement(rows, seed).tolist()]
+    scores, blind_scores, shuffled_scores = (
+        cider_d(texts, references) for texts in (captions, [constant] * len(rows), other_captions)
+    )
+    low, high = bootstrap(scores, rows, seed)
+    value = {"value": float(scores.mean()), "low": low, "high": high, "of": len(rows)}
+    return {**value, "blind": float(blind_scores.mean()), "shuffled": float(shuffled_scores.mean())}
 
 
 def score_losses(losses: dict[str, np.ndarray], rows: np.ndarray, seed: int) -> dict[str, Any]:
@@ -104,7 +113,7 @@ def _difference(lines: pl.DataFrame, first: dict[str, Any], second: dict[str, An
     return {"value": float(values.mean()), "low": low, "high": high, "of": len(lines)}
 
 
-def _of_kind(lines: pl.DataFrame, training: pl.DataFrame, seed: int) -> dict[str, Any]:
+def _score_kind(lines: pl.DataFrame, training: pl.DataFrame, seed: int) -> dict[str, Any]:
     """Returns the scores of one kind of question, how many wordings were asked, and its frequent training answers."""
     wordings = lines["question"].unique().to_list()
     counts = training.filter(pl.col("question").is_in(wordings))["answer"].value_counts()

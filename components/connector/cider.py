@@ -24,13 +24,13 @@ Ngram = tuple[str, ...]
 def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """Returns the CIDEr-D of each photo's caption against its references, 0 to 10, float64 [len(captions)].
 
-    An n-gram weighs the more, the fewer photos have it in a reference; with one photo no n-gram weighs anything, and
-    the score is 0. Raises ValueError for a photo without a reference.
+    An n-gram weighs more if fewer photos have it in a reference; with a single photo all weights, and the score, are 0.
+    Raises ValueError for a photo without a reference.
     """
     if not all(references):
         raise ValueError("every photo needs a reference caption, and one has none")
-    counted = [[_ngrams(text) for text in texts] for texts in references]
-    photos_with = Counter(chain.from_iterable(set().union(*texts) for texts in counted))
+    reference_ngrams = [[_ngrams(text) for text in texts] for texts in references]
+    photos_with = Counter(chain.from_iterable(set().union(*texts) for texts in reference_ngrams))
     log_photos = math.log(max(1, len(captions)))
 
     def weigh(ngrams: Counter[Ngram]) -> list[dict[Ngram, float]]:
@@ -41,12 +41,12 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.
         return vectors
 
     def score(caption: Counter[Ngram], texts: list[Counter[Ngram]]) -> float:
-        own = weigh(caption)
+        caption_vectors = weigh(caption)
         penalties = [math.exp(-((_bigrams(caption) - _bigrams(text)) ** 2) / (2 * SIGMA**2)) for text in texts]
-        each = [p * _similarity(own, weigh(text)) for p, text in zip(penalties, texts, strict=True)]
-        return 10 * sum(each) / len(each)
+        scores = [p * _similarity(caption_vectors, weigh(text)) for p, text in zip(penalties, texts, strict=True)]
+        return 10 * sum(scores) / len(scores)
 
-    return np.array([score(_ngrams(text), texts) for text, texts in zip(captions, counted, strict=True)])
+    return np.array([score(_ngrams(text), texts) for text, texts in zip(captions, reference_ngrams, strict=True)])
 
 
 def _ngrams(text: str) -> Counter[Ngram]:
@@ -60,9 +60,12 @@ def _bigrams(ngrams: Counter[Ngram]) -> int:
 
 
 def _similarity(caption: list[dict[Ngram, float]], reference: list[dict[Ngram, float]]) -> float:
-    """Returns the cosine, averaged over the orders; a word repeated more often than in the reference gains nothing."""
+    """Returns the cosine, averaged over the orders. A word repeated more often than in the reference adds nothing."""
     total = 0.0
-    for own, other in zip(caption, reference, strict=True):
-        norm = math.hypot(*own.values()) * math.hypot(*other.values())
-        total += sum(min(own[ngram], other[ngram]) * other[ngram] for ngram in own.keys() & other) / (norm or 1)
+    for caption_weights, reference_weights in zip(caption, reference, strict=True):
+        norm = math.hypot(*caption_weights.values()) * math.hypot(*reference_weights.values())
+        total += sum(
+            min(caption_weights[ngram], reference_weights[ngram]) * reference_weights[ngram]
+            for ngram in caption_weights.keys() & reference_weights
+        ) / (norm or 1)
     return total / ORDERS

@@ -71,8 +71,8 @@ class Collator:
         """
         pairs = [(self.prefix(q), self.suffix(a)) for q, a in zip(questions, answers, strict=True)]
         if photos is not None and self.packs:
-            shared = len(pairs[0][0]) - pairs[0][0][::-1].index(self.processor.image_token_id)
-            return pack(pairs, photos, shared, self.tokenizer.pad_token_id)
+            prefix_length = len(pairs[0][0]) - pairs[0][0][::-1].index(self.processor.image_token_id)
+            return pack(pairs, photos, prefix_length, self.tokenizer.pad_token_id)
         shape = len(pairs), max(len(prefix) + len(suffix) for prefix, suffix in pairs)
         ids = torch.full(shape, self.tokenizer.pad_token_id)
         mask, token_types, labels = torch.zeros_like(ids), torch.ones_like(ids), torch.full(shape, IGNORE)

@@ -26,24 +26,24 @@ def first_of_each(photos: np.ndarray) -> np.ndarray:
 
 
 def pack(
-    examples: Sequence[tuple[list[int], list[int]]], photos: np.ndarray, shared: int, padding: int
+    examples: Sequence[tuple[list[int], list[int]]], photos: np.ndarray, prefix_length: int, padding: int
 ) -> dict[str, Tensor]:
     """Returns input_ids, labels, position_ids and owner, int64 [B, L], and attention_mask, bool [B, 1, L, L].
 
-    examples: the tokens of each prompt and answer; photos: int64 [N], the photo of each example; shared: how many
-    tokens of a prompt are BOS and the photo's; padding: the token at the end of shorter rows. B is the number of
-    photos, owner the example that a token belongs to, SHARED for the photo's, N for padding.
+    examples: the tokens of each prompt and answer; photos: int64 [N], the photo of each example; prefix_length: how
+    many tokens of a prompt are BOS and the photo's, which all prompts share; padding: the token at the end of shorter
+    rows. B is the number of photos, owner the example that a token belongs to, SHARED for the photo's, N for padding.
     """
     rows = []
     for group in np.split(np.arange(len(photos)), first_of_each(photos)[1:]):
-        ids, labels = list(examples[group[0]][0][:shared]), [IGNORE] * shared
-        positions, owners = list(range(shared)), [SHARED] * shared
+        ids, labels = list(examples[group[0]][0][:prefix_length]), [IGNORE] * prefix_length
+        positions, owners = list(range(prefix_length)), [SHARED] * prefix_length
         for number in group.tolist():
-            prompt, answer = examples[number][0][shared:], examples[number][1]
+            prompt, answer = examples[number][0][prefix_length:], examples[number][1]
             length = len(prompt) + len(answer)
             ids += prompt + answer
             labels += [IGNORE] * len(prompt) + answer
-            positions += range(shared, shared + length)
+            positions += range(prefix_length, prefix_length + length)
             owners += [number] * length
         rows.append([torch.tensor(values) for values in (ids, labels, positions, owners)])
     fills = {"input_ids": padding, "labels": IGNORE, "position_ids": 0, "owner": len(photos)}
@@ -53,5 +53,5 @@ def pack(
     }
     owner = batch["owner"]
     causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool).tril()
-    seen = (owner[:, None, :] == owner[:, :, None]) | (owner == SHARED)[:, None, :]  # [B, who sees, who is seen]
-    return {**batch, "attention_mask": (seen & causal)[:, None]}
+    is_visible = (owner[:, None, :] == owner[:, :, None]) | (owner == SHARED)[:, None, :]  # [B, query, key]
+    return {**batch, "attention_mask": (is_visible & causal)[:, None]}

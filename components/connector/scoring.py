@@ -37,8 +37,8 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     matches = [normalized(reference) == normalized(answer) for reference in references]
     if len(matches) == 1:
         return float(matches[0])
-    needed = min(3, len(matches) - 1)
-    return sum(min((sum(matches) - match) / needed, 1.0) for match in matches) / len(matches)
+    full_score = min(3, len(matches) - 1)
+    return sum(min((sum(matches) - match) / full_score, 1.0) for match in matches) / len(matches)
 
 
 def blind_answers(training: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -46,11 +46,13 @@ def blind_answers(training: Iterable[tuple[str, str]]) -> dict[str, str]:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for question, answer in training:
         counts[question][answer] += 1
-    return {question: min(seen, key=lambda answer: (-seen[answer], answer)) for question, seen in counts.items()}
+    return {
+        question: min(answers, key=lambda answer: (-answers[answer], answer)) for question, answers in counts.items()
+    }
 
 
-def question_kinds(training: Iterable[tuple[str, str]], asked: Iterable[str]) -> dict[str, str]:
-    """Returns for each question in `asked` the most frequent question of its kind.
+def question_kinds(training: Iterable[tuple[str, str]], questions: Iterable[str]) -> dict[str, str]:
+    """Returns for each of `questions` the most frequent question of its kind.
 
     From the most frequent one down, a question joins the first kind that half of its training answers fit, so that
     "How many are there?" and "How many cars do you see?" are one kind, whatever their words; otherwise it is a new one.
@@ -63,11 +65,11 @@ def question_kinds(training: Iterable[tuple[str, str]], asked: Iterable[str]) ->
     leaders: list[str] = []
 
     def fits(question: str, leader: str) -> bool:
-        known = sum(count for answer, count in counts[question].items() if answer in counts[leader])
-        return known > 0 and 2 * known >= counts[question].total()
+        num_fitting = sum(count for answer, count in counts[question].items() if answer in counts[leader])
+        return num_fitting > 0 and 2 * num_fitting >= counts[question].total()
 
-    for question in sorted(set(asked), key=lambda question: (-counts[question].total(), question)):
-        leader = None if question == DESCRIBE else next((first for first in leaders if fits(question, first)), None)
+    for question in sorted(set(questions), key=lambda question: (-counts[question].total(), question)):
+        leader = None if question == DESCRIBE else next((kind for kind in leaders if fits(question, kind)), None)
         kinds[question] = leader or question
         if not leader and question != DESCRIBE:
             leaders.append(question)
@@ -82,8 +84,8 @@ def derangement(rows: np.ndarray, seed: int) -> np.ndarray:
     images = np.random.default_rng(seed).permutation(np.unique(rows))
     if len(images) < 2:
         raise ValueError("exchanging images needs at least two; there is one")
-    other = dict(zip(images.tolist(), np.roll(images, 1).tolist(), strict=True))
-    return np.array([other[row] for row in rows.tolist()], dtype=np.int64)
+    other_image = dict(zip(images.tolist(), np.roll(images, 1).tolist(), strict=True))
+    return np.array([other_image[row] for row in rows.tolist()], dtype=np.int64)
 
 
 def bootstrap(values: np.ndarray, images: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float]:

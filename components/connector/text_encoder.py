@@ -30,15 +30,15 @@ def text_tokenizer(tokenizer: Any) -> Any:
     first = tokenizer.bos_token or tokenizer.eos_token
     if not getattr(tokenizer, "is_fast", False) or first is None:
         raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer with a special token; try another words.llm")
-    built = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    own = [built.normalizer] if built.normalizer else []
+    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    normalizer = [fast.normalizer] if fast.normalizer else []
     space: list[Any] = [normalizers.Lowercase(), normalizers.Strip(), normalizers.Prepend(" ")]
-    built.normalizer = normalizers.Sequence([*space, *own])
-    ends = [(first, built.token_to_id(first))]
-    built.post_processor = processors.TemplateProcessing(single=f"{first}:0 $A:0", special_tokens=ends)
+    fast.normalizer = normalizers.Sequence([*space, *normalizer])
+    special_tokens = [(first, fast.token_to_id(first))]
+    fast.post_processor = processors.TemplateProcessing(single=f"{first}:0 $A:0", special_tokens=special_tokens)
     names = {"bos_token": first, "pad_token": tokenizer.pad_token or first, "unk_token": tokenizer.unk_token}
     return PreTrainedTokenizerFast(
-        tokenizer_object=built,
+        tokenizer_object=fast,
         model_max_length=MOST_TOKENS,
         model_input_names=INPUTS,
         padding_side="right",
@@ -46,12 +46,12 @@ def text_tokenizer(tokenizer: Any) -> Any:
     )
 
 
-def word_vectors(llm: Any, most: int) -> Tensor:
-    """Returns the principal components of a language model's token embeddings: [V, D], D at most `most`."""
+def word_vectors(llm: Any, max_width: int) -> Tensor:
+    """Returns the principal components of a language model's token embeddings: [V, D], D at most `max_width`."""
     vectors = llm.get_input_embeddings().weight.detach().float()
     vectors = vectors - vectors.mean(0)
     _, axes = torch.linalg.eigh(vectors.T @ vectors)  # by size, ascending
-    width = min(most, len(axes)) // HEADS * HEADS
+    width = min(max_width, len(axes)) // HEADS * HEADS
     vectors = vectors @ axes.flip(1)[:, :width]
     return vectors * (WORD_STD / vectors.std())
 

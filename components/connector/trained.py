@@ -29,6 +29,6 @@ def unfreeze(vlm: Any, trained: Trained, lora: LoRA, seed: int) -> LoraModel | N
 
 def trained_weights(vlm: Any) -> dict[str, nn.Parameter]:
     """Returns the trainable weights of the language model and its head, by name. A tied head is listed once."""
-    named = vlm.named_parameters()
+    named_parameters = vlm.named_parameters()
     parts = ("model.language_model.", "lm_head.")
-    return {name: weight for name, weight in named if weight.requires_grad and name.startswith(parts)}
+    return {name: weight for name, weight in named_parameters if weight.requires_grad and name.startswith(parts)}

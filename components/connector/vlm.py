@@ -115,14 +115,14 @@ def _fill_llm(model: Any, llm: Any) -> None:
         model.lm_head.weight[: len(rows)] = llm.get_output_embeddings().weight
 
 
-def _generation(tokenizer: Any, suppressed: tuple[str, ...]) -> Any:
+def _generation(tokenizer: Any, suppressed_tokens: tuple[str, ...]) -> Any:
     """Returns greedy generation without image tokens: after one, the next step would expect a second image."""
     make: Any = GenerationConfig
     return make(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=tokenizer.convert_tokens_to_ids(list(suppressed)),
+        suppress_tokens=tokenizer.convert_tokens_to_ids(list(suppressed_tokens)),
         max_new_tokens=MAX_NEW_TOKENS,
         do_sample=False,
     )

@@ -96,8 +96,8 @@ def _train(config: AdaptConfig, folder: Path, target: Target, out: Path) -> dict
         linear, trained = train(config, task)
         temperature, metrics = measure(task, trained, linear)
         shutil.rmtree(out / "model", ignore_errors=True)  # of another kind, which has other files
-        classifier, several = trained.model(temperature), target.several
-        save(out / "model", trained.backbone.cpu(), classifier.head, target.classes, several=several)
+        classifier, multi_label = trained.model(temperature), target.multi_label
+        save(out / "model", trained.backbone.cpu(), classifier.head, target.classes, multi_label=multi_label)
         metrics["onnx"] = _write_onnx(config, classifier, target, out / "model")
         write_key(out, folder / "backbone")
         (out / "log.jsonl").write_bytes(trained.log.read_bytes())
@@ -111,7 +111,7 @@ def _write_onnx(config: AdaptConfig, model: PixelClassifier, target: Target, fol
         return "left out: the setting onnx is false"
     if reason := onnx_problem(model):
         return f"left out: {reason}"
-    write_onnx(model, target.classes, folder / NAME, several=target.several)
+    write_onnx(model, target.classes, folder / NAME, multi_label=target.multi_label)
     return NAME
 
 

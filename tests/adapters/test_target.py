@@ -99,7 +99,7 @@ def test_each_kind_learns_and_is_saved_as_it_was_measured(kind: str, adapted: di
     metrics, saved = metrics_of(adapted[kind]), load_classifier(adapted[kind] / "model")
     photos = Photos(album / "prepare")
     assert photos.label_sets
-    assert saved.several
+    assert saved.multi_label
     assert saved.classes == COLORS == tuple(metrics["classes"])
     test = photos.rows("test")
     test = test[photos.label_sets.labeled()[test]]
@@ -162,7 +162,7 @@ def test_torchvisions_form_says_it_too(album: Path, tmp_path: Path) -> None:
     build(ResNetBackbone(kind="resnet18", image_size=16)).save(tmp_path / "pre" / "backbone")
     adapt(config("linear", epochs=1, onnx=False), tmp_path / "pre", album / "prepare", tmp_path / "out")
     saved = load_classifier(tmp_path / "out" / "model")
-    assert (saved.several, saved.classes) == (True, COLORS)
+    assert (saved.multi_label, saved.classes) == (True, COLORS)
 
 
 def test_the_onnx_file_has_the_logits_and_says_that_labels_are_several(adapted: dict[str, Path], album: Path) -> None:
@@ -197,7 +197,7 @@ def test_classify_prints_what_is_more_probable_than_not(adapted: dict[str, Path]
 
 def test_at_least_the_best_is_named_and_a_given_number_is_kept() -> None:
     logits = torch.tensor([[2.0, -1.0, 1.0], [-2.0, -1.0, -3.0]])
-    saved = SavedClassifier(torch.nn.Identity(), COLORS, 16, "squash", several=True)
+    saved = SavedClassifier(torch.nn.Identity(), COLORS, 16, "squash", multi_label=True)
     assert [[name for name, _ in row] for row in saved.likely(logits)] == [["blue", "red"], ["green"]]
     assert [len(row) for row in saved.likely(logits, 2)] == [2, 2]
     assert saved.likely(logits)[1][0][1] == pytest.approx(1 / (1 + math.e))

@@ -104,7 +104,7 @@ def test_of_several_labels_all_that_are_probable_are_told(places, photo):
     for folder, biases in (("two", (1.0, -1.0, 2.0)), ("none", (-3.0, -2.0, -4.0))):
         head.bias.data = torch.tensor(biases)
         backbone = load(places.backbone / "backbone").as_stock()
-        save(root / folder / "model", backbone, head, ("red", "green", "blue"), several=True)
+        save(root / folder / "model", backbone, head, ("red", "green", "blue"), multi_label=True)
         write_key(root / folder, places.backbone / "backbone")
     uses = {name: PhotoUses(places, root / name, root / "connect") for name in ("two", "none")}
     found = {name: use.classes(use.open(photo, "3.png"), 1) for name, use in uses.items()}
