@@ -136,11 +136,11 @@ def describe(metrics: dict[str, Any]) -> list[str]:
         return [metrics["skipped"]]
     lines = [f"kind {metrics['kind']}, balance {metrics['balance']}: {metrics['trained_parameters']:,} numbers trained"]
     if "kept_epoch" in metrics:
-        kept = metrics["epochs"][0] if metrics["kept_epoch"] == 0 else None
-        start = ", which is the linear classifier that it started from" if kept else ""
-        lines.append(f"kept: epoch {metrics['kept_epoch']} of {metrics['epochs'][-1]['epoch']}, by val{start}")
-    named = {"majority": "majority", "linear": "linear", "accuracy": "accuracy", "mean_average_precision": "mAP"}
-    for key, name in named.items():
+        start_epoch = metrics["epochs"][0] if metrics["kept_epoch"] == 0 else None
+        note = ", which is the linear classifier that it started from" if start_epoch else ""
+        lines.append(f"kept: epoch {metrics['kept_epoch']} of {metrics['epochs'][-1]['epoch']}, by val{note}")
+    names = {"majority": "majority", "linear": "linear", "accuracy": "accuracy", "mean_average_precision": "mAP"}
+    for key, name in names.items():
         if key in metrics:
             lines.append("{:9} {value:.3f} ({low:.3f} to {high:.3f}) of {of}".format(name, **metrics[key]))
     if "chance" in metrics:
@@ -148,18 +148,21 @@ def describe(metrics: dict[str, Any]) -> list[str]:
     if "balanced_accuracy" in metrics:
         lines.append(f"balanced  {metrics['balanced_accuracy']:.3f}, the mean over classes")
     if "above_linear" in metrics:
-        above = "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**metrics["above_linear"])
-        lines.append(f"above linear on the same test photos: {above}")
-    of = metrics["calibration"]
+        difference = "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**metrics["above_linear"])
+        lines.append(f"above linear on the same test photos: {difference}")
+    calibration = metrics["calibration"]
     lines.append(
-        f"calibration error {of['ece_before']:.3f}, {of['ece_after']:.3f} after division by the temperature "
-        f"{of['temperature']:.2f}, fitted on {of['fitted_on']}"
+        f"calibration error {calibration['ece_before']:.3f}, {calibration['ece_after']:.3f} after division by the "
+        f"temperature {calibration['temperature']:.2f}, fitted on {calibration['fitted_on']}"
     )
     lines.append(f"ONNX: {metrics['onnx']}")
     if "few_labels" not in metrics:
         return [*lines, f"few labels: not measured: {metrics['not_measured']['few_labels']}"]
-    few = metrics["few_labels"].items()
-    scores = ", ".join("{}: {mean:.3f} ({lowest:.3f} to {highest:.3f})".format(n, **by["linear"]) for n, by in few)
+    few_labels = metrics["few_labels"].items()
+    scores = ", ".join(
+        "{}: {mean:.3f} ({lowest:.3f} to {highest:.3f})".format(n, **accuracies["linear"])
+        for n, accuracies in few_labels
+    )
     return [*lines, f"frozen backbone, linear, by labels a class: {scores}"]
 
 

@@ -57,20 +57,24 @@ def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str
     objective = Connector(vlm, processor).to(vlm.device)
     collator, squares = Collator(processor, 512), squares_for(processor, photos)
     rows = questions["row"].to_numpy()
-    other = derangement(rows, config.seed) if questions["row"].n_unique() > 1 else None
-    losses = {name: np.empty(len(rows)) for name in ("right", "blank", *(["shuffled"] if other is not None else []))}
-    for place in _batches(len(questions), config.batch_size):
-        part = questions[place]
+    other_rows = derangement(rows, config.seed) if questions["row"].n_unique() > 1 else None
+    losses = {
+        name: np.empty(len(rows)) for name in ("right", "blank", *(["shuffled"] if other_rows is not None else []))
+    }
+    for span in _batches(len(questions), config.batch_size):
+        part = questions[span]
         images = [Image.fromarray(photos[row].permute(1, 2, 0).numpy()) for row in part["row"]]
         answers += generate_answers(vlm, processor, images, part["question"].to_list(), config.max_new_tokens)
     order = np.argsort(rows, kind="stable") if collator.packs else np.arange(len(rows))
-    for some in (order[place] for place in _batches(len(order), config.batch_size)):
-        batch = collator(questions["question"][some], questions["expected"][some], rows[some])
-        pixels = squares(collator.pictures(rows[some]))
-        losses["right"][some] = answer_losses(objective, batch, pixels)
-        losses["blank"][some] = answer_losses(objective, batch, torch.full_like(pixels, GRAY))
-        if other is not None:
-            losses["shuffled"][some] = answer_losses(objective, batch, squares(collator.pictures(other[some])))
+    for indices in (order[span] for span in _batches(len(order), config.batch_size)):
+        batch = collator(questions["question"][indices], questions["expected"][indices], rows[indices])
+        pixels = squares(collator.pictures(rows[indices]))
+        losses["right"][indices] = answer_losses(objective, batch, pixels)
+        losses["blank"][indices] = answer_losses(objective, batch, torch.full_like(pixels, GRAY))
+        if other_rows is not None:
+            losses["shuffled"][indices] = answer_losses(
+                objective, batch, squares(collator.pictures(other_rows[indices]))
+            )
     lines = questions.with_columns(answer=pl.Series(answers, dtype=pl.String)).with_columns(
         correct=pl.struct("answer", "expected").map_elements(_correct, return_dtype=pl.Boolean)
     )
@@ -78,7 +82,7 @@ def answer(config: AnswerConfig, model: Path, data: Path, out: Path) -> dict[str
         **score_answers(lines, photos.questions("train"), config.seed),
         **score_losses(losses, rows, config.seed),
     }
-    metrics = {"sees": sees(metrics), **metrics} if other is not None else metrics
+    metrics = {"sees": sees(metrics), **metrics} if other_rows is not None else metrics
     metrics |= {"seeds": 1, "command": command("answer", model=model, data=data, out=out)}
     return _write(config, out, lines.sort("row", maintain_order=True).to_dicts(), metrics)
 

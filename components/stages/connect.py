@@ -128,31 +128,31 @@ def warm_start_batches(
 
 
 def loader(
-    squares: Squares, questions: Any, collator: Collator, config: ConnectConfig, place: tuple[int, int]
+    squares: Squares, questions: Any, collator: Collator, config: ConnectConfig, rank_and_size: tuple[int, int]
 ) -> Callable[[int], dict[str, Tensor]]:
     """Returns a function from step to the batch of this process; it depends on seed and step only.
 
     A question's weight is the length of its answer, so that the loss is the mean over all tokens of the whole batch,
-    in several processes and micro-batches too. Micro-batches need rows of one question. place: (rank, number of
-    processes).
+    in several processes and micro-batches too. Micro-batches need rows of one question. rank_and_size: the number of
+    this process, and how many there are.
     """
     rows, texts, answers = (questions[name].to_numpy() for name in ("row", "question", "answer"))
     lengths = collator.lengths(texts.tolist(), answers.tolist())
     tokens = collator.answer_lengths(answers.tolist())
     groups = rows if collator.packs else np.arange(len(rows))
     packs = collator.packs and distributed.micro_batches() == 1
-    per_epoch, (rank, world_size) = len(questions) // config.batch_size, place
+    per_epoch, (rank, world_size) = len(questions) // config.batch_size, rank_and_size
 
     @cache
     def epoch(number: int) -> np.ndarray:
         return epoch_batches(lengths, groups, config.batch_size, config.seed, number)
 
     def load(step: int) -> dict[str, Tensor]:
-        batch_places = epoch(step // per_epoch)[step % per_epoch]
-        places = np.array_split(batch_places, world_size)[rank]
-        batch = collator(texts[places].tolist(), answers[places].tolist(), rows[places] if packs else None)
-        weight = torch.from_numpy(tokens[places] / tokens[batch_places].mean()).float()
-        pictures = collator.pictures(rows[places]) if packs else rows[places]
+        batch_indices = epoch(step // per_epoch)[step % per_epoch]
+        indices = np.array_split(batch_indices, world_size)[rank]
+        batch = collator(texts[indices].tolist(), answers[indices].tolist(), rows[indices] if packs else None)
+        weight = torch.from_numpy(tokens[indices] / tokens[batch_indices].mean()).float()
+        pictures = collator.pictures(rows[indices]) if packs else rows[indices]
         return {**batch, "weight": weight, "pixels": squares(pictures)}
 
     return load
@@ -171,11 +171,11 @@ def validation_gap(
     questions = questions.sample(min(VALIDATION_QUESTIONS, len(questions)), seed=0, shuffle=True)
     if questions["row"].n_unique() < 2:
         return {"val_loss": None, "val_gap": None}
-    other = derangement(questions["row"].to_numpy(), seed=0)
+    other_images = derangement(questions["row"].to_numpy(), seed=0)
     objective.eval()
     sums, total = np.zeros(2), 0
     for part, other_rows in zip(
-        questions.iter_slices(16), np.array_split(other, range(16, len(other), 16)), strict=True
+        questions.iter_slices(16), np.array_split(other_images, range(16, len(other_images), 16)), strict=True
     ):
         batch = collator(part["question"], part["answer"])
         tokens = collator.answer_lengths(part["answer"].to_list())
@@ -184,8 +184,8 @@ def validation_gap(
             inputs = {**batch, "pixels": squares(rows)}
             inputs = {name: value.to(objective.mean.device) for name, value in inputs.items()}
             sums[index] += (objective.losses(inputs).cpu() * torch.from_numpy(tokens)).sum().item()
-    right, shuffled = sums / total
-    return {"val_loss": float(right), "val_gap": float(shuffled - right)}
+    loss, shuffled_loss = sums / total
+    return {"val_loss": float(loss), "val_gap": float(shuffled_loss - loss)}
 
 
 def _write(config: ConnectConfig, out: Path, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -55,23 +55,23 @@ def embed(config: EmbedConfig, backbone: Path, data: Path, out: Path) -> dict[st
 
 
 def _vectors(backbone: Path, photos: Photos, out: Path) -> tuple[int, bool]:
-    """Writes all but the index. Returns how many vectors were computed, and whether the folder held just the same."""
+    """Writes all but the index. Returns how many vectors were computed, and True if nothing in the folder changed."""
     table = photos.manifest.select("path", "sha256", "pixels_sha256", "split", "label")
     key = _key(backbone / "backbone", photos.folder)
-    known = _known(out, key, table)
-    fresh = np.flatnonzero(known < 0)
-    if not len(fresh) and (out / NORMS).is_file() and pl.read_parquet(out / TABLE).equals(table):
+    old_rows = _find_old_rows(out, key, table)
+    new_rows = np.flatnonzero(old_rows < 0)
+    if not len(new_rows) and (out / NORMS).is_file() and pl.read_parquet(out / TABLE).equals(table):
         return 0, True
     part = out / f"{VECTORS}.part"
-    old = np.load(out / VECTORS, mmap_mode="r") if len(fresh) < len(known) else None
-    model = load(backbone / "backbone") if len(fresh) else None
+    old = np.load(out / VECTORS, mmap_mode="r") if len(new_rows) < len(old_rows) else None
+    model = load(backbone / "backbone") if len(new_rows) else None
     width = old.shape[1] if old is not None else model.dim if model else 0
     vectors = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(table), width))
     if old is not None:
-        for rows in chunks(np.flatnonzero(known >= 0)):
-            vectors[rows] = old[known[rows]]
+        for rows in chunks(np.flatnonzero(old_rows >= 0)):
+            vectors[rows] = old[old_rows[rows]]
     if model:
-        for rows in chunks(fresh):
+        for rows in chunks(new_rows):
             vectors[rows] = features(model, photos, "embed", rows).numpy()
     vectors.flush()
     center, norms = center_and_norms(vectors, photos.rows("train"))
@@ -82,7 +82,7 @@ def _vectors(backbone: Path, photos: Photos, out: Path) -> tuple[int, bool]:
     np.save(out / NORMS, norms)
     table.write_parquet(out / TABLE)
     (out / KEY).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
-    return len(fresh), False
+    return len(new_rows), False
 
 
 def _index(config: EmbedConfig, embeddings: Embeddings, *, keep: bool) -> list[str]:
@@ -100,12 +100,12 @@ def _index(config: EmbedConfig, embeddings: Embeddings, *, keep: bool) -> list[s
 
 def _issues(config: EmbedConfig, embeddings: Embeddings) -> str:
     """Writes issues.csv. Returns a sentence about it."""
-    count, found = len(embeddings.vectors), Index.read(embeddings)
+    count, faiss_index = len(embeddings.vectors), Index.read(embeddings)
     file = embeddings.folder / ISSUES
-    if found is None and count >= MOST_WITHOUT_INDEX:
+    if faiss_index is None and count >= MOST_WITHOUT_INDEX:
         file.write_text(",".join(issues.COLUMNS) + "\n", encoding="utf-8")
         return f"duplicates and doubtful labels among {count:,} photos are not looked for without an index"
-    table = issues.find_issues(embeddings, (found or embeddings).nearest, config.duplicate)
+    table = issues.find_issues(embeddings, (faiss_index or embeddings).nearest, config.duplicate)
     table.write_csv(file)
     counts = {kind: int((table["kind"] == kind).sum()) for kind in issues.KINDS}
     words = ", ".join(f"{number} {kind}{'s' * (kind != issues.ODD and number != 1)}" for kind, number in counts.items())
@@ -113,7 +113,7 @@ def _issues(config: EmbedConfig, embeddings: Embeddings) -> str:
 
 
 def _key(backbone: Path, data: Path) -> dict[str, Any]:
-    """Returns what else than a photo's packed pixels its vector depends on."""
+    """Returns what a photo's vector depends on besides its packed pixels."""
     names = ("config.json", "preprocessor_config.json", "model.safetensors")
     settings = json.loads((data / "config.json").read_text(encoding="utf-8"))
     return {
@@ -123,13 +123,13 @@ def _key(backbone: Path, data: Path) -> dict[str, Any]:
     }
 
 
-def _known(out: Path, key: dict[str, Any], table: pl.DataFrame) -> np.ndarray:
+def _find_old_rows(out: Path, key: dict[str, Any], table: pl.DataFrame) -> np.ndarray:
     """Returns for each photo the row of its vector in `out`, -1 if it is not there: int64 [N]."""
     file = out / KEY
     if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != key:
         return np.full(len(table), -1, dtype=np.int64)
-    before = pl.read_parquet(out / TABLE).select("pixels_sha256").with_row_index("known")
-    rows = table.join(before, on="pixels_sha256", how="left", maintain_order="left")["known"]
+    old_table = pl.read_parquet(out / TABLE).select("pixels_sha256").with_row_index("old_row")
+    rows = table.join(old_table, on="pixels_sha256", how="left", maintain_order="left")["old_row"]
     return rows.cast(pl.Int64).fill_null(-1).to_numpy()
 
 

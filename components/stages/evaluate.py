@@ -68,21 +68,21 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     seeds: dict[int, dict[str, Any]] = {}
     correct: dict[str, list[Correct]] = {"backbone": []}
     folders = seed_folders(folder)
-    for seed, place in folders.items():
-        of_seed = vectors if place == folder else features(load(place / "backbone"), photos, f"seed {seed}")
-        seeds[seed], right = measure_seed(of_seed, photos, test, config.neighbors, config.seed)
-        correct["backbone"].append(right)
+    for seed, path in folders.items():
+        seed_vectors = vectors if path == folder else features(load(path / "backbone"), photos, f"seed {seed}")
+        seeds[seed], seed_correct = measure_seed(seed_vectors, photos, test, config.neighbors, config.seed)
+        correct["backbone"].append(seed_correct)
     metrics = {**next(iter(seeds.values())), "seeds": over_seeds(seeds)}
-    if other := measure_other_snapshot(folders, seeds, photos, test, config.neighbors, config.seed):
-        metrics["snapshot"] = other
+    if snapshot := measure_other_snapshot(folders, seeds, photos, test, config.neighbors, config.seed):
+        metrics["snapshot"] = snapshot
     if reason := cannot_score(photos):
         metrics["not_measured"] = {"knn, linear and their baselines": reason}
-        if found := similar_photos(vectors, photos):
-            metrics["retrieval"] = found
+        if retrieval_metrics := similar_photos(vectors, photos):
+            metrics["retrieval"] = retrieval_metrics
     else:
-        found, of_baselines = cached_baselines(photos, backbone, folder / "backbone", config)
-        metrics |= found
-        correct |= {name: [right] for name, right in of_baselines.items()}
+        baseline_scores, baseline_correct = cached_baselines(photos, backbone, folder / "backbone", config)
+        metrics |= baseline_scores
+        correct |= {name: [by_kind] for name, by_kind in baseline_correct.items()}
         metrics["blocks"] = score_blocks(blocks, photos, config.neighbors)
         try:
             start = _start(folder)
@@ -98,15 +98,15 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     metrics["command"] = command("evaluate", backbone=folder, data=data, out=out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    near = neighbors(vectors, photos.rows("train"), test, config.retrieved)
-    (out / "neighbors.json").write_text(json.dumps(near) + "\n", encoding="utf-8")
+    nearest = neighbors(vectors, photos.rows("train"), test, config.retrieved)
+    (out / "neighbors.json").write_text(json.dumps(nearest) + "\n", encoding="utf-8")
     (out / CORRECT).unlink(missing_ok=True)
     if "backbone" in metrics:
         write_correct(correct, torch.from_numpy(photos.rows("test", labeled=True)), out / CORRECT)
     (out / MAPS).unlink(missing_ok=True)
     if config.maps and not backbone.patches:
-        shown = test[np.linspace(0, len(test) - 1, min(config.maps, len(test))).astype(int)]
-        write_maps(backbone, photos, shown, out / MAPS)
+        map_rows = test[np.linspace(0, len(test) - 1, min(config.maps, len(test))).astype(int)]
+        write_maps(backbone, photos, map_rows, out / MAPS)
     write_config(config, out / "config.json")
     return metrics
 
@@ -125,9 +125,9 @@ def measure_truth(
             json.dumps(known_baselines(backbone, photos, truths, config.neighbors, config.seed)), encoding="utf-8"
         )
         part.rename(file)  # complete or absent: another process may read it now
-    found = json.loads(file.read_text(encoding="utf-8"))
-    found["backbone"] = measure_known(backbone, photos, truths, config.neighbors, vectors)
-    return {name: {of: measured[name] for of, measured in found.items()} for name in ("kept", "dense")}
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    metrics["backbone"] = measure_known(backbone, photos, truths, config.neighbors, vectors)
+    return {name: {model: scores[name] for model, scores in metrics.items()} for name in ("kept", "dense")}
 
 
 def _key(photos: Photos, folder: Path, config: EvaluateConfig) -> tuple[Any, ...]:
@@ -154,11 +154,13 @@ def cached_baselines(
     if not (cache / "baselines.json").is_file():
         scores, correct = baselines(photos, backbone, config.neighbors, config.seed)
         part = cache / f"{os.getpid()}"
-        write_correct({name: [right] for name, right in correct.items()}, torch.tensor([]), part)
+        write_correct({name: [by_kind] for name, by_kind in correct.items()}, torch.tensor([]), part)
         part.rename(cache / CORRECT)
         part.write_text(json.dumps(scores), encoding="utf-8")
         part.rename(cache / "baselines.json")  # complete or absent: another process may read it now
-    correct = {name: {kind: x[0] for kind, x in of.items()} for name, of in read_correct(cache / CORRECT)[1].items()}
+    correct = {
+        name: {kind: x[0] for kind, x in by_kind.items()} for name, by_kind in read_correct(cache / CORRECT)[1].items()
+    }
     return json.loads((cache / "baselines.json").read_text(encoding="utf-8")), correct
 
 
@@ -168,12 +170,12 @@ def neighbors(vectors: Tensor, bank: np.ndarray, queries: np.ndarray, count: int
     row -> `rows` and `cosines`, of centered features.
     """
     bank_vectors, query_vectors = center(vectors[bank], vectors[queries])
-    cosines, places = knn.nearest(query_vectors, bank_vectors, min(count + 1, len(bank)))
-    near = {}
-    for query, rows, similar in zip(queries.tolist(), bank[places.numpy()].tolist(), cosines.tolist(), strict=True):
-        others = [(row, round(cosine, 4)) for row, cosine in zip(rows, similar, strict=True) if row != query][:count]
-        near[str(query)] = {"rows": [row for row, _ in others], "cosines": [cosine for _, cosine in others]}
-    return near
+    cosines, positions = knn.nearest(query_vectors, bank_vectors, min(count + 1, len(bank)))
+    nearest = {}
+    for query, rows, similar in zip(queries.tolist(), bank[positions.numpy()].tolist(), cosines.tolist(), strict=True):
+        matches = [(row, round(cosine, 4)) for row, cosine in zip(rows, similar, strict=True) if row != query][:count]
+        nearest[str(query)] = {"rows": [row for row, _ in matches], "cosines": [cosine for _, cosine in matches]}
+    return nearest
 
 
 def main() -> None:
@@ -184,23 +186,24 @@ def main() -> None:
         metrics = evaluate(read_section("evaluate", EvaluateConfig), args.backbone, args.data, args.out)
     for name in ("majority", "pixels", "random", "start", "backbone"):
         scores = dict(metrics.get(name, {}))
-        found = scores.pop("retrieval", {})
-        for kind, accuracy in (scores | {f"mAP@R {of}": values["map_at_r"] for of, values in found.items()}).items():
+        retrieval_scores = scores.pop("retrieval", {})
+        scores |= {f"mAP@R {criterion}": values["map_at_r"] for criterion, values in retrieval_scores.items()}
+        for kind, accuracy in scores.items():
             print("evaluate: {:9} {:7} {value:.3f} ({low:.3f} to {high:.3f})".format(name, kind, **accuracy))
     for kind in ("knn", "linear") if "blocks" in metrics else ():
         values = ", ".join(f"{block[kind]['value']:.3f}" for block in metrics["blocks"])
         print(f"evaluate: blocks    {kind:7} {values}")
     seeds = metrics["seeds"]
     for name in ("knn", "linear") if seeds["count"] > 1 and "knn" in seeds else ():
-        each = ", ".join(f"{one[name]:.3f}" for one in seeds["each"])
-        over = "{mean:.3f} ± {deviation:.3f}".format(**seeds[name])
-        print(f"evaluate: {seeds['count']} seeds   {name:7} {over} ({each})")
+        listing = ", ".join(f"{seed_values[name]:.3f}" for seed_values in seeds["each"])
+        summary = "{mean:.3f} ± {deviation:.3f}".format(**seeds[name])
+        print(f"evaluate: {seeds['count']} seeds   {name:7} {summary} ({listing})")
     if "selection" in metrics:
         selection = metrics["selection"]
         print(f"evaluate: for choosing a method: knn {selection['knn']['value']:.3f} on {selection['on']}")
-    if "backbone" in (other := metrics.get("snapshot", {})):
-        values = ", ".join(f"{kind} {other['backbone'][kind]['value']:.3f}" for kind in ("knn", "linear"))
-        print(f"evaluate: {other['name']}, step {other['step']:,}: {values}")
+    if "backbone" in (snapshot := metrics.get("snapshot", {})):
+        values = ", ".join(f"{kind} {snapshot['backbone'][kind]['value']:.3f}" for kind in ("knn", "linear"))
+        print(f"evaluate: {snapshot['name']}, step {snapshot['step']:,}: {values}")
     for name, reason in metrics.get("not_measured", {}).items():
         print(f"evaluate: not measured: {name}: {reason}")
     print(f"evaluate: effective rank {metrics['health']['effective_rank']:.1f} of {metrics['health']['dimensions']}")

@@ -141,8 +141,8 @@ def validate_photos(
     issues = issue_table(manifest, intake.measures, intake.pairs)
     issues.write_csv(out / "issues.csv")
     report["issues"] = count_issues(issues)
-    near = intake.near_groups()
-    report["near_duplicates"] = {"groups": len(near), "photos": sum(map(len, near))}
+    groups = intake.near_groups()
+    report["near_duplicates"] = {"groups": len(groups), "photos": sum(map(len, groups))}
     report["together"] = {"moved": intake.moved, "left_out": intake.left_out}
     report["notes"], report["warnings"] = source.notes, []
     try:
@@ -174,9 +174,9 @@ def bad_row_lines(name: str, rows: int, bad_rows: list[BadRow]) -> list[str]:
     return first_lines(total, ((f"{row.file}, line {row.line}", row.why) for row in bad_rows))
 
 
-def first_lines(total: str, items: Iterable[tuple[Any, ...]], shown: int = 10) -> list[str]:
-    """Returns lines for a terminal: `total`, and the first `shown` items, each a tuple (name, …, reason)."""
-    first = [f"  {name}: {why}" for name, *_, why in itertools.islice(items, shown)]
+def first_lines(total: str, items: Iterable[tuple[Any, ...]], limit: int = 10) -> list[str]:
+    """Returns lines for a terminal: `total`, and at most `limit` items, each a tuple (name, …, reason)."""
+    first = [f"  {name}: {why}" for name, *_, why in itertools.islice(items, limit)]
     return [f"{total}; the first:", *(line if line.isprintable() else repr(line)[1:-1] for line in first)]
 
 

@@ -65,8 +65,8 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
         return epoch_rows(rows, config.seed, epoch)
 
     def load(step: int) -> list[torch.Tensor]:
-        epoch, place = divmod(step, per_epoch)
-        start = place * config.batch_size + acc.process_index * share
+        epoch, index = divmod(step, per_epoch)
+        start = index * config.batch_size + acc.process_index * share
         return make_batch(photos, order(epoch)[start : start + share], batch_fields, config.seed, epoch, acc.device)
 
     if (side := int(photos.shapes[rows].min())) < config.backbone.image_size:
@@ -88,9 +88,9 @@ def setup(config: PretrainConfig, data: Path, acc: Accelerator) -> Setup:
 def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
     """Train on the photos of the train split, once for each seed; write backbones, logs and config.json.
 
-    Those of the first seed are in `out`, of the others in out/seeds/SEED. measured.jsonl has what the features were
-    worth during the run. A run that goes on from published weights also writes start.json, and of the start and the
-    points where it was measured it keeps the best (see Snapshots).
+    Those of the first seed are in `out`, of the others in out/seeds/SEED. measured.jsonl has the measurements of the
+    features during the run. A run that goes on from published weights also writes start.json, and keeps the best of its
+    start and its measured points (see Snapshots).
     """
     acc = accelerator()
     if not config.epochs:
@@ -101,14 +101,14 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
         return
     with contextlib.ExitStack() as locks:
         runs = []
-        for one in config.of_each_seed():
+        for seed_config in config.of_each_seed():
             if config.seeds > 1:
-                acc.print(f"{config.method}: seed {one.seed} of {config.seeds} seeds from {config.seed} on")
-            runs.append(_train(one, data, acc, locks))
+                acc.print(f"{config.method}: seed {seed_config.seed} of {config.seeds} seeds from {config.seed} on")
+            runs.append(_train(seed_config, data, acc, locks))
         if acc.is_main_process:
             _remove_parts(out)
-            for trained, state in runs:
-                folder = seed_folder(out, trained.seed, config.seed)
+            for run_config, state in runs:
+                folder = seed_folder(out, run_config.seed, config.seed)
                 shutil.copytree(state / FINISHED, folder, dirs_exist_ok=True)
             write_config(runs[0][0].model_copy(update={"seeds": config.seeds}), out / "config.json")
             for _, state in runs:
@@ -174,8 +174,8 @@ def untrained(config: PretrainConfig, data: Path) -> Backbone:
     recipe = METHODS[config.method]
     torch.manual_seed(config.seed)
     settings = recipe.method.resolve(config.settings, Photos(data))
-    kept: Backbone = recipe.method(build(config.backbone), settings).keep()
-    return kept
+    backbone: Backbone = recipe.method(build(config.backbone), settings).keep()
+    return backbone
 
 
 def _remove_parts(out: Path) -> None:
@@ -194,8 +194,8 @@ def _save(config: PretrainConfig, backbone: Backbone, out: Path) -> None:
 
 def start_digests(config: PretrainConfig) -> dict[str, str]:
     """Returns the digests of the weights in local folders that training starts or learns from."""
-    used = [config.backbone, *dict(config.settings).values()]
-    return weight_digests(shape.source for shape in used if isinstance(shape, PublishedBackbone))
+    values = [config.backbone, *dict(config.settings).values()]
+    return weight_digests(value.source for value in values if isinstance(value, PublishedBackbone))
 
 
 def main() -> None:

@@ -52,24 +52,24 @@ def configure(method: str, params: dict[str, Any], data: DataSize | None = None)
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; known: {known_names(method, METHODS)}")
-    common, own = (settings(params.get(n), f"params.yaml, section pretrain.{n}") for n in ("common", method))
+    common, method_section = (settings(params.get(n), f"params.yaml, section pretrain.{n}") for n in ("common", method))
 
     def where(key: str) -> str:
-        return f"params.yaml, section pretrain.{method if key in own else 'common'}"
+        return f"params.yaml, section pretrain.{method if key in method_section else 'common'}"
 
     schema, stage_keys = METHODS[method].config, sorted(set(PretrainConfig.model_fields) - {"method", "settings"})
     problems = [
         f"{where(key)}: {key}: no such setting; known here: {known_names(key, stage_keys)}"
         for key in common
-        if key not in own and key not in {*stage_keys, *schema.model_fields}
+        if key not in method_section and key not in {*stage_keys, *schema.model_fields}
     ]
     if problems:
         raise InvalidError(problems)
-    merged = _without_auto(_with_checkpoint({**common, **own}, where), schema, data, where)
+    values = _without_auto(_with_checkpoint({**common, **method_section}, where), schema, data, where)
     if not METHODS[method].method.trains:
-        merged["epochs"] = 0
-    method_values = {key: value for key, value in merged.items() if key not in stage_keys}
-    stage_values = {key: value for key, value in merged.items() if key in stage_keys}
+        values["epochs"] = 0
+    method_values = {key: value for key, value in values.items() if key not in stage_keys}
+    stage_values = {key: value for key, value in values.items() if key in stage_keys}
     method_settings = parse(schema, method_values, where)
     config = parse(PretrainConfig, {**stage_values, "method": method, "settings": method_settings}, where)
     return config.model_copy(update={"settings": slowed(method_settings, config.start)}) if config.goes_on else config
@@ -146,7 +146,7 @@ def resolve(config: PretrainConfig, photos: Photos, world_size: int) -> Pretrain
 
     Raises ValueError if method, settings and photos do not fit together.
     """
-    method, where = METHODS[config.method].method, f"params.yaml, section pretrain.{config.method}"
+    method, source = METHODS[config.method].method, f"params.yaml, section pretrain.{config.method}"
     try:
         config = config.model_copy(update={"settings": method.resolve(config.settings, photos)})
         rows = training_rows(config, photos)
@@ -159,5 +159,5 @@ def resolve(config: PretrainConfig, photos: Photos, world_size: int) -> Pretrain
             )
         method.check(config.settings, len(rows), config.batch_size, world_size)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{source}: {error}") from None
     return config

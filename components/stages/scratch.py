@@ -65,10 +65,10 @@ def exclusive(folder: Path, acc: Accelerator) -> Iterator[None]:
         if failure:
             raise LockError(f"{folder / 'lock'} cannot be locked: {os.strerror(failure)}")
         if holder:
-            process, how = (f"process {holder}", f" with `kill {holder}`") if holder > 0 else ("another process", "")
+            process, hint = (f"process {holder}", f" with `kill {holder}`") if holder > 0 else ("another process", "")
             raise LockError(
                 f"{process} is doing this same run, with its state in {folder}. To continue here instead, stop it"
-                f"{how}, which saves its state, and start again when it has ended"
+                f"{hint}, which saves its state, and start again when it has ended"
             )
         yield
 

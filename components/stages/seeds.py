@@ -17,6 +17,6 @@ def seed_folders(folder: Path) -> dict[int, Path]:
     """Returns the folders of all seeds of a method that were trained, by seed, the first one first."""
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    others = sorted(int(path.name) for path in (folder / SEEDS).glob("*") if path.name.isdecimal())
+    other_seeds = sorted(int(path.name) for path in (folder / SEEDS).glob("*") if path.name.isdecimal())
     first = int(config.get("seed", 0))
-    return {seed: seed_folder(folder, seed, first) for seed in (first, *others)}
+    return {seed: seed_folder(folder, seed, first) for seed in (first, *other_seeds)}

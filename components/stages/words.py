@@ -78,7 +78,7 @@ def _texts_problem(texts: dict[int, list[str]]) -> str | None:
         return "the training photos have no captions or labels"
     if len(texts) < 2:
         return "only one training photo has a caption or a label"
-    if len({text for own in texts.values() for text in own}) < 2:
+    if len({text for lines in texts.values() for text in lines}) < 2:
         return "all training photos have one text"
     return None
 
@@ -112,7 +112,10 @@ def _train(
         encoder.cpu().eval()
         with torch.no_grad():
             vectors = encoder.photos(all_features)
-        metrics: dict[str, Any] = {"photos": len(texts), "texts": len({text for own in texts.values() for text in own})}
+        metrics: dict[str, Any] = {
+            "photos": len(texts),
+            "texts": len({text for lines in texts.values() for text in lines}),
+        }
         metrics["manifest"] = inputs[0]  # of the photos that photos.safetensors holds
         metrics |= score(config, photos, vectors, encode)
         backbone.cpu().save(out / "model")  # for the preprocessor and the origin; the weights are replaced next
@@ -131,23 +134,25 @@ def loader(
 ) -> Callable[[int], Batch]:
     """Returns a function from step to batch; it depends on seed and step only.
 
-    Of each photo one text is drawn; a photo matches every text in the batch that is among its own.
+    One text of each photo is drawn; a photo matches every text of the batch that is one of its texts.
     """
     rows, size = np.array(list(texts)), min(config.batch_size, len(texts))
-    own, per_epoch = {row: set(lines) for row, lines in texts.items()}, len(texts) // size
+    texts_of, per_epoch = {row: set(lines) for row, lines in texts.items()}, len(texts) // size
 
     @cache
     def order(epoch: int) -> np.ndarray:
         return np.random.default_rng((config.seed, epoch)).permutation(rows)
 
     def load_batch(step: int) -> Batch:
-        epoch, place = divmod(step, per_epoch)
-        chosen = order(epoch)[place * size : (place + 1) * size]
-        draws = np.random.default_rng((config.seed, epoch, place)).random(size)
-        drawn = {texts[row][int(draw * len(texts[row]))] for row, draw in zip(chosen.tolist(), draws, strict=True)}
-        lines = sorted(drawn)
-        matches = torch.tensor([[line in own[row] for line in lines] for row in chosen.tolist()])
-        return all_features[chosen], tokenize(tokenizer, lines), matches
+        epoch, index = divmod(step, per_epoch)
+        batch_rows = order(epoch)[index * size : (index + 1) * size]
+        draws = np.random.default_rng((config.seed, epoch, index)).random(size)
+        batch_texts = {
+            texts[row][int(draw * len(texts[row]))] for row, draw in zip(batch_rows.tolist(), draws, strict=True)
+        }
+        lines = sorted(batch_texts)
+        matches = torch.tensor([[line in texts_of[row] for line in lines] for row in batch_rows.tolist()])
+        return all_features[batch_rows], tokenize(tokenizer, lines), matches
 
     return load_batch
 
@@ -168,27 +173,29 @@ def score(
     else:
         train, test = (photos.labels(photos.rows(split, labeled=True)) for split in ("train", "test"))
         names = encode([class_text(name) for name in photos.classes])
-        named = (vectors[photos.rows("test", labeled=True)] @ names.T).argmax(1)
+        predicted = (vectors[photos.rows("test", labeled=True)] @ names.T).argmax(1)
         metrics["zero_shot"] = {
-            "top1": proportion_with_ci(int((named == test).sum()), len(test)),
+            "top1": proportion_with_ci(int((predicted == test).sum()), len(test)),
             "majority": proportion_with_ci(int((test == train.mode().values).sum()), len(test)),
             "chance": 1 / len(photos.classes),
             "names": "learned with the training photos" if config.class_names else "not learned",
         }
-    own = captions(photos, "test")
-    rows = np.random.default_rng(config.seed).permutation(np.array(sorted(own), dtype=np.int64))[:MOST_RETRIEVED]
-    lines = sorted({line for row in rows.tolist() for line in own[row]})
+    captions_of = captions(photos, "test")
+    rows = np.random.default_rng(config.seed).permutation(np.array(sorted(captions_of), dtype=np.int64))[
+        :MOST_RETRIEVED
+    ]
+    lines = sorted({line for row in rows.tolist() for line in captions_of[row]})
     if len(rows) < 2 or len(lines) < 2:
         metrics.setdefault("not_measured", {})["retrieval"] = "fewer than two test photos have captions that differ"
         return metrics
-    place_of = {line: place for place, line in enumerate(lines)}
+    column_of = {line: column for column, line in enumerate(lines)}
     matches = torch.zeros(len(rows), len(lines), dtype=torch.bool)
     for index, row in enumerate(rows.tolist()):
-        matches[index, [place_of[line] for line in own[row]]] = True
+        matches[index, [column_of[line] for line in captions_of[row]]] = True
     similarity = vectors[rows] @ encode(lines).T  # [photos, texts]
     best = similarity.topk(min(NEAREST, len(rows)), dim=0).indices
-    shown = np.random.default_rng(config.seed).permutation(len(lines))[:SHOWN].tolist()
-    metrics["found"] = [{"text": lines[place], "rows": rows[best[:, place].numpy()].tolist()} for place in shown]
+    samples = np.random.default_rng(config.seed).permutation(len(lines))[:SHOWN].tolist()
+    metrics["found"] = [{"text": lines[column], "rows": rows[best[:, column].numpy()].tolist()} for column in samples]
     return {**metrics, "retrieval": retrieval(similarity, matches, config.seed)}
 
 
