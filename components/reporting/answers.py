@@ -21,11 +21,11 @@ def sight(answering: dict[str, Any]) -> tuple[str, str] | None:
         right, blind = (f"{100 * answering[name]['value']:.1f} %" for name in ("exact_match", "blind"))
         points = (100 * answering["over_blind"][name] for name in ("value", "low", "high"))
         over = "{:+.1f} points, {:+.1f} to {:+.1f}".format(*points)
-        numbers = [f"{right} of its answers are right, and {blind} of guesses from the question alone ({over})"]
-    numbers.append(f"with another photo, the loss of the expected answer rises by {nats(answering['gap'])}")
+        numbers = [f"{right} of its answers are right, and {blind} of the guesses without the photo ({over})"]
+    numbers.append(f"with a wrong photo, the loss of the expected answer rises by {nats(answering['gap'])}")
     if answering["sees"]:
         return "The language model sees:", f"{'; '.join(numbers)}."
-    chance = "A difference whose interval reaches 0 may be chance. More connect.steps may help, or a better backbone."
+    chance = "A difference whose interval includes 0 may be chance. Try more connect.steps or a better backbone."
     return "The language model does not see:", f"{'; '.join(numbers)}. {chance}"
 
 

@@ -23,20 +23,20 @@ def compare(results: Results, folder: Path) -> dict[str, list[Comparison]]:
     folder: with what evaluate wrote for each method. A method is left out if it was evaluated on other photos than the
     first one, or before evaluate wrote which photos are right. {} if there is nothing to compare.
     """
-    found: dict[str, dict[str, Correct]] = {}  # by method and by name in its file
+    by_method: dict[str, dict[str, Correct]] = {}  # of each method, by name in its file
     photos: tuple[object, ...] = ()
     for method, metrics in results.methods.items():
         if (file := folder / method / CORRECT).is_file():
             rows, correct = read_correct(file)
-            own = (metrics.get("manifest"), *rows.tolist())
-            photos = photos or own
-            if own == photos:
-                found[method] = correct
+            evaluated_on = (metrics.get("manifest"), *rows.tolist())
+            photos = photos or evaluated_on
+            if evaluated_on == photos:
+                by_method[method] = correct
     compared = {}
     for kind in KINDS:
-        rights = {method: Right(method, correct["backbone"][kind]) for method, correct in found.items()}
+        rights = {method: Right(method, correct["backbone"][kind]) for method, correct in by_method.items()}
         pairs = list(combinations(rights.values(), 2))
-        for method, correct in found.items():
+        for method, correct in by_method.items():
             pairs += [(rights[method], Right(name, correct[name][kind])) for name in BASELINES if name in correct]
         compared[kind] = compare_pairs(pairs)
     return compared if any(compared.values()) else {}
@@ -51,13 +51,13 @@ class Against(NamedTuple):
 
 
 def against_best(results: Results) -> list[Against]:
-    """Returns what the best method is beside each of its baselines, and beside every other method."""
+    """Returns the comparison of the best method with each of its baselines and with every other method."""
     best, rows = str(results.best_method()), []
     for name in (*BASELINES, *results.methods):
-        found = {kind: pair for kind in KINDS if (pair := results.comparison(kind, best, name))}
-        if found:
-            words = {kind: _beside(best, pair) for kind, pair in found.items()}
-            rows.append(Against(name, words, {kind: pair.shown for kind, pair in found.items()}))
+        pairs = {kind: pair for kind in KINDS if (pair := results.comparison(kind, best, name))}
+        if pairs:
+            words = {kind: _beside(best, pair) for kind, pair in pairs.items()}
+            rows.append(Against(name, words, {kind: pair.shown for kind, pair in pairs.items()}))
     return rows
 
 
@@ -102,29 +102,29 @@ def notes(results: Results) -> Iterator[str]:
     seeds = {pair.seeds == (1, 1) for pair in pairs}
     tests = [words for one, words in ((True, "McNemar's exact test"), (False, "a t-test over seeds")) if one in seeds]
     yield (
-        f"n = {pairs[0].photos:,} test photos, the same for both of a pair; in brackets the 95 % interval of the pair "
-        f"alone. A difference counts if the interval is on one side of 0 and p is below 0.05 by {' or '.join(tests)}, "
+        f"n = {pairs[0].photos:,} test photos, the same for both of a pair. In brackets: the 95 % interval of the "
+        f"pair alone. A difference counts if its interval excludes 0 and p is below 0.05 by {' or '.join(tests)}, "
         f"adjusted for {len(pairs)} pairs (Holm)."
     )
     if single:
         yield (
-            f"One seed of {', '.join(single)}: these are backbones that are compared, not methods; another seed may "
-            "give another order. The setting seeds: 3 in pretrain.common trains three."
+            f"One seed of {', '.join(single)}: the table compares these backbones, not the methods in general. Another "
+            "seed may give another order. Set seeds: 3 in pretrain.common to train three."
         )
 
 
 def lines(results: Results) -> list[str]:
-    """Returns for a terminal: the best method beside every other row, and all other pairs of methods that are equal."""
+    """Returns for a terminal: the best method against all others, and all other pairs that cannot be told apart."""
     if not results.compared:
         return []
-    best, found = results.best_method(), []
+    best, text = results.best_method(), []
     for kind, name in KINDS.items():
         pairs = results.compared[kind]
-        own = [pair.words() for pair in pairs if best in (pair.first, pair.second)]
+        of_best = [pair.words() for pair in pairs if best in (pair.first, pair.second)]
         rest = [pair for pair in pairs if best not in (pair.first, pair.second)]
         equal = [pair.words() for pair in rest if not pair.shown]
-        found += [f"compared by {name} accuracy:", "", *(f"- {words}" for words in [*own, *equal])]
+        text += [f"compared by {name} accuracy:", "", *(f"- {words}" for words in [*of_best, *equal])]
         if differ := len(rest) - len(equal):
-            found.append(f"- all other pairs ({differ}) differ: comparisons.json")
-        found.append("")
-    return [*found, *notes(results)]
+            text.append(f"- all other pairs ({differ}) differ: comparisons.json")
+        text.append("")
+    return [*text, *notes(results)]

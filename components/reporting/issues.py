@@ -54,24 +54,24 @@ def _near_duplicates(
             pairs.setdefault((first, second), {})[measures[line["kind"]]] = float(line["score"])
     by_score = sorted(pairs, key=lambda pair: -max(pairs[pair].values()))
     found_alone = {name: [pair for pair in by_score if list(pairs[pair]) == [name]] for name in measures.values()}
-    place = {pair: rank for alone in found_alone.values() for rank, pair in enumerate(alone)}
-    ordered = sorted(by_score, key=lambda pair: place.get(pair, -1))  # found by both, then by either in turn
+    rank_alone = {pair: rank for alone in found_alone.values() for rank, pair in enumerate(alone)}
+    ordered = sorted(by_score, key=lambda pair: rank_alone.get(pair, -1))  # found by both, then by either in turn
     cards = []
     for pair in ordered[:SHOWN]:
         caption = " · ".join(f"{name} {score:.3f}" for name, score in pairs[pair].items())
         cards.append(_card(photos, rows, list(pair), caption))
     one = len(pairs) == 1
     words = f"{len(pairs):,} pair{'' if one else 's'} of photos look{'s' * one} nearly the same: "
-    found = [
+    sources = [
         f"{count:,} by their {of} ({name})"
         for of, name in (("pixels", "correlation"), ("features", "cosine"))
         if (count := sum(name in scores for scores in pairs.values()))
     ]
-    words += f"{', '.join(found)}."
+    words += f"{', '.join(sources)}."
     if crossing := sum(splits[first] != splits[second] for first, second in pairs):
         words += (
-            f" In {crossing:,} of them, the two are in different splits: where they are the same, one in train and one "
-            "in test, accuracy on test is too high."
+            f" In {crossing:,} of these pairs, the two photos are in different splits: if they show the same, one in "
+            "train and one in test, accuracy on test is too high."
         )
     return _section(words, cards, len(pairs))
 
@@ -82,7 +82,7 @@ def _words(kind: str, count: int) -> str:
     if kind == DOUBTFUL:
         return f"{number} look{'s' * one} more like photos of another class; the most doubtful first."
     if kind == ODD:
-        return f"{number} look{'s' * one} like no other: the farthest from their nearest photos first."
+        return f"{number} look{'s' * one} like no other; those farthest from their neighbors first."
     return f"{number} {'is' if one else 'are'} {QUALITY[kind][0].format(LIMITS[kind].value)}."
 
 

@@ -29,9 +29,9 @@ def table(results: Results) -> str:
     """Returns the table of baselines and methods as on the page."""
     lines = ["| backbone | kNN accuracy | linear accuracy | MAP@R | effective rank | |", "|---|---|---|---|---|---|"]
     for row in table_rows(results):
-        health, found = row.get("health"), row.get("map_at_r")
+        health, retrieval = row.get("health"), row.get("map_at_r")
         rank = f"{health['effective_rank']:.0f} of {health['dimensions']}" if health else ""
-        map_at_r = f"{100 * found['value']:.1f} %" if found else ""
+        map_at_r = f"{100 * retrieval['value']:.1f} %" if retrieval else ""
         knn, linear = (percent(row[kind]) + over_seeds(row.get("seeds", {}), kind, "; ") for kind in ("knn", "linear"))
         cells = [f"**{row['name']}**", knn, linear, map_at_r, rank, row["words"]]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -45,7 +45,7 @@ def figures(results: Results) -> dict[str, tuple[str, str]]:
         words = "Training loss. The losses of different methods are different quantities and cannot be compared."
         drawn["losses"] = (words, curves(results.logs))
     for number, (measured, points) in enumerate(results.learned().items(), 1):
-        drawn[f"learned-{number}"] = (f"{measured}, over the photos that training has seen:", learned(points))
+        drawn[f"learned-{number}"] = (f"{measured}, by the number of photos seen in training:", learned(points))
     if "confusion" in results.adapter:
         words = "The classifier: how many photos of each class (row) were predicted as each class (column)."
         drawn["confusion"] = (words, confusion(results.adapter["confusion"], results.adapter["classes"]))

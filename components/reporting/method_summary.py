@@ -24,7 +24,7 @@ def method_summary(artifacts: Path, method: str) -> str:
             f"{name}: {trained} of {metrics['backbone'][kind]['of']:,} test photos{seeds}; untrained: {untrained}"
         )
     if (other := metrics.get("snapshot")) and "backbone" in other:
-        seeds = over_seeds(other["seeds"], "knn", "; ")
+        seeds = over_seeds(other.get("seeds", {}), "knn", "; ")
         lines.append(f"{other['name']} (step {other['step']:,}): kNN top-1 {percent(other['backbone']['knn'])}{seeds}")
     lines += [f"not measured: {reason}" for reason in metrics.get("not_measured", {}).values()]
     health = metrics["health"]

@@ -92,8 +92,8 @@ def _trained(results: Results, name: str) -> str:
 def _snapshot_row(name: str, other: dict[str, Any]) -> dict[str, Any]:
     """Returns the row of the snapshot that a run has not kept: the best one if it kept the last, or the reverse."""
     scores = other.get("backbone", {})
-    seeds = other["seeds"]
-    step = f"step {other['step']:,}" + " of the first seed" * (seeds["count"] > 1)
+    seeds = other.get("seeds", {})
+    step = f"step {other['step']:,}" + " of the first seed" * (seeds.get("count", 1) > 1)
     words = f"{step}; the best one is chosen by {other['chosen_by']}"
     measured = {kind: scores.get(kind) for kind in ("knn", "linear")}
     row = {"name": f"{name}, {other['name']}", "words": words, **measured, "map_at_r": map_at_r(scores)}

@@ -11,9 +11,9 @@ from components.reporting.table import BASELINES
 
 def sentences(results: Results) -> list[str]:
     """Returns the first sentences as plain text: on the backbone, the language model and what to do, if known."""
-    known, sees = backbone_sentence(results), sight(results.answering)
-    found = [known and known[1], sees and " ".join(sees), next_sentence(results)]
-    return [sentence for sentence in found if sentence]
+    backbone, model = backbone_sentence(results), sight(results.answering)
+    all_sentences = [backbone and backbone[1], model and " ".join(model), next_sentence(results)]
+    return [sentence for sentence in all_sentences if sentence]
 
 
 def backbone_sentence(results: Results) -> tuple[bool, str] | None:
@@ -29,17 +29,17 @@ def backbone_sentence(results: Results) -> tuple[bool, str] | None:
         return False, f"{best} has {collapse.partition(';')[0]}."
     if "backbone" not in metrics:
         used = f"The features of {best} use {rank:.0f} of {dimensions} directions"
-        return True, f"{used}; accuracy was not measured: {_why(metrics)}."
-    own, (baseline, other) = metrics["backbone"]["knn"], _best_baseline(metrics)
-    name, side = BASELINES[baseline], _side(results, best, baseline)
-    known = f"By the photos most like them, {best} names {100 * own['value']:.0f} % of the test photos right"
-    beside = f"{name}: {100 * other['value']:.0f} %"
+        return True, f"{used}. Accuracy was not measured: {_why(metrics)}."
+    knn, (baseline, reference) = metrics["backbone"]["knn"], _best_baseline(metrics)
+    side = _side(results, best, baseline)
+    recognized = f"{best} recognizes {100 * knn['value']:.0f} % of the test photos by their nearest neighbors"
+    beside = f"({BASELINES[baseline]}: {100 * reference['value']:.0f} %)"
     if side > 0:
-        times = f"{own['value'] / other['value']:.1f} times as many as" if other["value"] else "more than"
-        return True, f"{known}, {times} without a trained backbone ({beside})."
+        times = f"{knn['value'] / reference['value']:.1f} times as many as" if reference["value"] else "more than"
+        return True, f"{recognized}, {times} the best baseline {beside}."
     if side < 0:
-        return False, f"{known}, fewer than without a trained backbone ({beside})."
-    return False, f"{known}, which this data cannot tell from what needs no trained backbone ({beside})."
+        return False, f"{recognized}, fewer than the best baseline {beside}."
+    return False, f"{recognized}. This data cannot show that it is better than the best baseline {beside}."
 
 
 def next_sentence(results: Results) -> str | None:
@@ -48,14 +48,14 @@ def next_sentence(results: Results) -> str | None:
         return None
     metrics = results.methods[best]
     if results.collapse(best):
-        return "Next: train longer or with a lower learning rate, or choose another method (see docs/methods)."
+        return "Next: train longer, lower the learning rate, or choose another method (see docs/methods)."
     if "backbone" not in metrics:
-        return "Next: sort a few photos into a folder for each class, or name one class for each in labels.csv."
+        return "Next: sort some photos into one folder per class, or write their classes into labels.csv."
     published = best in results.origins
     if _side(results, best, _best_baseline(metrics)[0]) <= 0 and not published:
-        return "Next: start from published weights, which need fewer photos: make run PHOTOS=FOLDER chooses them."
+        return "Next: start from published weights, which need fewer photos. make run PHOTOS=FOLDER chooses them."
     if published and not results.configs[best]["epochs"]:
-        return "Next: let these weights learn from your photos, without labels: make run PHOTOS=FOLDER chooses how."
+        return "Next: train these weights further on your photos, without labels. make run PHOTOS=FOLDER does so."
     return "Next: try it on a photo of your own: make app."
 
 
@@ -67,8 +67,8 @@ def _side(results: Results, method: str, baseline: str) -> int:
     if pair := results.comparison("knn", method, baseline):
         return (1 if pair.first == method else -1) if pair.shown else 0
     metrics = results.methods[method]
-    own, other = metrics["backbone"]["knn"], metrics[baseline].get("top1") or metrics[baseline]["knn"]
-    return int(own["low"] > other["high"]) - int(own["high"] < other["low"])
+    knn, reference = metrics["backbone"]["knn"], metrics[baseline].get("top1") or metrics[baseline]["knn"]
+    return int(knn["low"] > reference["high"]) - int(knn["high"] < reference["low"])
 
 
 def _why(metrics: dict[str, Any]) -> str:

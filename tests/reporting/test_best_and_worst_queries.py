@@ -75,7 +75,7 @@ def test_without_labels_the_cosines_choose(photos, near, monkeypatch, results): 
     assert [line["query"]["image"] for line in found.worst] == [image(photos, row) for row in order[:-3:-1]]
     assert {card["right"] for line in found.best for card in line["near"]} == {None}
     html = render(results, photos, near, 4)
-    assert "There are no labels to say which are right" in html
+    assert "Without labels it is not known which neighbors are right" in html
     assert f"mean cosine {right[order[0]][1]:.2f}" in html
     assert "✓ and a green frame" not in html
 
@@ -88,4 +88,4 @@ def test_the_page_marks_right_and_wrong(photos, near, results):  # noqa: F811
     assert part.count('<figure class="yes">') == part.count(">✓ ") == marks.count(True)
     assert part.count('<figure class="no">') == part.count(">✗ ") == marks.count(False)
     assert part.index("The best") < part.index("The worst")
-    assert f"all 5 are of its class; for {100 * found.none_right:.0f}&nbsp;%, none is" in part
+    assert f"have 5 neighbors of their own class, and {100 * found.none_right:.0f}&nbsp;% have none" in part

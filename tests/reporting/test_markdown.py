@@ -16,9 +16,7 @@ def test_the_verdict_the_table_and_every_figure(results, tmp_path):  # noqa: F81
     text = (tmp_path / markdown.REPORT).read_text(encoding="utf-8")
     said = sentences(changed)
     assert text.startswith("\n\n".join(said))
-    assert said[0].startswith(
-        "By the photos most like them, moco names 80 % of the test photos right, 4.0 times as many"
-    )
+    assert said[0].startswith("moco recognizes 80 % of the test photos by their nearest neighbors, 4.0 times as many")
     assert said[-1].startswith("Next: ")
     assert (
         "| **moco** | 80.0 % (67.0 to 88.8) | 90.0 % (78.6 to 95.7) |  | 31 of 64 | 4 epochs, 304 photos seen |" in text

@@ -129,8 +129,8 @@ def test_maps_and_the_worst_mistakes_are_shown(results, photos):
         maps=Maps("simclr", "similarity", [("data:,1", "data:,2", "data:,3")]),
     )
     assert "taken for a &lt;b&gt;, 93 %" in shown
-    assert "where it looks least (similarity)" in shown
-    assert "backbone of <b>simclr</b> sees them (that of moco has too few places to draw)" in shown
+    assert "where the backbone looks least (similarity)" in shown
+    assert "by the backbone of <b>simclr</b> (moco has too few patches to draw)" in shown
     assert all(f'src="data:,{number}"' in shown for number in (1, 2, 3))
     assert "Where the backbone looks" not in page(results, photos)
 
@@ -139,8 +139,8 @@ def test_what_was_learned_when_is_drawn(results, photos):
     lines = [{"step": step, "value": value, "measured": "a <measure>"} for step, value in ((0, 0.2), (9, 0.4))]
     other = [{**line, "measured": "another"} for line in lines]
     html = page(results, photos, measured={"moco": lines, "simclr": other})
-    assert "a &lt;measure&gt;, over the photos" in html
-    assert "another, over the photos" in html  # what cannot be compared has a figure of its own
+    assert "a &lt;measure&gt;, by the number of photos" in html
+    assert "another, by the number of photos" in html  # what cannot be compared has a figure of its own
     assert html.count("<svg") == page(results, photos).count("<svg") + 2
 
 
@@ -160,7 +160,7 @@ def test_words_are_beside_the_labels_and_beside_chance(results, photos):
     for text in (
         "from 70 photos with 2,100 different captions",
         "<b>70.0 % (56.2 to 80.9)</b> of 50 photos (the names were not learned)",
-        "by labels: kNN 80.0 % (67.0 to 88.8), linear 90.0 %",
+        "With labels, from the same features: kNN 80.0 % (67.0 to 88.8), linear 90.0 %",
         "photos by a caption, k = 5",
         "captions by a photo, k = 1",
         '<td class="num">12.0 %</td><td class="num">13.0 %</td>',
@@ -227,7 +227,7 @@ def test_how_photos_find_their_class_is_a_column_beside_chance(results, photos):
         metrics["backbone"] = {**metrics["backbone"], "retrieval": found}
     html = page(results, photos, methods=methods, pending={"dino": "not trained yet"})
     assert html.count('<td class="num">40.0 %</td>') == 2
-    assert "by chance 11.7 %" in html
+    assert "11.7 % by chance" in html
 
 
 def test_accuracy_after_each_block_is_shown_with_its_method(results, photos):
@@ -352,7 +352,7 @@ def test_the_page_says_which_classifier_it_is_and_how_far_above_a_linear_one(res
     assert "The backbone with low-rank updates (LoRA) and a linear layer predicts <b>88.0 % (76.2 to 94.4)</b>" in html
     assert "on the same photos the difference is +8.0 points (-1.0 to +17.0)" in html
     assert "off by 4.5 points" in html
-    assert "61.0 % (50.0 to 70.0) with 5 a class; means and ranges over 5 draws" in html
+    assert "61.0 % (50.0 to 70.0) with 5 per class (mean and range over 5 draws" in html
     assert "A linear classifier on the frozen backbone predicts" in page(results, photos)
     assert "adapter: lora, 88.0 % (76.2 to 94.4)" in summary(Results(**{**vars(results), "adapter": adapter}))
 
@@ -470,8 +470,8 @@ def test_the_first_lines_say_whether_the_language_model_sees(results, photos, an
     html = page(results, photos, answering=answering)
     first = html[html.index("<h1>") : html.index('<div class="strip">')]
     numbers = (
-        "60.0 % of its answers are right, and 20.0 % of guesses from the question alone (+40.0 points, +20.0 to "
-        "+60.0); with another photo, the loss of the expected answer rises by 0.80 nats (0.50 to 1.10)."
+        "60.0 % of its answers are right, and 20.0 % of the guesses without the photo (+40.0 points, +20.0 to "
+        "+60.0); with a wrong photo, the loss of the expected answer rises by 0.80 nats (0.50 to 1.10)."
     )
     assert f"<b>The language model sees:</b> {numbers}" in first
     assert "the language model sees; 60.0 %" in summary(Results(**{**vars(results), "answering": answering}))
@@ -487,7 +487,7 @@ def test_whether_it_sees_is_not_said_where_it_was_not_measured(results, photos, 
         assert sight(metrics) is None
         assert "language model sees" not in page(results, photos, answering=metrics)
     captions_only = {name: answering[name] for name in ("sees", "gap")}
-    assert sight(captions_only)[1].startswith("with another photo, the loss")
+    assert sight(captions_only)[1].startswith("with a wrong photo, the loss")
 
 
 def test_each_kind_of_question_has_a_row(results, photos, answering):

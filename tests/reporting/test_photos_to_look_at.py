@@ -35,7 +35,7 @@ def test_a_pair_is_shown_once_whether_pixels_or_features_or_both_found_it(photos
     (section,) = issue_sections(photos, features, pixels)
     assert section["words"].startswith(
         "2 pairs of photos look nearly the same: 1 by their pixels (correlation), 2 by their features (cosine). In 1 "
-        "of them, the two are in different splits"
+        "of these pairs, the two photos are in different splits: if"
     )
     assert [card["caption"] for card in section["cards"]] == ["correlation 0.980 · cosine 0.930", "cosine 0.930"]
     rows = {path: row for row, path in enumerate(photos.manifest["path"])}

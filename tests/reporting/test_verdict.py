@@ -34,9 +34,13 @@ def results(*, right=160, pixels=60, collapse=None, published=False, epochs=3, s
 @pytest.mark.parametrize(
     ("of", "known", "following"),
     [
-        ({}, "80 % of the test photos right, 2.7 times as many", "make app"),
-        ({"right": 62}, "cannot tell from what needs no trained backbone (raw pixels, no network: 30 %)", "published"),
-        ({"right": 20}, "fewer than without a trained backbone", "published"),
+        ({}, "80 % of the test photos by their nearest neighbors, 2.7 times as many", "make app"),
+        (
+            {"right": 62},
+            "cannot show that it is better than the best baseline (raw pixels, no network: 30 %)",
+            "published",
+        ),
+        ({"right": 20}, "fewer than the best baseline", "published"),
         ({"published": True, "epochs": 0}, "2.7 times", "make run PHOTOS"),
         ({"published": True}, "2.7 times", "make app"),
         (
@@ -44,7 +48,7 @@ def results(*, right=160, pixels=60, collapse=None, published=False, epochs=3, s
             "moco has collapsed: all photos are alike.",
             "another method",
         ),
-        ({"scored": False}, "use 30 of 64 directions; accuracy was not measured: the test split has", "labels.csv"),
+        ({"scored": False}, "use 30 of 64 directions. Accuracy was not measured: the test split has", "labels.csv"),
     ],
 )
 def test_the_verdict_and_the_next_step(of, known, following):
@@ -54,7 +58,7 @@ def test_the_verdict_and_the_next_step(of, known, following):
     assert following in next_sentence(results(**of))
 
 
-@pytest.mark.parametrize(("right", "shown", "known"), [(64, True, "1.1 times"), (80, False, "cannot tell")])
+@pytest.mark.parametrize(("right", "shown", "known"), [(64, True, "1.1 times"), (80, False, "cannot show")])
 def test_the_verdict_is_that_of_the_same_photos_where_they_were_compared(right, shown, known):
     pair = SimpleNamespace(first="moco", second="pixels", shown=shown)
     compared = results(right=right)
