@@ -22,6 +22,7 @@ from components.evaluation.health import ENOUGH, effective_rank
 from components.models.backbone import Backbone
 from components.precision import uses_bf16
 
+FEWEST_LABELS = 30  # for kNN accuracy; with fewer its 95 % interval may be wider than 0.34, and crops say more
 NEIGHBORS = 20  # that vote for a photo's class
 MOST = 4096  # photos classified by the others
 WATCHED = 2048  # photos whose nearest neighbors are compared
@@ -52,7 +53,8 @@ class Point:
 class Watched:
     """The photos of `splits` on which a run is measured, drawn by the seed; at most `max_labeled` of them for kNN.
 
-    by_labels: True if features are measured by kNN accuracy, that is, if it is allowed and photos have labels.
+    by_labels: True if features are measured by kNN accuracy, that is, if it is allowed and at least FEWEST_LABELS
+    photos have labels, of two classes or more.
     rows: the photos whose features are computed. labeled_positions: positions in `rows` of the photos for kNN, in
     random order. neighbor_positions: positions in `rows` of the photos whose neighbors are compared. crop_rows: the
     photos of which two crops are compared.
@@ -71,7 +73,7 @@ class Watched:
         labeled, names = photos.rows(*splits, labeled=True), " and ".join(splits)
         sample = _shuffle(photos.rows(*splits), seed)
         self.crop_rows, self.rows = sample[:PAIRS], np.sort(sample[:WATCHED])
-        self.by_labels = by_labels and len(photos.labels(labeled).unique()) > 1
+        self.by_labels = by_labels and len(labeled) >= FEWEST_LABELS and len(photos.labels(labeled).unique()) > 1
         self.words = f"{len(self.crop_rows)} photos of {names}, recognized by another crop of them"
         if self.by_labels:
             labeled = _shuffle(labeled, seed)[:max_labeled]

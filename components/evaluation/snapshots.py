@@ -19,11 +19,10 @@ from components.data.photos import Photos
 from components.evaluation.features import eval_mode
 from components.evaluation.health import verdict
 from components.evaluation.measured import BEST, LAST, MEASURED, best
-from components.evaluation.points import WATCHED, Watched, measure
+from components.evaluation.points import FEWEST_LABELS, WATCHED, Watched, measure
 from components.models.backbone import Backbone
 from components.training.monitor import Measurement
 
-FEWEST_VAL = 5  # labels of val, for a run that trains with those of train
 SHOWN = {  # of a line of measured.jsonl, in words
     "own_crop": ("finds its own crop", ".3f"),
     "effective_rank": ("effective rank", ".0f"),
@@ -41,14 +40,14 @@ class Snapshots:
     """The measured points of one run and the best backbone so far, in a folder that outlives interruptions.
 
     labels_seen: whether the run trains with the labels of train, which its features then fit better than other photos'.
-    It is measured on val alone then, or, where val has fewer than FEWEST_VAL labels, without labels.
+    It is measured on val alone then, or, where val has fewer than FEWEST_LABELS labels, without labels.
     goes_on: whether it started from published weights. If not, kNN accuracy is that of at most WATCHED photos.
     """
 
     def __init__(
         self, folder: Path, photos: Photos, seed: int, *, labels_seen: bool = False, goes_on: bool = True
     ) -> None:
-        by_labels = not labels_seen or len(photos.rows("val", labeled=True)) >= FEWEST_VAL
+        by_labels = not labels_seen or len(photos.rows("val", labeled=True)) >= FEWEST_LABELS
         splits = ("val",) if labels_seen and by_labels else ("train", "val")
         self.watched = Watched(photos, seed, splits, None if goes_on else WATCHED, by_labels=by_labels)
         self.goes_on, self.folder = goes_on, folder

@@ -106,7 +106,13 @@ def test_the_start_is_the_backbone_as_published(method, size, start_folder, phot
     assert load(tmp_path / "backbone").pool == build(config.backbone).pool == "class"
 
 
-def test_a_method_that_trains_with_labels_is_measured_on_others(start_folder, photos, tmp_path):
+def need_labels(count, monkeypatch):
+    for module in (points, snapshots):
+        monkeypatch.setattr(module, "FEWEST_LABELS", count)
+
+
+def test_a_method_that_trains_with_labels_is_measured_on_others(start_folder, photos, tmp_path, monkeypatch):
+    need_labels(len(photos.rows("val", labeled=True)), monkeypatch)
     run("supervised", start_folder, photos, tmp_path, epochs=1, start={"measured": 1})
     measured = json.loads((tmp_path / "start.json").read_text())["measured"]
     assert f"{len(photos.rows('val', labeled=True))} photos of val, each" in measured
@@ -215,8 +221,11 @@ def test_the_rank_of_a_few_photos_tells_nothing(photos, tmp_path, tiny):
 
 def test_a_run_that_saw_the_labels_is_measured_by_crops_where_val_has_few(photos, tmp_path, monkeypatch, tiny):
     watched = snapshots.Snapshots(tmp_path, photos, 0, labels_seen=True).watched
+    assert "of train and val, recognized by another crop" in watched.words  # val has fewer than 30 labels
+    need_labels(len(photos.rows("val", labeled=True)), monkeypatch)
+    watched = snapshots.Snapshots(tmp_path, photos, 0, labels_seen=True).watched
     assert watched.words.endswith("of val, each classified by the others")
-    monkeypatch.setattr(snapshots, "FEWEST_VAL", 1000)
+    need_labels(1000, monkeypatch)
     watched = snapshots.Snapshots(tmp_path, photos, 0, labels_seen=True, goes_on=False)
     watched.take(0, build(tiny), {})
     assert "of train and val, recognized by another crop" in watched.lines()[0]["measured"]
