@@ -30,6 +30,8 @@ def evaluate(method: method_list.Method = method_list.NAMES[0]) -> State[None] |
 
 if __name__ == "__main__":
     parser = script.parser(__doc__)
-    parser.add_argument("--method", required=True, type=method_list.method_name, metavar="NAME", help="of the backbone")
+    parser.add_argument(
+        "--method", required=True, type=method_list.method_name, metavar="NAME", help="whose backbone is evaluated"
+    )
     args = parser.parse_args()
     raise SystemExit(script.launch(lambda: evaluate(args.method)))

@@ -55,10 +55,10 @@ if __name__ == "__main__":
         "--photos",
         type=Path,
         metavar="FOLDER",
-        help="choose settings for these photos and this machine, and write them to params.yaml, unless it is for them",
+        help="choose settings for these photos and this machine, and write them to params.yaml, unless they are there",
     )
     parser.add_argument(
-        "--minutes", metavar="N", help="with --photos: for the whole run (default: 30, or 60 with a GPU)"
+        "--minutes", metavar="N", help="with --photos: minutes a whole run may take (default: 30, or 60 with a GPU)"
     )
     args = parser.parse_args()
     if args.minutes and not args.photos:

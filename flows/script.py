@@ -31,7 +31,7 @@ def add_processes(parser: ArgumentParser) -> None:
         type=positive,
         default=DEFAULT_PROCESSES,
         metavar="N",
-        help=f"processes that train, one for each GPU (default: {PROCESSES}, or 1); the result is the same experiment",
+        help=f"processes that train, one for each GPU (default: {PROCESSES}, or 1); the experiment stays the same",
     )
 
 

@@ -82,9 +82,9 @@ def mark_crashed(names: list[str]) -> None:
 
 if __name__ == "__main__":
     parser = script.parser(__doc__)
-    parser.add_argument("--cron", metavar="WHEN", help='when the pipeline runs, such as "0 3 * * *": three at night')
+    parser.add_argument("--cron", metavar="WHEN", help='when the pipeline runs; "0 3 * * *": every night at three')
     parser.add_argument(
-        "--timezone", default="UTC", metavar="ZONE", help="of --cron, such as Europe/Zurich (default: UTC)"
+        "--timezone", default="UTC", metavar="ZONE", help="time zone of --cron, such as Europe/Zurich (default: UTC)"
     )
     args = parser.parse_args()
     try:

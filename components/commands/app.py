@@ -1,4 +1,4 @@
-"""Serve a page, on this machine only, where a photo is dropped and the trained models say what they make of it."""
+"""Serve a page on this machine only: drop a photo there, and see what the trained models say about it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def _content(request: Request, name: str) -> bytes:
 
 def main() -> None:
     parser = ArgumentParser(prog="selfsight app", description=__doc__)
-    parser.add_argument("--port", type=int, default=8765, help="0: any that is free (default: 8765)")
+    parser.add_argument("--port", type=int, default=8765, help="port of the page; 0: any free one (default: 8765)")
     args = parser.parse_args()
     with exit_code("app", parser):
         known = folders("embed")

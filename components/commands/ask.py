@@ -92,13 +92,13 @@ def ask(photo: Path, question: str | None, model: Path | None, data: Path | None
 def main() -> None:
     parser = ArgumentParser(prog="selfsight ask", description=__doc__)
     parser.add_argument("photo", type=Path, help="a file of any format that prepare reads")
-    parser.add_argument("question", nargs="?", help="in quotes; the model knows those it was trained on best")
+    parser.add_argument("question", nargs="?", help="in quotes; best one that the model was trained on")
     parser.add_argument("--model", type=Path, help="folder written by connect (default: as in dvc.yaml)")
     parser.add_argument(
         "--data",
         type=Path,
-        help="folder written by prepare, for the size of its photos and its questions (default: as in dvc.yaml; "
-        "with --model none, and the photo is reduced to the model's size at once)",
+        help="folder written by prepare, which sets the size that the photo is reduced to first, and the questions "
+        "that are shown (default: as in dvc.yaml; with --model: none, so the photo goes directly to the model's size)",
     )
     args = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""Check params.yaml before the first stage runs, so that a typing error in its last section does not cost a run.
+"""Check params.yaml before the first stage runs, so that an error in its last section does not cost a run.
 
 Only the methods listed in `methods` decide. What is wrong in the section of another method is a warning.
 """
@@ -177,8 +177,8 @@ def _squares(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: 
     backbone = configure(config.method, pretrain, size).backbone
     if not isinstance(backbone, ResNetBackbone) and backbone.patch_size > 1:
         raise ValueError(
-            f"{path}, section connect: image_size is for CNNs only, and the backbone of {config.method} is a "
-            "transformer; leave it out"
+            f"{path}, section connect: image_size is for CNNs only, but the backbone of {config.method} is a "
+            "transformer; remove it"
         )
 
 
@@ -191,7 +191,7 @@ def _low_rank(listed: list[str], pretrain: dict[str, Any], size: DataSize, path:
     published = isinstance(backbone, PublishedBackbone) and backbone.source == PACKAGED_CNN
     if isinstance(backbone, ResNetBackbone) or published:
         raise ValueError(
-            f"{path}, section adapt: kind lora updates an attention, and the backbone of {config.method} is a CNN, "
+            f"{path}, section adapt: kind lora updates attention layers, but the backbone of {config.method} is a CNN, "
             "which has none; try kind: full"
         )
 
@@ -210,9 +210,9 @@ def starts(path: Path = PARAMS) -> list[str]:
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="selfsight check", description="Check params.yaml, before any stage runs.")
-    parser.add_argument("--data", type=Path, help="folder written by prepare, if its photos are to be checked too")
-    parser.add_argument("--method", help="of the listed methods, the only one to be checked")
+    parser = ArgumentParser(prog="selfsight check", description="Check params.yaml before any stage runs.")
+    parser.add_argument("--data", type=Path, help="folder written by prepare: also check what depends on its photos")
+    parser.add_argument("--method", help="check only this one of the listed methods")
     args = parser.parse_args()
     errors, warnings = check(data=args.data, method=args.method)
     for line in warnings:

@@ -86,9 +86,9 @@ def _head(folder: PhotoFolder, machine: Machine, speed: Speed, chosen: Plan, min
 
 
 def _methods(chosen: Plan) -> list[Setting]:
-    why = "published weights, untouched, first: no training from nothing comes near them on a few thousand photos"
+    why = "published weights, untouched, come first: no training from random weights comes near them on few photos"
     if not chosen.epochs:
-        why = "published weights, untouched: there is no time to go on from them; give more --minutes"
+        why = "published weights, untouched: there is no time to train them further; give more --minutes"
     return [("methods", ["published", *[METHOD] * bool(chosen.epochs)], why)]
 
 
@@ -114,9 +114,9 @@ def _prepare(folder: PhotoFolder) -> list[Setting]:
 
 
 def _pretrain(folder: PhotoFolder, machine: Machine, chosen: Plan, size: int) -> list[Setting]:
-    why = "without a GPU; 224 px takes three times as long, and adds 3 points of kNN accuracy on photos of clothes"
+    why = "no GPU; 224 px takes three times as long, and adds 3 points of kNN accuracy on photos of clothes"
     if folder.side < SMALL:
-        why = "small photos are enlarged: on photos of clothes with 64 pixels, 11 points of kNN accuracy above size 64"
+        why = "small photos are enlarged; for photos of clothes of 64 pixels, this added 11 points of kNN accuracy"
     elif machine.gpu:
         why = "as the weights were trained" if size == 224 else "the photos are small"
     settings: list[Setting] = [
@@ -124,7 +124,7 @@ def _pretrain(folder: PhotoFolder, machine: Machine, chosen: Plan, size: int) ->
         ("  common", None, "for all methods; a method's own section overrides it"),
         ("    backbone", published(size), why),
         ("    batch_size", *_batch_size(folder, machine)),
-        ("    epochs", 1, "of a method without its own section"),
+        ("    epochs", 1, "for methods without their own section"),
         ("    seed", 0, ""),
     ]
     return settings + (_distill(folder, chosen, size) if chosen.epochs else [])
@@ -136,14 +136,14 @@ def _distill(folder: PhotoFolder, chosen: Plan, size: int) -> list[Setting]:
     rates = {"backbone_lr": 1.0, "layer_decay": 1.0, "patch_lr": 1.0, "frozen": 0.0, "measured": chosen.measured}
     adamw = {"kind": "adamw", "lr": 0.001, "weight_decay": 0.05, "schedule": {"kind": "cosine", "warmup": 0.1}}
     return [
-        (f"  {METHOD}", None, "it learns to see in small photos what the same weights see in larger ones"),
-        ("    teacher", teacher(size), "its accuracy is higher, and a photo takes two to three times as long"),
+        (f"  {METHOD}", None, "it learns to predict from small photos what the same weights see in larger ones"),
+        ("    teacher", teacher(size), "has a higher accuracy, but a photo takes two to three times as long"),
         ("    epochs", chosen.epochs, seen),
         ("    queue", "auto", "a quarter of the training photos"),
-        ("    crop", [0.3, 1.0], "fraction of the area; less would not show what the photo is of"),
-        ("    blur", 0.0, "student and teacher are to see the same"),
-        ("    optimizer", adamw, "faster than the default, as the run is short"),
-        ("    start", rates, "all layers alike; of start and measured points the best is kept"),
+        ("    crop", [0.3, 1.0], "fraction of the area; smaller crops would not show what is in the photo"),
+        ("    blur", 0.0, "off, so that student and teacher see the same"),
+        ("    optimizer", adamw, "a higher rate than the default, because the run is short"),
+        ("    start", rates, "all layers learn at one rate; the best of start and measured points is kept"),
     ]
 
 
@@ -156,15 +156,15 @@ def _batch_size(folder: PhotoFolder, machine: Machine) -> tuple[Any, str]:
 
 def _evaluate(folder: PhotoFolder) -> list[Setting]:
     each = folder.train // max(1, folder.classes)
-    why = "of the kNN classifier"
+    why = "for the kNN classifier"
     why += f"; a class has about {each} training photos" if each < 20 else ""
     return [("evaluate", None, ""), ("  neighbors", max(1, min(20, each)), why), ("  seed", 0, "")]
 
 
 def _method(folder: PhotoFolder, chosen: Plan) -> Setting:
     if folder.classes and chosen.epochs:
-        return "  method", METHOD, "keeps the best of its start and later points"
-    why = "without labels nothing tells whether training made it better" if chosen.epochs else "there is no other"
+        return "  method", METHOD, "it keeps the best of its start and later points"
+    why = "without labels, nothing tells whether training made it better" if chosen.epochs else "the only method"
     return "  method", "published", why
 
 
@@ -172,20 +172,20 @@ def _adapt(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
     return [
         ("adapt", None, "" if folder.classes or folder.several else "skipped: these photos have no labels"),
         _method(folder, chosen),
-        ("  kind", "linear", "seconds; mlp, attention, lora and full take longer, see benchmarks/adapters.md"),
+        ("  kind", "linear", "takes seconds; mlp, attention, lora and full take longer, see benchmarks/adapters.md"),
         ("  seed", 0, ""),
     ]
 
 
 def _embed(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
-    return [("embed", None, "vectors of all photos, to search by"), _method(folder, chosen)]
+    return [("embed", None, "computes a vector for each photo, for search"), _method(folder, chosen)]
 
 
 def _words(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
     return [
         ("words", None, "" if folder.questions else "skipped: these photos have no labels or captions"),
         _method(folder, chosen),
-        ("  steps", WORDS_STEPS, "of a small text encoder, for search by words"),
+        ("  steps", WORDS_STEPS, "training steps of a small text encoder, for search by words"),
         ("  seed", 0, ""),
     ]
 
@@ -195,7 +195,7 @@ def _connect(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
     return [
         ("connect", None, "" if folder.questions else "skipped: these photos have no labels or captions"),
         _method(folder, chosen),
-        ("  llm", "smollm2", "in a package, so that it needs no network; or a Hugging Face id or a folder"),
+        ("  llm", "smollm2", "installed as a package, needs no network; or a Hugging Face id or a folder"),
         ("  steps", chosen.steps, seen if folder.questions else ""),
         ("  batch_size", chosen.questions, ""),
         ("  seed", 0, ""),
@@ -203,10 +203,10 @@ def _connect(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
 
 
 def _answer(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
-    why = f"nine of ten answers have at most {folder.answer_length} letters" if folder.answer_length else ""
+    why = f"90 % of the answers have at most {folder.answer_length} letters" if folder.answer_length else ""
     return [
         ("answer", None, ""),
-        ("  pictures", chosen.pictures, "test photos that the language model is asked about"),
+        ("  pictures", chosen.pictures, "test photos that the language model answers questions about"),
         ("  max_new_tokens", chosen.new_tokens, why),
     ]
 

@@ -1,4 +1,4 @@
-"""Name what photos show, by the classifier of the stage `adapt`, with the probability of each class."""
+"""Classify photos with the classifier of the stage `adapt`, and print the probability of each class."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def classify(files: Sequence[Path], k: int | None, where: Places) -> Iterator[tu
 def main() -> None:
     parser = ArgumentParser(prog="selfsight classify", description=__doc__)
     parser.add_argument("photos", type=Path, nargs="+", help="photos, or folders of photos")
-    few = f"how many classes of each photo (default: {FEW}, or all above 50 %% if photos have several labels)"
+    few = f"how many classes to print for each photo (default: {FEW}, or all above 50 %% if photos have several labels)"
     parser.add_argument("--k", type=int, help=few)
     parser.add_argument("--adapter", type=Path, help="folder written by adapt (default: as in dvc.yaml)")
     args = parser.parse_args()

@@ -21,7 +21,7 @@ USAGE = """usage: selfsight COMMAND [--method NAME] [arguments of the command]
 
 {commands}
 
-A stage runs now, whether or not it is up to date, with the folders of dvc.yaml; arguments that you add override them.
+A stage runs even if it is up to date. It uses the folders of dvc.yaml; arguments that you add override them.
 `dvc repro` runs all stages that are not up to date. `selfsight COMMAND --help` lists the arguments of one command.
 """
 
@@ -36,7 +36,7 @@ def stages(pipeline: Path = PIPELINE) -> dict[str, Any]:
 def usage(names: list[str]) -> str:
     files = {name: COMPONENTS / ("commands" if name in COMMANDS else "stages") / f"{name}.py" for name in names}
     texts = {name: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for name, file in files.items()}
-    lines = [f"  {name:9} {(text or '').splitlines()[0].removeprefix('Stage: ')}" for name, text in texts.items()]
+    lines = [f"  {name:11} {(text or '').splitlines()[0].removeprefix('Stage: ')}" for name, text in texts.items()]
     return USAGE.format(commands="\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""Print the photos that look like a photo, by the vectors of the stage `embed`, or that fit a text, by `words`."""
+"""Print the photos most similar to a photo (by the stage `embed`), or those that fit a text (by `words`)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TextSearch:
         if "skipped" in metrics:
             raise ValueError(f"{places.words} has no vectors to search: {metrics['skipped']}")
         if metrics["manifest"] != digest(photos.folder / "manifest.parquet"):
-            raise ValueError(f"{places.words} is not of the photos that are prepared; run: dvc repro words")
+            raise ValueError(f"{places.words} is not from the photos in {places.data}; run: dvc repro words")
         self._tokenizer = AutoTokenizer.from_pretrained(places.words / "model")
         self._model = VisionTextDualEncoderModel.from_pretrained(places.words / "model").eval()
         self._vectors = load_file(places.words / "photos.safetensors")["photos"]
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="*", help="photos, or folders of photos, to find similar ones to")
     parser.add_argument("--text", help='what the photos show, such as "two red cars"')
     parser.add_argument("--k", type=int, default=20, help="how many photos (default: 20)")
-    parser.add_argument("--exact", action="store_true", help="compare with all photos, where embed wrote an index")
+    parser.add_argument("--exact", action="store_true", help="compare with all photos, even if embed wrote an index")
     parser.add_argument("--page", type=Path, help="also write a page with the photos that were found")
     args = parser.parse_args()
     with exit_code("search", parser):

@@ -1,4 +1,4 @@
-"""Choose the settings for a folder of photos and this machine, and write them to params.yaml, with reasons."""
+"""Choose settings for a folder of photos and this machine, and write them to params.yaml with the reasons."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def settings(folder: Path, minutes: float | None = None, path: Path = PARAMS, *,
     """
     photos, files = describe_folder(folder)
     if not again and _is_for(photos.folder, path):
-        return [f"{path} is for {photos.folder} already and stays as it is; to choose anew: add --again"]
+        return [f"{path} is for {photos.folder} already and stays as it is; to choose again, add --again"]
     # these take seconds, for which a mistyped folder need not wait
     from components.commands.choose import choose, packed_size, published, teacher
     from components.commands.plan import image_size
@@ -87,11 +87,13 @@ def positive(text: str) -> float:
 
 def main() -> None:
     parser = ArgumentParser(prog="selfsight settings", description=__doc__)
-    parser.add_argument("folder", type=Path, help="flat, one subfolder for each class, or train|val|test folders")
     parser.add_argument(
-        "--minutes", type=positive, help=f"for a whole run (default: {MINUTES}, or {GPU_MINUTES} with a GPU)"
+        "folder", type=Path, help="of photos: flat, one subfolder for each class, or train|val|test folders"
     )
-    parser.add_argument("--again", action="store_true", help="even if params.yaml is for this folder already")
+    parser.add_argument(
+        "--minutes", type=positive, help=f"that a whole run may take (default: {MINUTES}, or {GPU_MINUTES} with a GPU)"
+    )
+    parser.add_argument("--again", action="store_true", help="choose also if params.yaml is for this folder already")
     args = parser.parse_args()
     keep_memory()  # as the stages do; without it a training step takes twice as long
     try:

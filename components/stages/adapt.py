@@ -1,4 +1,4 @@
-"""Stage: a backbone and labels -> a classifier that stock libraries run."""
+"""Stage: trains a classifier on a backbone, from labels; stock libraries can run it."""
 
 from __future__ import annotations
 

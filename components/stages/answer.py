@@ -1,4 +1,4 @@
-"""Stage: a vision-language model -> its answers about test photos, and how much they depend on the photo."""
+"""Stage: asks the vision-language model about test photos, and measures how much answers depend on the photo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage: a backbone and a language model -> a model that answers questions about photos."""
+"""Stage: connects a backbone to a language model, into a model that answers questions about photos."""
 
 from __future__ import annotations
 

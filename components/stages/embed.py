@@ -1,4 +1,4 @@
-"""Stage: a backbone and photos -> one vector for each photo, to search by; those it has already are kept."""
+"""Stage: computes one vector for each photo, to search by; vectors that it has already are kept."""
 
 from __future__ import annotations
 

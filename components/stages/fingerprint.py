@@ -1,4 +1,4 @@
-"""Stage: source code and settings -> a fingerprint for each stage and method, so that a change reruns no other one.
+"""Stage: writes a fingerprint of source code and settings for each stage, so that a change reruns no other stage.
 
 A DVC dependency is a file or a folder, but what a stage runs are some files of many folders. So each stage depends on
 one file written here, which lists the files that it imports with their digests. Those of `pretrain` also hold the

@@ -1,4 +1,4 @@
-"""Stage prepare: reads the photos of a data source, and writes their pixels in one file and a validated table of them.
+"""Stage: reads the photos of a data source, and writes their pixels in one file and a validated table of them.
 
 The table is called the manifest, and the file of pixels the packed photos (pixels.bin).
 """

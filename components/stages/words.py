@@ -1,4 +1,4 @@
-"""Stage: a backbone, captions and class names -> photos and texts as vectors of one space, for search by words."""
+"""Stage: puts photos and texts into one space of vectors, by captions and class names, for search by words."""
 
 from __future__ import annotations
 

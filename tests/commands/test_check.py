@@ -214,7 +214,7 @@ def test_a_language_model_that_connect_would_not_find_is_an_error_now(params, tm
 def test_squares_of_another_size_are_for_cnns_only(params, tmp_path):
     params["connect"] |= {"image_size": 128, "method": "simclr"}
     (error,) = findings(params, tmp_path).errors
-    assert "section connect: image_size is for CNNs only, and the backbone of simclr is a transformer" in error
+    assert "section connect: image_size is for CNNs only, but the backbone of simclr is a transformer" in error
 
 
 def test_low_rank_updates_need_an_attention(params, tmp_path):
@@ -223,7 +223,7 @@ def test_low_rank_updates_need_an_attention(params, tmp_path):
     params["adapt"]["method"] = "published"
     (error,) = findings(params, tmp_path).errors
     assert error.endswith(
-        "section adapt: kind lora updates an attention, and the backbone of published is a CNN, which has none; "
+        "section adapt: kind lora updates attention layers, but the backbone of published is a CNN, which has none; "
         "try kind: full"
     )
 

@@ -132,7 +132,8 @@ def test_minutes_decide_what_is_trained_and_for_how_long():
     assert 2 <= some.epochs < many.epochs
     assert few.steps < some.steps <= many.steps  # of which there is an upper bound
     assert some.minutes <= 30
-    assert "there is no time to go on from them; give more --minutes" in choose(folder, TWO_CORES, SPEED[TWO_CORES], 8)
+    text = choose(folder, TWO_CORES, SPEED[TWO_CORES], 8)
+    assert "there is no time to train them further; give more --minutes" in text
 
 
 def test_a_busy_gpu_and_a_small_memory():
