@@ -77,16 +77,16 @@ def of_baselines(runner: Runner, cell: Cell, photos: Photos, truths: list[Truth]
     return measured(runner.out / "known_baselines.json", measure)
 
 
-def as_metrics(found: dict[str, Any]) -> Scores:
-    return columns_of({name: {"backbone": values} for name, values in found.items()}, "backbone")
+def as_metrics(measures: dict[str, Any]) -> Scores:
+    return columns_of({name: {"backbone": values} for name, values in measures.items()}, "backbone")
 
 
 def table(baselines: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> str:
     """Returns a Markdown table: chance, the baselines, and the first seed of each run with the values of the others."""
     pixels = as_metrics(baselines["pixels"])
     chance = {name: scores.get("chance") for name, scores in pixels.items()}
-    chance["corloc"] = pixels.pop("corloc")["value"]
-    lines = [f"| | {' | '.join(COLUMNS.values())} | places |", "|---|" + "---|" * (len(COLUMNS) + 1)]
+    chance["corloc"] = baselines["pixels"]["dense"]["fixed_box"]["value"]
+    lines = [f"| | {' | '.join(COLUMNS.values())} | positions |", "|---|" + "---|" * (len(COLUMNS) + 1)]
     numbers = [f"{100 * chance[name]:.1f}" if chance.get(name) else "" for name in COLUMNS]
     lines.append(f"| chance; best fixed box | {' | '.join(numbers)} | |")
     for name, words in (("pixels", "raw pixels"), ("random", "untrained ViT"), ("published", "EfficientNet-Lite0")):
@@ -116,7 +116,7 @@ def seen(rows: dict[str, list[dict[str, Any]]], column: str) -> str:
     higher = sum(with_jitter["low"] > without["high"] for with_jitter, without in pairs)
     values = "; ".join(f"{100 * a['value']:.1f} against {100 * b['value']:.1f}" for a, b in pairs)
     verdicts = [f"{word} in {count} of {len(pairs)}" for word, count in (("lower", lower), ("higher", higher)) if count]
-    return f"- {COLUMNS[column]}: {values} ({', '.join(verdicts) or 'not to be told apart'})"
+    return f"- {COLUMNS[column]}: {values} ({', '.join(verdicts) or 'no clear difference'})"
 
 
 def page(baselines: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> str:
@@ -134,7 +134,7 @@ Seeds: {seeds}.{absent}
   a linear probe on the photo's feature.
 - colors: is there an object that is red, yellow, green, blue, purple? The mean balanced accuracy of the five.
 - mIoU: of ten kinds and ground, by a linear probe on the features of the positions, enlarged to 64 × 64 pixels. With
-  more positions (column "places"), more is possible.
+  more positions (last column), more is possible.
 - CorLoc: the fraction of photos in which a box around what the backbone highlights has an IoU of at least 0.5 with the
   box of an object. Threshold and sign are chosen on training photos.
 

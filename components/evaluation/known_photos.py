@@ -12,7 +12,7 @@ from torch import Tensor
 from components.data.photos import Photos
 from components.data.truth import Truth
 from components.evaluation.attention import attends_by_class, attention_maps, similarity_maps
-from components.evaluation.dense import GRID, dense_rows, enlarged, pixel_places, segmentation
+from components.evaluation.dense import dense_rows, enlarged, pixel_places, segmentation
 from components.evaluation.features import PIXELS, eval_mode, features, pixel_features, place_features
 from components.evaluation.kept import measure_kept, sampled_rows
 from components.evaluation.localization import boxes_of, corloc, fixed_box
@@ -49,22 +49,18 @@ def known_baselines(
 ) -> dict[str, dict[str, Any]]:
     """Returns the same of raw pixels and of the backbone's shape with random weights, as "pixels" and "random".
 
-    Without a backbone CorLoc is that of the best fixed box ("corloc"), and of random maps ("corloc_random_map").
+    In place of CorLoc, pixels have that of the best fixed box ("fixed_box").
     """
     rows, dense = sampled_rows(photos), dense_rows(photos)
     pixel_vectors = pixel_features(photos, PIXELS, np.concatenate(rows)).split([len(r) for r in rows])
     train, test = (_boxes(truths, r) for r in dense)
-    size = truths[0].mask.shape
-    noise = torch.rand(sum(map(len, dense)), 1, GRID, GRID, generator=torch.Generator().manual_seed(seed))
-    train_maps, test_maps = enlarged(noise, size)[:, 0].split([len(r) for r in dense])
-    corloc_scores = {
-        "corloc": fixed_box(train, test, size[0]),
-        "corloc_random_map": corloc((train_maps.numpy(), train), (test_maps.numpy(), test)),
-    }
     places = [pixel_places(photos, r) for r in dense]
     pixels = {
         "kept": measure_kept(pixel_vectors, rows, truths),
-        "dense": {**segmentation(places, dense, truths, neighbors), **corloc_scores},
+        "dense": {
+            **segmentation(places, dense, truths, neighbors),
+            "fixed_box": fixed_box(train, test, truths[0].mask.shape[0]),
+        },
     }
     torch.manual_seed(seed)
     return {"pixels": pixels, "random": measure_known(backbone.untrained(), photos, truths, neighbors)}

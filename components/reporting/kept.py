@@ -37,10 +37,9 @@ def kept_table(results: Results) -> dict[str, Any] | None:
     first = next(iter(measured.values()))
     pixels = columns_of(first, "pixels")
     chance = {name: scores.get("chance", 0.0) for name, scores in pixels.items()}
-    chance["corloc"] = pixels["corloc"]["value"]
+    chance["corloc"] = first["dense"]["pixels"]["fixed_box"]["value"]
     floor = [{"value": chance[name], "best": False} if name in chance and name != "miou" else None for name in COLUMNS]
     rows = [{"name": "chance", "words": "the most frequent answer; one fixed box", "base": True, "cells": floor}]
-    del pixels["corloc"]  # pixels alone point at nothing
     rows.append(_row("pixels", BASELINES["pixels"], pixels, chance, base=True))
     for suffix, scores in distinct({name: columns_of(metrics, "random") for name, metrics in measured.items()}):
         rows.append(_row("random" + suffix, BASELINES["random"], scores, chance, base=True))
@@ -48,7 +47,7 @@ def kept_table(results: Results) -> dict[str, Any] | None:
     best = {column: max(scores[column]["value"] for scores in own.values()) for column in COLUMNS if column in chance}
     for name, scores in own.items():
         height, width = measured[name]["dense"]["backbone"]["places"]
-        rows.append(_row(name, f"{height} × {width} places", scores, chance, best=best))
+        rows.append(_row(name, f"{height} × {width} positions", scores, chance, best=best))
     return {"titles": list(COLUMNS.values()), "rows": rows}
 
 

@@ -130,7 +130,7 @@ def test_maps_and_the_worst_mistakes_are_shown(results, photos):
     )
     assert "taken for a &lt;b&gt;, 93 %" in shown
     assert "where the backbone looks least (similarity)" in shown
-    assert "by the backbone of <b>simclr</b> (moco has too few patches to draw)" in shown
+    assert "by the backbone of <b>simclr</b> (moco has too few positions to draw)" in shown
     assert all(f'src="data:,{number}"' in shown for number in (1, 2, 3))
     assert "Where the backbone looks" not in page(results, photos)
 

@@ -52,7 +52,7 @@ def test_evaluate_measures_what_is_kept_beside_pixels_and_untrained_weights(arti
             ):
                 assert 0 <= values["low"] <= values["value"] <= values["high"] <= 1
         assert metrics["dense"]["pixels"]["places"] == [8, 8]
-        assert {"corloc", "corloc_random_map"} < set(metrics["dense"]["pixels"])
+        assert {"knn", "linear", "best", "places", "fixed_box"} == set(metrics["dense"]["pixels"])
     assert measured(artifacts, "simclr")["dense"]["backbone"]["places"] == [4, 4]
     assert measured(artifacts, "contextprediction")["dense"]["backbone"]["places"] == [4, 4]  # 2 × 2 patches of 2 × 2
     assert measured(artifacts, "simclr")["kept"]["pixels"] == measured(artifacts, "contextprediction")["kept"]["pixels"]
