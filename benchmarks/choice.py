@@ -2,6 +2,7 @@
 
     nice -n 10 python -m benchmarks.choice                # scenes; about 8 minutes of one core
     python -m benchmarks.choice --photos /data/clothing   # a folder with class subfolders
+    python -m benchmarks.choice --photos /data/clothing --published   # runs that start from EfficientNet-Lite0
 
 Runs that learn, and runs with a setting that spoils them, are measured at nine points each, as every run is: by kNN
 accuracy among photos of train and val, and without labels. Both kinds are also compared apart, since in a spoiled run
@@ -38,7 +39,25 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "simsiam": ("simsiam", {"epochs": 6}),
     "simsiam, 25 times the learning rate": ("simsiam", {"epochs": 4, "optimizer": {"lr": 0.1}}),
 }
-SPOILED = {"simclr, 25 times the learning rate", "dino without centering", "simsiam, 25 times the learning rate"}
+ADAMW = {"kind": "adamw", "lr": 1.0e-3, "weight_decay": 0.05, "schedule": {"kind": "cosine", "warmup": 0.1}}
+FULL_RATES = {"backbone_lr": 1.0, "layer_decay": 1.0, "patch_lr": 1.0, "frozen": 0.0}
+WEIGHTS = {"from": "efficientnet-lite0", "image_size": 64}
+COMMON = {"backbone": {"kind": "published", **WEIGHTS}, "batch_size": 64, "epochs": 3, "seed": 0}
+SIMCLR = {"temperature": 0.2, "crop": [0.3, 1.0], "color_strength": 0.5, "blur": 0.0, "optimizer": ADAMW}
+TEACHER = {"teacher": {**WEIGHTS, "image_size": 128}, "queue": 2048, "crop": [0.3, 1.0], "blur": 0.0}
+GOING_ON: dict[str, tuple[str, dict[str, Any]]] = {  # from published weights; own settings alone
+    "distill": ("distill", {**TEACHER, "optimizer": ADAMW, "start": FULL_RATES}),
+    "simclr": ("simclr", SIMCLR),
+    "byol": ("byol", {"views": {"crop": [0.3, 1.0]}, "optimizer": ADAMW}),
+    "diet": ("diet", {}),
+    "simclr, full rates for the backbone": ("simclr", {**SIMCLR, "start": FULL_RATES}),
+}
+SPOILED = {
+    "simclr, 25 times the learning rate",
+    "dino without centering",
+    "simsiam, 25 times the learning rate",
+    "simclr, full rates for the backbone",
+}
 Line = dict[str, Any]
 MEASURES: dict[str, Callable[[Line], float]] = {  # the higher, the better the features should be
     "own crop found": lambda line: line["own_crop"],
@@ -52,16 +71,20 @@ MEASURES: dict[str, Callable[[Line], float]] = {  # the higher, the better the f
 }
 
 
-def trained(name: str, params: dict[str, Any], data: Path, folder: Path) -> list[Line]:
+def sections_of(name: str, params: dict[str, Any], *, published: bool) -> tuple[str, dict[str, Any]]:
+    """Returns a run's method, and its sections of params.yaml. params: the section pretrain of the project."""
+    if published:
+        method, own = GOING_ON[name]
+        return method, {"common": COMMON, method: {**own, "start": {**own.get("start", {}), "measured": POINTS}}}
+    method, own = RUNS[name]
+    return method, {"common": {**params["common"], "measured": POINTS}, method: overlaid(params.get(method, {}), own)}
+
+
+def trained(method: str, sections: dict[str, Any], data: Path, folder: Path) -> list[Line]:
     """Returns the measured points of a run, which is trained in `folder` if it is not finished.
 
     Raises ValueError if `folder` was made from other photos or settings.
     """
-    method, own = RUNS[name]
-    sections = {
-        "common": {**params["common"], "measured": POINTS},
-        method: overlaid(params.get(method, {}), own),
-    }
     claim(folder, {"made_of": digest(data / "manifest.parquet"), "pretrain": sections})
     measured = folder / "run" / "measured.jsonl"
     if not measured.is_file():
@@ -139,19 +162,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "choice")
     parser.add_argument("--photos", help="a folder of class folders, in place of scenes")
     parser.add_argument("--count", type=int, default=4000, help="scenes")
+    parser.add_argument("--published", action="store_true", help="runs that start from published weights; on --photos")
     args = parser.parse_args()
+    if args.published and not args.photos:
+        parser.error("--published needs --photos: published weights know scenes without training")
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"]["count"] = args.count
     if args.photos:
         params["data"]["source"] = str(Path(args.photos).resolve())
+    if args.published:
+        params["data"]["size"] = TEACHER["teacher"]["image_size"]
     out = args.out.resolve()
     claim(out, {name: params[name] for name in ("data", "prepare")})
     if not (out / "prepare" / "manifest.parquet").is_file():
         stage("prepare", "--out", out / "prepare", "--downloads", ROOT / "data", cwd=out)
     runs = {}
-    for name in RUNS:
-        folder = out / re.sub("[^a-z0-9]+", "-", name)
-        runs[name] = trained(name, params["pretrain"], out / "prepare", folder)
+    for name in GOING_ON if args.published else RUNS:
+        method, sections = sections_of(name, params["pretrain"], published=args.published)
+        runs[name] = trained(method, sections, out / "prepare", out / re.sub("[^a-z0-9]+", "-", name))
     print(f"{len(runs)} runs of {1 + POINTS} points, {runs['simclr'][0]['measured']}; {machine()}\n\n{tables(runs)}")
 
 

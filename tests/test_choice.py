@@ -3,9 +3,12 @@
 import math
 
 import pytest
+import yaml
 
-from benchmarks.choice import MEASURES, RUNS, SPOILED, compare, tables
+from benchmarks.choice import GOING_ON, MEASURES, RUNS, SPOILED, compare, sections_of, tables
+from benchmarks.methods import ROOT
 from components.methods import METHODS
+from components.stages.pretrain_config import DataSize, configure
 
 MEASURED = ("own_crop", "effective_rank", "alignment", "uniformity", "near_start", "near_pixels")
 
@@ -45,6 +48,17 @@ def test_the_tables_have_each_measure_and_each_point():
     assert {method for method, _ in RUNS.values()} <= set(METHODS)
 
 
+@pytest.mark.parametrize(
+    ("name", "published"), [*((name, False) for name in RUNS), *((name, True) for name in GOING_ON)]
+)
+def test_the_settings_of_each_run_are_valid_and_it_is_measured_at_nine_points(name, published):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())["pretrain"]
+    method, sections = sections_of(name, params, published=published)
+    config = configure(method, sections, DataSize(photos=3000, side=128))
+    assert config.goes_on == published
+    assert (config.start.measured if published else config.measured) == 8
+
+
 def test_spoiled_runs_and_the_others_are_compared_apart():
     spoiled = sorted(SPOILED)[0]
     learns, fails = points([0.2, 0.25, 0.3], [1.0, 3.0, 2.0]), points([0.2, 0.1], [2.0, 1.0])
@@ -57,4 +71,4 @@ def test_spoiled_runs_and_the_others_are_compared_apart():
         assert cells in next(line for line in part.splitlines() if line.startswith("| own crop found |"))
     assert all_runs.endswith("Runs that were not spoiled (1):\n\n")
     assert others.endswith("Spoiled runs (1):\n\n")
-    assert set(RUNS) > SPOILED
+    assert {*RUNS, *GOING_ON} > SPOILED
