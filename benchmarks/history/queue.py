@@ -78,14 +78,14 @@ def _figure(lengths: dict[int, list[Result]], momenta: dict[float, list[Result]]
     left, right = figure.subplots(1, 2, sharey=True)
     for axis, runs_of, name in ((left, lengths, "length of the queue"), (right, momenta, "momentum")):
         labels = [f"{value:,}" for value in runs_of]
-        for kind, color in (("linear", COLORS[0]), ("knn", COLORS[1])):
+        for kind, label, color in (("linear", "linear probe", COLORS[0]), ("knn", "kNN", COLORS[1])):
             values = [accuracies(runs, kind) for runs in runs_of.values()]
             middle = [mean(some) for some in values]
             errors: Any = [
                 [m - min(some) for m, some in zip(middle, values, strict=True)],
                 [max(some) - m for m, some in zip(middle, values, strict=True)],
             ]
-            axis.errorbar(labels, middle, yerr=errors, color=color, marker="o", capsize=3, label=kind)
+            axis.errorbar(labels, middle, yerr=errors, color=color, marker="o", capsize=3, label=label)
         bare(axis, name, "accuracy on test, %" if axis is left else "")
     legend(left)
     return figure
