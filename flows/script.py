@@ -39,11 +39,11 @@ def launch(run: Callable[[], object]) -> int:
     """Run a flow. Returns the exit code: 1 if a stage failed, 2 for a wrong setting or no server, 130 after Ctrl-C."""
     # Prefect sends itself the signal again when the flow has ended. With Python's default handler atexit would be
     # skipped, and Prefect's own server would keep running. After SIGHUP (a closed terminal) so would the stage.
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     if PREFECT_API_URL.value() is None:
-        signal.signal(signal.SIGINT, _interrupted)
+        signal.signal(signal.SIGINT, _handle_interrupt)
     try:
         run()
     except CommandError as error:
@@ -65,11 +65,11 @@ def launch(run: Callable[[], object]) -> int:
     return 0
 
 
-def _leave(*_: object) -> None:
+def _exit(*_: object) -> None:
     sys.exit(143)
 
 
-def _interrupted(*_: object) -> None:
+def _handle_interrupt(*_: object) -> None:
     """Ends the process at once: Ctrl-C also ends Prefect's own server, and the flow would wait for it for minutes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("\nStopping; the state of the training is being saved.", file=sys.stderr, flush=True)

@@ -59,15 +59,15 @@ def serve(schedule: Schedule | None) -> int:
             file=sys.stderr,
         )
         return 2
-    offered = deployments(schedule)
+    served = deployments(schedule)
     mark = os.environ[MARK] = uuid.uuid4().hex
     try:
         # Schedules are paused while this script does not run, so that the nights in between do not become late runs.
-        serve_all(*offered, limit=1, pause_on_shutdown=True)
+        serve_all(*served, limit=1, pause_on_shutdown=True)
     finally:  # Prefect kills the running flow at once, so the flow can neither end its processes nor report its end
         kill_tree(mark)
         with suppress(httpx.HTTPError):  # the server may have stopped before this script
-            mark_crashed([deployment.name for deployment in offered])
+            mark_crashed([deployment.name for deployment in served])
     return 0
 
 

@@ -60,8 +60,8 @@ def caused_by_settings(error: CommandError) -> bool:
 
 def exit_codes(error: CommandError) -> list[int]:
     """Returns DVC's exit code, which is 255 for every failure, and the stage's own, which DVC and torchrun print."""
-    printed = re.findall(r"(?:exited with|exitcode\s*:)\s*(-?\d+)", "\n".join(error.tail))
-    return [error.code, *map(int, printed)]
+    stage_codes = re.findall(r"(?:exited with|exitcode\s*:)\s*(-?\d+)", "\n".join(error.tail))
+    return [error.code, *map(int, stage_codes)]
 
 
 def _retry(_task: object, _run: object, state: State[Any]) -> bool:
@@ -81,12 +81,12 @@ def repro(target: str, processes: int = DEFAULT_PROCESSES, *, single: bool = Fal
 
     Raises CommandError with the last lines of its output if it fails.
     """
-    log, ran = logger(), False
+    log, has_run = logger(), False
     progress = TrainingProgress(log.warning) if flow_run.id else None
 
     def log_line(line: str) -> None:
-        nonlocal ran
-        ran = ran or line.startswith(f"Running stage '{target}'")
+        nonlocal has_run
+        has_run = has_run or line.startswith(f"Running stage '{target}'")
         log.info("%s", line)
         if progress:
             progress.read(line)
@@ -94,9 +94,9 @@ def repro(target: str, processes: int = DEFAULT_PROCESSES, *, single: bool = Fal
     remove_corrupt_lock(ROOT / RWLOCK)
     allow_no_git(ROOT)
     run_streaming(dvc_command(target, single=single), log_line, ROOT, environment(processes))
-    if not ran:
+    if not has_run:
         log.info("%s is up to date, so nothing ran; DVC ignores the number of processes and GPUs.", target)
-    return ran
+    return has_run
 
 
 def check() -> None:

@@ -26,8 +26,8 @@ class TrainingProgress:
 
     def read(self, line: str) -> None:
         """Create or update the artifacts if this line says how far training is, or what was measured."""
-        if started := re.match(r"Running stage '([^']+)':", line):
-            self._begin(started[1])
+        if stage_line := re.match(r"Running stage '([^']+)':", line):
+            self._begin(stage_line[1])
         if not self.stage:
             return
         name = re.escape(self.stage.rpartition("@")[2])  # the method, or the stage, as `adapt linear` and `connect`
@@ -46,13 +46,13 @@ class TrainingProgress:
         self.seed = dict[str, str]()
         self.rows: list[dict[str, Any]] = []
 
-    def _add_row(self, done: str, step: str, words: str) -> None:
+    def _add_row(self, percent: str, step: str, words: str) -> None:
         """Add a measured point, or say of the last one that the run has collapsed."""
         if words.startswith("collapsed: ") and self.rows:
             self.rows[-1]["verdict"] = words
             return
         measures = dict(part.rsplit(" ", 1) for part in words.split("; ") if " " in part)
-        self.rows.append({**self.seed, "of the run": done, "step": step, "verdict": "", **measures})
+        self.rows.append({**self.seed, "of the run": percent, "step": step, "verdict": "", **measures})
 
     def _show_progress(self, percent: float) -> None:
         if self.artifact is None:

@@ -16,9 +16,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from components.commands.cli import folders
+from components.commands import cli
 from components.commands.photo_uses import PhotoUses
-from components.commands.search import Places
+from components.commands.search import Folders
 from components.stages.exit_code import exit_code
 
 HOST = "127.0.0.1"
@@ -40,11 +40,11 @@ def make_app(uses: PhotoUses) -> FastAPI:
     app = FastAPI(title="selfsight", docs_url=None, redoc_url=None, openapi_url=None)
     # a page of another site, whose name was made to lead here, is refused
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    turn = threading.Lock()  # the models take all cores: one photo at a time
+    model_lock = threading.Lock()  # the models take all cores: one photo at a time
 
     async def call(function: Callable[..., Any], *args: Any) -> Any:
         def alone() -> Any:
-            with turn:
+            with model_lock:
                 return function(*args)
 
         return await run_in_threadpool(alone)
@@ -75,7 +75,7 @@ def make_app(uses: PhotoUses) -> FastAPI:
         _check_text("the question", question)
         kinds: dict[str, Callable[[Any], Any]] = {
             "open": lambda photo: {"size": photo.size},  # as the models see it
-            "similar": lambda photo: {"photos": [asdict(one) for one in uses.similar(photo, K)]},
+            "similar": lambda photo: {"photos": [asdict(match) for match in uses.similar(photo, K)]},
             "classes": lambda photo: {"classes": uses.classes(photo, BEST)},
             "attention": lambda photo: dict(zip(("image", "shown"), uses.attention(photo), strict=True)),
             "answer": lambda photo: {"answer": uses.answer(photo, question)},
@@ -88,7 +88,7 @@ def make_app(uses: PhotoUses) -> FastAPI:
     @app.get("/text")
     async def text(words: str) -> Any:
         _check_text("the text", words)
-        return {"photos": [asdict(one) for one in await call(uses.by_text, words, K)]}
+        return {"photos": [asdict(match) for match in await call(uses.by_text, words, K)]}
 
     return app
 
@@ -118,9 +118,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8765, help="port of the page; 0: any free one (default: 8765)")
     args = parser.parse_args()
     with exit_code("app", parser):
-        known = folders("embed")
-        places = Places(known["backbone"], known["data"], known["out"], folders("words")["out"])
-        app = make_app(PhotoUses(places, folders("adapt")["out"], folders("answer")["model"]))
+        stage_folders = cli.folders("embed")
+        folders = Folders(
+            stage_folders["backbone"], stage_folders["data"], stage_folders["out"], cli.folders("words")["out"]
+        )
+        app = make_app(PhotoUses(folders, cli.folders("adapt")["out"], cli.folders("answer")["model"]))
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -26,8 +26,8 @@ def folders(model: Path | None, data: Path | None) -> tuple[Path, Path | None]:
     Raises ValueError if there is no model, with the command that makes it.
     """
     if model is None:
-        known = cli.folders("answer")
-        model, data = known["model"], data or known["data"]
+        stage_folders = cli.folders("answer")
+        model, data = stage_folders["model"], data or stage_folders["data"]
     skipped = model / "metrics.json"  # of connect
     if skipped.is_file() and (why := json.loads(skipped.read_text(encoding="utf-8")).get("skipped")):
         raise ValueError(f"{model} holds no model: {why}")
@@ -82,8 +82,8 @@ def ask(photo: Path, question: str | None, model: Path | None, data: Path | None
     if question:
         answer(vlm, processor, image, question)
         return
-    if known := frequent_questions(data):
-        print("It was trained on these questions, among others:", *known, sep="\n  ", file=sys.stderr)
+    if examples := frequent_questions(data):
+        print("It was trained on these questions, among others:", *examples, sep="\n  ", file=sys.stderr)
     print("An empty line ends.", file=sys.stderr)
     for line in questions():
         answer(vlm, processor, image, line)

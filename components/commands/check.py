@@ -58,12 +58,12 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
     """Returns everything that is wrong in params.yaml, each problem once.
 
     data: the folder written by prepare; with it, settings that only the photos can contradict are checked too.
-    method: of the listed methods, the only one to be checked; None: all.
+    method: the only one of the methods in params.yaml to be checked; None: all.
     """
     try:
-        listed, pretrain = methods(path), section("pretrain", path)
-        if method not in (None, *listed):
-            raise ValueError(f"{path}, methods: {method!r} is not among them: {known_names(str(method), listed)}")
+        method_names, pretrain = methods(path), section("pretrain", path)
+        if method not in (None, *method_names):
+            raise ValueError(f"{path}, methods: {method!r} is not among them: {known_names(str(method), method_names)}")
         unknown = sorted(sections(path) - {*SECTIONS, *OTHER_SECTIONS})
         photos = Photos(data) if data else None
     except ValueError as error:
@@ -71,24 +71,27 @@ def check(path: Path = PARAMS, data: Path | None = None, method: str | None = No
     size = _expected_size(path)
     names = [*OTHER_SECTIONS, *SECTIONS]
     errors = [f"{path}: no section {name!r}; known: {known_names(name, names)}" for name in unknown]
-    others = [str(name) for name in pretrain if name != "common" and name not in listed]
+    other_methods = [str(name) for name in pretrain if name != "common" and name not in method_names]
     warnings: list[str] = []
     checks: list[Callable[[], object]] = [
-        *(partial(_method, name, pretrain, size, photos) for name in listed if method in (None, name)),
-        *(partial(_known, name, path) for name in others),
+        *(partial(_check_method, name, pretrain, size, photos) for name in method_names if method in (None, name)),
+        *(partial(_check_known, name, path) for name in other_methods),
         *(partial(read_section, name, schema, path) for name, schema in SECTIONS.items()),
-        partial(_source, path),
-        *(partial(_trained, stage, listed, path) for stage in ("adapt", "embed", "words", "connect")),
-        partial(_squares, listed, pretrain, size, path),
-        partial(_low_rank, listed, pretrain, size, path),
-        *(partial(_warn_of_language_model, stage, warnings, (listed, pretrain, size), path) for stage in LANGUAGE),
+        partial(_check_source, path),
+        *(partial(_check_trained, stage, method_names, path) for stage in ("adapt", "embed", "words", "connect")),
+        partial(_check_squares, method_names, pretrain, size, path),
+        partial(_check_low_rank, method_names, pretrain, size, path),
+        *(
+            partial(_warn_of_language_model, stage, warnings, (method_names, pretrain, size), path)
+            for stage in LANGUAGE
+        ),
     ]
-    for one in checks:
-        errors += problems(one)
-    for name in set(others) & set(METHODS):
-        place = f"params.yaml, section pretrain.{name}:"
-        unlisted = problems(partial(configure, name, pretrain, size))
-        warnings += [f"{problem} (not in methods)" for problem in unlisted if problem.startswith(place)]
+    for run_check in checks:
+        errors += problems(run_check)
+    for name in set(other_methods) & set(METHODS):
+        prefix = f"params.yaml, section pretrain.{name}:"
+        section_problems = problems(partial(configure, name, pretrain, size))
+        warnings += [f"{problem} (not in methods)" for problem in section_problems if problem.startswith(prefix)]
     return Findings(list(dict.fromkeys(errors)), sorted(warnings))
 
 
@@ -111,7 +114,7 @@ def _expected_size(path: Path) -> DataSize:
         return DataSize(MANY, 64)
 
 
-def _method(name: str, pretrain: dict[str, Any], size: DataSize, photos: Photos | None) -> None:
+def _check_method(name: str, pretrain: dict[str, Any], size: DataSize, photos: Photos | None) -> None:
     """Raises ValueError where the settings of a listed method, the networks built of them and the photos disagree."""
     config = configure_for(name, pretrain, photos) if photos else configure(name, pretrain, size)
     if photos:
@@ -125,54 +128,54 @@ def _method(name: str, pretrain: dict[str, Any], size: DataSize, photos: Photos 
         raise ValueError(f"params.yaml, section pretrain.{name}: {error}") from None
 
 
-def _known(name: str, path: Path) -> None:
+def _check_known(name: str, path: Path) -> None:
     if name not in METHODS:
         raise ValueError(f"{path}, section pretrain: no method {name!r}; known: {known_names(name, METHODS)}")
 
 
-def _source(path: Path) -> None:
+def _check_source(path: Path) -> None:
     source_folder(str(section("data", path).get("source")))
 
 
-def _trained(stage: str, listed: list[str], path: Path) -> None:
+def _check_trained(stage: str, method_names: list[str], path: Path) -> None:
     method = section(stage, path).get("method")
-    if method not in listed:
+    if method not in method_names:
         raise ValueError(
             f"{path}, section {stage}: method is {method!r}, which is not among the methods that are trained: "
-            f"{', '.join(listed)}; add it to methods, or choose one of them"
+            f"{', '.join(method_names)}; add it to methods, or choose one of them"
         )
 
 
 def _warn_of_language_model(
-    stage: str, warnings: list[str], trained: tuple[list[str], dict[str, Any], DataSize], path: Path
+    stage: str, warnings: list[str], pretraining: tuple[list[str], dict[str, Any], DataSize], path: Path
 ) -> None:
     """Adds a warning if the stage's language model has to be downloaded or its package to be installed.
 
     Raises ValueError if it cannot be located. A missing package is none, for it hinders no other stage.
     """
-    listed, pretrain, size = trained
+    method_names, pretrain, size = pretraining
     config = read_section(stage, LANGUAGE[stage], path)
-    if config.method not in listed:
-        return  # an error of `_trained`
+    if config.method not in method_names:
+        return  # an error of `_check_trained`
     backbone = configure(config.method, pretrain, size).backbone
     if isinstance(backbone, ResNetBackbone) and backbone.image_size <= SMALL_IMAGE:
         return  # the stage is skipped
-    place = f"{path}, section {stage}: llm:"
+    prefix = f"{path}, section {stage}: llm:"
     try:
         location, _ = locate_llm(config.llm)
     except ValueError as error:
         if config.llm != PACKAGED:
-            raise ValueError(f"{place} {error}") from None
-        warnings.append(f"{place} {error}")
+            raise ValueError(f"{prefix} {error}") from None
+        warnings.append(f"{prefix} {error}")
         return
     if not Path(location).is_dir() and not is_cached(location):
-        warnings.append(f"{place} {location} is not in the cache of Hugging Face; {stage} will download it")
+        warnings.append(f"{prefix} {location} is not in the cache of Hugging Face; {stage} will download it")
 
 
-def _squares(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> None:
+def _check_squares(method_names: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> None:
     """Raises ValueError if connect.image_size is set for a transformer."""
     config = read_section("connect", ConnectConfig, path)
-    if config.image_size is None or config.method not in listed:
+    if config.image_size is None or config.method not in method_names:
         return
     backbone = configure(config.method, pretrain, size).backbone
     if not isinstance(backbone, ResNetBackbone) and backbone.patch_size > 1:
@@ -182,10 +185,10 @@ def _squares(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: 
         )
 
 
-def _low_rank(listed: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> None:
+def _check_low_rank(method_names: list[str], pretrain: dict[str, Any], size: DataSize, path: Path) -> None:
     """Raises ValueError if adapt.kind is lora and the backbone surely has no attention."""
     config = read_section("adapt", AdaptConfig, path)
-    if config.kind != "lora" or config.method not in listed:
+    if config.kind != "lora" or config.method not in method_names:
         return
     backbone = configure(config.method, pretrain, size).backbone
     published = isinstance(backbone, PublishedBackbone) and backbone.source == PACKAGED_CNN

@@ -67,16 +67,16 @@ def _lines(name: str, value: Any, reason: str) -> str:
 
 
 def _head(folder: PhotoFolder, machine: Machine, speed: Speed, chosen: Plan, minutes: float) -> list[str]:
-    known = [f"{folder.classes} classes"] * bool(folder.classes)
-    known += [f"{folder.several:,} with several labels"] * bool(folder.several)
-    labels = ", ".join(known) or "no labels"
+    parts = [f"{folder.classes} classes"] * bool(folder.classes)
+    parts += [f"{folder.multi_labeled:,} with several labels"] * bool(folder.multi_labeled)
+    labels = ", ".join(parts) or "no labels"
     splits = ", ".join(f"{name} {getattr(folder, name):,}" for name in ("train", "val", "test"))
-    drawn = f" ({' and '.join(folder.drawn)} to be drawn)" if folder.drawn else ""
+    note = f" ({' and '.join(folder.drawn)} to be drawn)" if folder.drawn else ""
     stages = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in chosen.seconds.items())
     return [
         "Chosen by `selfsight settings` for these photos and this machine. The file is yours: change what you like. The"
         " same command leaves it as it is.",
-        f"photos: {folder.photos:,}, {labels}, {folder.captioned:,} captions; {splits}{drawn}",
+        f"photos: {folder.photos:,}, {labels}, {folder.captioned:,} captions; {splits}{note}",
         f"their size: {folder.side} pixels on the shorter side, {folder.megapixels:.2g} megapixels (medians)",
         f"machine: {machine}",
         f"measured on it: {speed}",
@@ -106,11 +106,11 @@ def _data(folder: PhotoFolder, machine: Machine, size: int) -> list[Setting]:
 def _prepare(folder: PhotoFolder) -> list[Setting]:
     config = PrepareConfig()
     shares = {"val": config.val_share, "test": config.test_share}
-    drawn: list[Setting] = [
+    split_settings: list[Setting] = [
         (f"  {split}_share", shares[split], f"the folder has no {split} split: about {getattr(folder, split):,} photos")
         for split in folder.drawn
     ]
-    return [("prepare", None, ""), *drawn, ("  seed", 0, "")]
+    return [("prepare", None, ""), *split_settings, ("  seed", 0, "")]
 
 
 def _pretrain(folder: PhotoFolder, machine: Machine, chosen: Plan, size: int) -> list[Setting]:
@@ -132,13 +132,13 @@ def _pretrain(folder: PhotoFolder, machine: Machine, chosen: Plan, size: int) ->
 
 def _distill(folder: PhotoFolder, chosen: Plan, size: int) -> list[Setting]:
     minutes = chosen.seconds[METHOD] / 60
-    seen = f"{chosen.epochs * folder.train:,} photos seen; about {minutes:.0f} minutes with its evaluation"
+    reason = f"{chosen.epochs * folder.train:,} photos seen; about {minutes:.0f} minutes with its evaluation"
     rates = {"backbone_lr": 1.0, "layer_decay": 1.0, "patch_lr": 1.0, "frozen": 0.0, "measured": chosen.measured}
     adamw = {"kind": "adamw", "lr": 0.001, "weight_decay": 0.05, "schedule": {"kind": "cosine", "warmup": 0.1}}
     return [
         (f"  {METHOD}", None, "it learns to predict from small photos what the same weights see in larger ones"),
         ("    teacher", teacher(size), "has a higher accuracy, but a photo takes two to three times as long"),
-        ("    epochs", chosen.epochs, seen),
+        ("    epochs", chosen.epochs, reason),
         ("    queue", "auto", "a quarter of the training photos"),
         ("    crop", [0.3, 1.0], "fraction of the area; smaller crops would not show what is in the photo"),
         ("    blur", 0.0, "off, so that student and teacher see the same"),
@@ -155,10 +155,10 @@ def _batch_size(folder: PhotoFolder, machine: Machine) -> tuple[Any, str]:
 
 
 def _evaluate(folder: PhotoFolder) -> list[Setting]:
-    each = folder.train // max(1, folder.classes)
+    per_class = folder.train // max(1, folder.classes)
     why = "for the kNN classifier"
-    why += f"; a class has about {each} training photos" if each < 20 else ""
-    return [("evaluate", None, ""), ("  neighbors", max(1, min(20, each)), why), ("  seed", 0, "")]
+    why += f"; a class has about {per_class} training photos" if per_class < 20 else ""
+    return [("evaluate", None, ""), ("  neighbors", max(1, min(20, per_class)), why), ("  seed", 0, "")]
 
 
 def _method(folder: PhotoFolder, chosen: Plan) -> Setting:
@@ -170,7 +170,7 @@ def _method(folder: PhotoFolder, chosen: Plan) -> Setting:
 
 def _adapt(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
     return [
-        ("adapt", None, "" if folder.classes or folder.several else "skipped: these photos have no labels"),
+        ("adapt", None, "" if folder.classes or folder.multi_labeled else "skipped: these photos have no labels"),
         _method(folder, chosen),
         ("  kind", "linear", "takes seconds; mlp, attention, lora and full take longer, see benchmarks/adapters.md"),
         ("  seed", 0, ""),
@@ -191,12 +191,12 @@ def _words(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
 
 
 def _connect(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
-    seen = f"{chosen.steps * chosen.questions:,} questions seen, of {folder.questions:,} from labels and captions"
+    reason = f"{chosen.steps * chosen.questions:,} questions seen, of {folder.questions:,} from labels and captions"
     return [
         ("connect", None, "" if folder.questions else "skipped: these photos have no labels or captions"),
         _method(folder, chosen),
         ("  llm", "smollm2", "installed as a package, needs no network; or a Hugging Face id or a folder"),
-        ("  steps", chosen.steps, seen if folder.questions else ""),
+        ("  steps", chosen.steps, reason if folder.questions else ""),
         ("  batch_size", chosen.questions, ""),
         ("  seed", 0, ""),
     ]

@@ -45,14 +45,14 @@ def command_line(command: str, arguments: list[str]) -> list[str]:
 
     Raises ValueError for a command that does not exist, and for a stage of all methods without `--method NAME`.
     """
-    known = stages()
+    stage_specs = stages()
     if command in COMMANDS:
         return ["-m", f"components.commands.{command}", *arguments]
-    if command not in known:
-        raise ValueError(f"no command {command!r}; known: {known_names(command, [*COMMANDS, *known])}")
+    if command not in stage_specs:
+        raise ValueError(f"no command {command!r}; known: {known_names(command, [*COMMANDS, *stage_specs])}")
     if {"-h", "--help"} & set(arguments):
         return ["-m", f"components.stages.{command}", "--help"]
-    cmd = known[command]["cmd"]
+    cmd = stage_specs[command]["cmd"]
     text = str(cmd[-1] if isinstance(cmd, list) else cmd)
     if "${item.method}" in text:
         method, arguments = _method(command, arguments)
@@ -69,16 +69,16 @@ def folders(stage: str) -> dict[str, Path]:
 
 def _method(command: str, arguments: list[str]) -> tuple[str, list[str]]:
     """Returns the value of `--method`, and the other arguments. Raises ValueError if it is missing or not known."""
-    for place, argument in enumerate(arguments):
+    for index, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
-        if name == "--method" and (value or arguments[place + 1 :]):
-            method = value or arguments[place + 1]
+        if name == "--method" and (value or arguments[index + 1 :]):
+            method = value or arguments[index + 1]
             if method not in methods():
                 from components.methods import METHODS  # takes seconds
 
                 if method not in METHODS:
                     raise ValueError(f"no method {method!r}; known: {known_names(method, METHODS)}")
-            return method, arguments[:place] + arguments[place + (1 if value else 2) :]
+            return method, arguments[:index] + arguments[index + (1 if value else 2) :]
     raise ValueError(f"selfsight {command} needs --method NAME; {PARAMS} lists: {', '.join(methods())}")
 
 

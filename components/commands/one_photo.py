@@ -51,8 +51,8 @@ def read_photo(content: bytes, name: str, settings: ResolvedConfig) -> Image.Ima
     return Image.open(io.BytesIO(jpeg(photo.pixels, quality))).convert("RGB")  # lossy, as it was for training
 
 
-def photo_files(given: Sequence[Path]) -> list[Path]:
+def photo_files(paths: Sequence[Path]) -> list[Path]:
     """Returns the files, and those in the folders. Raises ValueError for what does not exist."""
-    if missing := [str(path) for path in given if not path.exists()]:
+    if missing := [str(path) for path in paths if not path.exists()]:
         raise ValueError(f"there is no file or folder {', '.join(missing)}")
-    return [file for path in given for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    return [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]

@@ -20,11 +20,11 @@ SAMPLE = 64  # files whose headers are read, at equal distances in the list
 
 @dataclass(frozen=True)
 class PhotoFolder:
-    """What is known of a folder before any photo is decoded.
+    """What a folder of photos holds, as far as it is known before any photo is decoded.
 
     train, val, test: photos; expected numbers where the folder has no such split, so that photos are drawn for it.
     drawn: the splits that are drawn. side: shorter side in pixels, the median of the sample.
-    classes: of photos that have one label. several: photos with several labels.
+    classes: of photos that have one label. multi_labeled: photos with several labels.
     questions: of the training photos, from labels and captions. answer_length: of the longest answers, in characters.
     """
 
@@ -36,7 +36,7 @@ class PhotoFolder:
     megapixels: float
     drawn: tuple[str, ...] = ()
     classes: int = 0
-    several: int = 0
+    multi_labeled: int = 0
     captioned: int = 0
     questions: int = 0
     answer_length: int = 0
@@ -68,7 +68,7 @@ def describe_folder(path: Path) -> tuple[PhotoFolder, list[Path]]:
 
 def spaced(files: Sequence[Path], count: int) -> list[Path]:
     """Returns at most `count` of the files, at equal distances in the list."""
-    return [files[place * len(files) // count] for place in range(count)] if len(files) > count else list(files)
+    return [files[index * len(files) // count] for index in range(count)] if len(files) > count else list(files)
 
 
 def _sizes(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[tuple[int, int]]]:
@@ -79,8 +79,8 @@ def _sizes(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[tuple[
         for file in sample:
             try:
                 with file.open("rb") as content:
-                    beginning = content.read(256)
-                with Image.open(file, formats=formats(beginning)) as image:
+                    header = content.read(256)
+                with Image.open(file, formats=formats(header)) as image:
                     sizes[file] = image.size
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 failures[file] = str(error).partition("\n")[0]
@@ -99,9 +99,9 @@ def _describe(folder: Path, entries: Sequence[Entry], sizes: Sequence[tuple[int,
     rest = [entry for entry in entries if entry.split not in of_split]
     config = PrepareConfig()
     shares = {"val": config.val_share, "test": config.test_share}
-    drawn = {split: share for split, share in shares.items() if not of_split[split]}
-    counts = {split: len(of_split[split]) or round(len(rest) * drawn[split]) for split in shares}
-    kept = 1 - sum(drawn.values())
+    drawn_shares = {split: share for split, share in shares.items() if not of_split[split]}
+    counts = {split: len(of_split[split]) or round(len(rest) * drawn_shares[split]) for split in shares}
+    train_share = 1 - sum(drawn_shares.values())
     answers = [len(answer) for entry in entries for _, answer in entry.questions]
     return PhotoFolder(
         folder,
@@ -109,10 +109,10 @@ def _describe(folder: Path, entries: Sequence[Entry], sizes: Sequence[tuple[int,
         **counts,
         side=int(median(min(size) for size in sizes)),
         megapixels=median(width * height for width, height in sizes) / 1e6,
-        drawn=tuple(drawn),
+        drawn=tuple(drawn_shares),
         classes=len({entry.label for entry in entries} - {None}),
-        several=sum(len(entry.labels) > 1 for entry in entries),
+        multi_labeled=sum(len(entry.labels) > 1 for entry in entries),
         captioned=sum(entry.caption is not None for entry in entries),
-        questions=int(kept * sum(len(entry.questions) for entry in rest)),
+        questions=int(train_share * sum(len(entry.questions) for entry in rest)),
         answer_length=sorted(answers)[len(answers) * 9 // 10] if answers else 0,
     )

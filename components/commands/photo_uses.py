@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from components.adapters.saved import SavedClassifier, check_key, load_classifier
 from components.commands import ask
 from components.commands.one_photo import prepare_settings, read_photo
-from components.commands.search import Places, TextSearch, paths
+from components.commands.search import Folders, TextSearch, paths
 from components.connector.answering import generate_answers, load_vlm
 from components.data.photos import Photos, as_square
 from components.evaluation.attention import attention_maps
@@ -39,28 +39,28 @@ class Similar:
 class PhotoUses:
     """Raises ValueError, with the command that helps, where the stage that makes a model has not run."""
 
-    def __init__(self, places: Places, adapter: Path, model: Path) -> None:
+    def __init__(self, folders: Folders, adapter: Path, model: Path) -> None:
         """adapter, model: the folders that adapt and connect write."""
-        self.places, self._adapter, self._model = places, adapter, model
-        self.photos = Photos(places.data)
+        self.folders, self._adapter, self._model = folders, adapter, model
+        self.photos = Photos(folders.data)
 
     @cached_property
     def _settings(self) -> ResolvedConfig:
-        return prepare_settings(self.places.data, 0)
+        return prepare_settings(self.folders.data, 0)
 
     @cached_property
     def _backbone(self) -> Backbone:
-        return load(self.places.backbone / "backbone").eval()
+        return load(self.folders.backbone / "backbone").eval()
 
     @cached_property
     def _vectors(self) -> Index | Embeddings:
-        embeddings = Embeddings.read(self.places.embed)
-        embeddings.check(self.places.backbone / "backbone", self.photos.manifest)
+        embeddings = Embeddings.read(self.folders.embed)
+        embeddings.check(self.folders.backbone / "backbone", self.photos.manifest)
         return Index.read(embeddings) or embeddings
 
     @cached_property
     def _texts(self) -> TextSearch:
-        return TextSearch(self.places)
+        return TextSearch(self.folders)
 
     @cached_property
     def _classifier(self) -> SavedClassifier:
@@ -69,7 +69,7 @@ class PhotoUses:
 
     @cached_property
     def _vlm(self) -> tuple[Any, Any]:
-        folder, _ = ask.folders(self._model, self.places.data)
+        folder, _ = ask.folders(self._model, self.folders.data)
         return load_vlm(folder)
 
     def open(self, content: bytes, name: str) -> Image.Image:
@@ -84,15 +84,15 @@ class PhotoUses:
         """Returns the `k` photos of the project that look most like it, best first."""
         vectors = self._vectors  # before the backbone is read: where they are missing, that is the reason
         cosines, rows = vectors.nearest(self._backbone(self._square(photo)[None]), k)
-        return self._shown(rows[0].tolist(), cosines[0].tolist())
+        return self._to_similar(rows[0].tolist(), cosines[0].tolist())
 
     def by_text(self, text: str, k: int) -> list[Similar]:
         """Returns the `k` photos of the project that fit the text best."""
-        found = self._texts.search(text, k)
-        return self._shown(found.rows, found.cosines)
+        result = self._texts.search(text, k)
+        return self._to_similar(result.rows, result.cosines)
 
-    def _shown(self, rows: list[int], cosines: list[float]) -> list[Similar]:
-        files = paths(self.places.data, rows)
+    def _to_similar(self, rows: list[int], cosines: list[float]) -> list[Similar]:
+        files = paths(self.folders.data, rows)
         return [
             Similar(data_uri(self.photos[row]), file, self.photos.label(row), cosine)
             for row, file, cosine in zip(rows, files, cosines, strict=True)
@@ -101,7 +101,7 @@ class PhotoUses:
     def classes(self, photo: Image.Image, k: int) -> list[tuple[str, float]]:
         """Returns the `k` most probable classes with their probabilities, best first.
 
-        Where photos have several labels, all that are more probable than not, at least one.
+        Where photos have several labels, all with a probability above 0.5, at least one.
         """
         classifier = self._classifier
         square = as_square(photo, classifier.size, classifier.square)[None]
@@ -110,9 +110,9 @@ class PhotoUses:
     def attention(self, photo: Image.Image) -> tuple[str, str]:
         """Returns the photo, dark where the backbone looks least, as a data URI, and what its brightness is."""
         square = self._square(photo)
-        maps, shown = attention_maps(self._backbone, square[None])
+        maps, kind = attention_maps(self._backbone, square[None])
         light = interpolate(maps[None], square.shape[-2:], mode="bilinear", align_corners=False)[0]
-        return data_uri((square * (0.15 + 0.85 * light)).to(torch.uint8)), shown
+        return data_uri((square * (0.15 + 0.85 * light)).to(torch.uint8)), kind
 
     def answer(self, photo: Image.Image, question: str) -> str:
         """Returns the language model's answer to a question about the photo. Raises ValueError for an empty one."""

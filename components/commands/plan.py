@@ -55,40 +55,40 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
     start, photos = 2 * speed.start, folder.photos * speed.forward
     new_tokens = min(64, max(16, folder.answer_length // 3 + 4))  # a token is three letters or more
     pictures = max(2, min(PICTURES[device], folder.test))
-    asked = pictures * max(1, round(folder.questions / folder.train)) if folder.questions else 0
+    num_asked = pictures * max(1, round(folder.questions / folder.train)) if folder.questions else 0
     tokens = (image_size(folder, machine) // STRIDE) ** 2 + PROMPT + folder.answer_length // 3
     seconds = {
         "prepare": start + folder.photos * speed.read,
         "published": 2.5 * start + (2 if folder.classes else 1) * photos,  # its features, and untrained ones
         # the second start: an ONNX file, 19 s of one core
-        "adapt": start + (photos + start if folder.classes or folder.several else 0),
+        "adapt": start + (photos + start if folder.classes or folder.multi_labeled else 0),
         "embed": start + photos,
         "words": start,
         "connect": start,
-        "answer": start + asked * (3 * speed.forward + (1.5 * tokens + 2 * new_tokens) * speed.token),
+        "answer": start + num_asked * (3 * speed.forward + (1.5 * tokens + 2 * new_tokens) * speed.token),
         "report": start,
     }
     if folder.questions:  # its language model is read, its projector computed
         seconds["connect"] += start + min(WARM_START_PHOTOS, folder.train) * speed.forward
         texts = WORDS_STEPS * min(WORDS_TEXTS, folder.train) * (WORDS_TOKENS + folder.answer_length // 3)
         seconds["words"] += start + photos + texts * WORDS_TOKEN * speed.token
-    left = USED * 60 * minutes - sum(seconds.values())
+    remaining = USED * 60 * minutes - sum(seconds.values())
 
     measured = MEASURED[device]
-    most = min(MOST_EPOCHS, max(FEWEST_EPOCHS, PHOTOS_SEEN[device] // folder.train))
+    max_epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, PHOTOS_SEEN[device] // folder.train))
     # of METHOD: its two stages, its features and those of its start, and the measurements during the run
-    fixed = 2.5 * start + (2 if folder.classes else 1) * photos
-    watched = folder.train + folder.val
-    fixed += (1 + measured) * (watched + 2 * min(PAIRS, watched)) * speed.forward
-    share = left * (0.5 if folder.questions else 1.0) - fixed
-    epochs = min(most, int(share / (folder.train * speed.train)))
+    fixed_seconds = 2.5 * start + (2 if folder.classes else 1) * photos
+    num_measured = folder.train + folder.val
+    fixed_seconds += (1 + measured) * (num_measured + 2 * min(PAIRS, num_measured)) * speed.forward
+    share = remaining * (0.5 if folder.questions else 1.0) - fixed_seconds
+    epochs = min(max_epochs, int(share / (folder.train * speed.train)))
     epochs = epochs if epochs >= FEWEST_EPOCHS else 0
-    trained = {METHOD: fixed + epochs * folder.train * speed.train} if epochs else {}
+    trained = {METHOD: fixed_seconds + epochs * folder.train * speed.train} if epochs else {}
 
     questions = 16 if folder.questions >= 64 else min(4, max(1, folder.questions))
     step = questions * (speed.forward + tokens * speed.token)
-    wanted = min(QUESTIONS_SEEN[device], REPEATS * folder.questions) // questions
-    steps = max(30, min(wanted, int((left - sum(trained.values())) / step)))
+    max_steps = min(QUESTIONS_SEEN[device], REPEATS * folder.questions) // questions
+    steps = max(30, min(max_steps, int((remaining - sum(trained.values())) / step)))
     if folder.questions:
         seconds["connect"] += steps * step
     order = ["prepare", "published", *trained, "adapt", "embed", "words", "connect", "answer", "report"]

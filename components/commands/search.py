@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, VisionTextDualEncoderModel
 
-from components.commands.cli import folders
+from components.commands import cli
 from components.commands.one_photo import open_photo, photo_files, prepare_settings
 from components.connector.text_encoder import tokenize
 from components.data.photos import Photos, as_square
@@ -29,7 +29,7 @@ from components.stages.exit_code import exit_code
 
 
 @dataclass(frozen=True)
-class Places:
+class Folders:
     """backbone: written by pretrain; data: by prepare; embed, words: by the stages of these names."""
 
     backbone: Path
@@ -44,18 +44,18 @@ class TextSearch:
     Raises ValueError if words has not run, was skipped, or ran on other photos.
     """
 
-    def __init__(self, places: Places) -> None:
-        file = places.words / "metrics.json"
+    def __init__(self, folders: Folders) -> None:
+        file = folders.words / "metrics.json"
         if not file.is_file():
             raise ValueError(f"{file} is missing: the stage words has not run; run: dvc repro words")
-        metrics, photos = json.loads(file.read_text(encoding="utf-8")), Photos(places.data)
+        metrics, photos = json.loads(file.read_text(encoding="utf-8")), Photos(folders.data)
         if "skipped" in metrics:
-            raise ValueError(f"{places.words} has no vectors to search: {metrics['skipped']}")
+            raise ValueError(f"{folders.words} has no vectors to search: {metrics['skipped']}")
         if metrics["manifest"] != digest(photos.folder / "manifest.parquet"):
-            raise ValueError(f"{places.words} is not from the photos in {places.data}; run: dvc repro words")
-        self._tokenizer = AutoTokenizer.from_pretrained(places.words / "model")
-        self._model = VisionTextDualEncoderModel.from_pretrained(places.words / "model").eval()
-        self._vectors = load_file(places.words / "photos.safetensors")["photos"]
+            raise ValueError(f"{folders.words} is not from the photos in {folders.data}; run: dvc repro words")
+        self._tokenizer = AutoTokenizer.from_pretrained(folders.words / "model")
+        self._model = VisionTextDualEncoderModel.from_pretrained(folders.words / "model").eval()
+        self._vectors = load_file(folders.words / "photos.safetensors")["photos"]
 
     @torch.no_grad()
     def search(self, text: str, k: int) -> Found:
@@ -67,7 +67,7 @@ class TextSearch:
         return Found(text, None, rows[0].tolist(), similarity[0].tolist())
 
 
-def by_photos(files: Sequence[Path], k: int, places: Places, *, exact: bool = False) -> list[Found]:
+def by_photos(files: Sequence[Path], k: int, folders: Folders, *, exact: bool = False) -> list[Found]:
     """Returns for each photo the `k` photos that look most like it. Files that are no photos are named and left out.
 
     Uses the index that embed wrote, if there is one, and says so; with `exact` all vectors are compared.
@@ -75,9 +75,9 @@ def by_photos(files: Sequence[Path], k: int, places: Places, *, exact: bool = Fa
     A photo is opened as prepare does it, so that one of its own photos finds itself with a cosine of 1.
     Raises ValueError if embed has not run, or ran on another backbone or other photos, or if no file can be used.
     """
-    embeddings, photos = Embeddings.read(places.embed), Photos(places.data)
-    embeddings.check(places.backbone / "backbone", photos.manifest)
-    settings, backbone = prepare_settings(places.data, 0), load(places.backbone / "backbone").eval()
+    embeddings, photos = Embeddings.read(folders.embed), Photos(folders.data)
+    embeddings.check(folders.backbone / "backbone", photos.manifest)
+    settings, backbone = prepare_settings(folders.data, 0), load(folders.backbone / "backbone").eval()
     squares: dict[Path, Tensor] = {}
     for file in files:
         try:
@@ -92,11 +92,11 @@ def by_photos(files: Sequence[Path], k: int, places: Places, *, exact: bool = Fa
         queries = torch.cat([backbone(torch.stack(part)) for part in _parts(list(squares.values()))])
     index = None if exact else Index.read(embeddings)
     if index:
-        print(f"search: {describe(about(places.embed))}; --exact compares with all", file=sys.stderr)
+        print(f"search: {describe(about(folders.embed))}; --exact compares with all", file=sys.stderr)
     similarity, rows = (index or embeddings).nearest(queries, k)
     return [
-        Found(str(file), square, near.tolist(), cosines.tolist())
-        for (file, square), near, cosines in zip(squares.items(), rows, similarity, strict=True)
+        Found(str(file), square, photo_rows.tolist(), cosines.tolist())
+        for (file, square), photo_rows, cosines in zip(squares.items(), rows, similarity, strict=True)
     ]
 
 
@@ -129,17 +129,19 @@ def main() -> None:
             raise ValueError('give photos, or --text "WORDS", and not both')
         if args.k < 1:
             raise ValueError(f"--k is {args.k}; allowed: 1 or more")
-        known = folders("embed")
-        places = Places(known["backbone"], known["data"], known["out"], folders("words")["out"])
-        by = args.photos and by_photos(photo_files(args.photos), args.k, places, exact=args.exact)
-        found = by or [TextSearch(places).search(args.text, args.k)]
-        for one in found:
-            if len(found) > 1:
-                print(one.query)
-            for path, cosine in zip(paths(places.data, one.rows), one.cosines, strict=True):
+        stage_folders = cli.folders("embed")
+        folders = Folders(
+            stage_folders["backbone"], stage_folders["data"], stage_folders["out"], cli.folders("words")["out"]
+        )
+        photo_results = args.photos and by_photos(photo_files(args.photos), args.k, folders, exact=args.exact)
+        results = photo_results or [TextSearch(folders).search(args.text, args.k)]
+        for result in results:
+            if len(results) > 1:
+                print(result.query)
+            for path, cosine in zip(paths(folders.data, result.rows), result.cosines, strict=True):
                 print(f"{cosine:.3f}  {path}")
         if args.page:
-            args.page.write_text(page(found, Photos(places.data)), encoding="utf-8")
+            args.page.write_text(page(results, Photos(folders.data)), encoding="utf-8")
             print(f"page: {args.page}", file=sys.stderr)
 
 

@@ -36,9 +36,12 @@ def settings(folder: Path, minutes: float | None = None, path: Path = PARAMS, *,
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # of stages, which did not run
         speed = measure(files, packed_size(size), published(size), teacher(size))
     text = choose(photos, machine, speed, minutes or (GPU_MINUTES if machine.gpu else MINUTES))
-    kept = write(text, path)
-    told = [line.removeprefix("# ") for line in text.partition("\n\n")[0].splitlines()[2:]]
-    return [*told, f"written to {path}, which is yours to change" + (f"; the one before is {kept}" if kept else "")]
+    backup = write(text, path)
+    lines = [line.removeprefix("# ") for line in text.partition("\n\n")[0].splitlines()[2:]]
+    return [
+        *lines,
+        f"written to {path}, which is yours to change" + (f"; the one before is {backup}" if backup else ""),
+    ]
 
 
 def write(text: str, path: Path) -> Path | None:
@@ -53,9 +56,9 @@ def write(text: str, path: Path) -> Path | None:
     if errors := check(new).errors:
         new.unlink()
         raise ValueError("\n".join(["the settings that were chosen are refused:", *errors]))
-    kept = keep(path)
+    backup = keep(path)
     new.replace(path)
-    return kept
+    return backup
 
 
 def _is_for(folder: Path, path: Path) -> bool:
@@ -73,9 +76,9 @@ def keep(path: Path) -> Path | None:
         return None
     text = path.read_bytes()
     names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-    kept = next(name for name in names if not name.exists() or name.read_bytes() == text)
-    kept.write_bytes(text)
-    return kept
+    copy = next(name for name in names if not name.exists() or name.read_bytes() == text)
+    copy.write_bytes(text)
+    return copy
 
 
 def positive(text: str) -> float:

@@ -99,9 +99,9 @@ def measure(files: Sequence[Path], data_size: int, backbone: dict[str, Any], tea
             data=DataConfig(source=str(photos), size=data_size, max_rejected=1.0),
             prepare=PrepareConfig(val_share=0, test_share=0),
         )
-        read = _cpu_seconds(lambda: prepare(config, data, data)) / len(files)
+        read_seconds = _cpu_seconds(lambda: prepare(config, data, data)) / len(files)
         forward, train = _network(data, backbone, teacher)
-    return Speed(start, read, forward, train, _language_model())
+    return Speed(start, read_seconds, forward, train, _language_model())
 
 
 def _network(data: Path, backbone: dict[str, Any], teacher: dict[str, Any]) -> tuple[float, float]:
@@ -123,8 +123,8 @@ def _network(data: Path, backbone: dict[str, Any], teacher: dict[str, Any]) -> t
         run.optimizer.zero_grad()
 
     train = _seconds(step) / batch
-    kept = method.keep()
-    return _seconds(lambda: features(kept, photos, "measure")) / len(photos), train
+    network = method.keep()
+    return _seconds(lambda: features(network, photos, "measure")) / len(photos), train
 
 
 def _language_model() -> float:

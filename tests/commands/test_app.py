@@ -17,7 +17,7 @@ from components.adapters.saved import load_classifier, write_key
 from components.commands import app as module
 from components.commands.app import HOST, make_app
 from components.commands.photo_uses import PhotoUses
-from components.commands.search import Places, by_photos
+from components.commands.search import Folders, by_photos
 from components.connector.answering import generate_answers, load_vlm
 from components.data.photos import Photos
 from components.models.backbone import load
@@ -30,7 +30,7 @@ QUESTION = "What color is it?"
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("app")
     (root / "photos").mkdir()
     for number in range(24):
@@ -38,37 +38,37 @@ def places(tmp_path_factory):
         Image.fromarray(pixels).resize((40, 32), Image.Resampling.BICUBIC).save(root / "photos" / f"{number}.png")
     settings = ResolvedConfig(data=DataConfig(source=str(root / "photos"), size=16), prepare=PrepareConfig())
     prepare(settings, root / "prepare", root)
-    places = Places(tiny.backbone(root / "simclr"), root / "prepare", root / "embed", root / "words")
-    embed(EmbedConfig(method="simclr"), places.backbone, places.data, places.embed)
+    folders = Folders(tiny.backbone(root / "simclr"), root / "prepare", root / "embed", root / "words")
+    embed(EmbedConfig(method="simclr"), folders.backbone, folders.data, folders.embed)
     torch.manual_seed(0)
-    backbone = load(places.backbone / "backbone").as_stock()
+    backbone = load(folders.backbone / "backbone").as_stock()
     save(root / "adapt" / "model", backbone, torch.nn.Linear(32, 3), ("red", "green", "blue"))
-    write_key(root / "adapt", places.backbone / "backbone")
+    write_key(root / "adapt", folders.backbone / "backbone")
     vlm, processor = tiny.vlm(root / "connect")
     vlm.generation_config.max_new_tokens = 6
     for part in (vlm, processor):
         part.save_pretrained(root / "connect" / "model")
-    return places
+    return folders
 
 
 @pytest.fixture(scope="module")
-def client(places):
-    root = places.data.parent
-    application = make_app(PhotoUses(places, root / "adapt", root / "connect"))
+def client(folders):
+    root = folders.data.parent
+    application = make_app(PhotoUses(folders, root / "adapt", root / "connect"))
     with TestClient(application, base_url=f"http://{HOST}:1", raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
-def photo(places):
-    return (places.data.parent / "photos" / "3.png").read_bytes()
+def photo(folders):
+    return (folders.data.parent / "photos" / "3.png").read_bytes()
 
 
-def test_the_neighbors_are_those_that_search_finds(client, places, photo):
+def test_the_neighbors_are_those_that_search_finds(client, folders, photo):
     answer = client.post("/similar?name=3.png", content=photo)
     assert answer.status_code == 200
-    (found,) = by_photos([places.data.parent / "photos" / "3.png"], module.K, places)
-    photos, told = Photos(places.data), answer.json()["photos"]
+    (found,) = by_photos([folders.data.parent / "photos" / "3.png"], module.K, folders)
+    photos, told = Photos(folders.data), answer.json()["photos"]
     assert [one["cosine"] for one in told] == pytest.approx(found.cosines, abs=1e-5)
     assert told[0]["path"].endswith("photos/3.png")
     shown = Image.open(io.BytesIO(base64.b64decode(told[0]["image"].partition(",")[2])))
@@ -76,10 +76,10 @@ def test_the_neighbors_are_those_that_search_finds(client, places, photo):
     assert np.abs(error).mean() < 10  # a JPEG
 
 
-def test_the_answer_is_the_models_and_depends_on_the_question(client, places, photo):
-    model, processor = load_vlm(places.data.parent / "connect" / "model")
+def test_the_answer_is_the_models_and_depends_on_the_question(client, folders, photo):
+    model, processor = load_vlm(folders.data.parent / "connect" / "model")
     told = client.post("/answer", params={"question": QUESTION}, content=photo).json()["answer"]
-    image = PhotoUses(places, places, places).open(photo, "3.png")
+    image = PhotoUses(folders, folders, folders).open(photo, "3.png")
     assert told == generate_answers(model, processor, [image], [QUESTION], 6)[0]
     refused = client.post("/answer", params={"question": " "}, content=photo)
     assert (refused.status_code, refused.json()["error"]) == (
@@ -88,25 +88,25 @@ def test_the_answer_is_the_models_and_depends_on_the_question(client, places, ph
     )
 
 
-def test_the_classes_are_the_classifiers(client, places, photo):
+def test_the_classes_are_the_classifiers(client, folders, photo):
     told = dict(client.post("/classes", content=photo).json()["classes"])
-    classifier = load_classifier(places.data.parent / "adapt" / "model")
-    row = Photos(places.data).manifest["path"].to_list().index("3.png")
-    expected = classifier.probabilities(Photos(places.data).squares(np.array([row]), 16, "squash"))[0]
+    classifier = load_classifier(folders.data.parent / "adapt" / "model")
+    row = Photos(folders.data).manifest["path"].to_list().index("3.png")
+    expected = classifier.probabilities(Photos(folders.data).squares(np.array([row]), 16, "squash"))[0]
     assert list(told.values()) == sorted(told.values(), reverse=True)
     assert told == pytest.approx(dict(zip(("red", "green", "blue"), expected.tolist(), strict=True)), abs=1e-5)
 
 
-def test_of_several_labels_all_that_are_probable_are_told(places, photo):
-    root = places.data.parent
+def test_of_several_labels_all_that_are_probable_are_told(folders, photo):
+    root = folders.data.parent
     head = torch.nn.Linear(32, 3)
     torch.nn.init.zeros_(head.weight)
     for folder, biases in (("two", (1.0, -1.0, 2.0)), ("none", (-3.0, -2.0, -4.0))):
         head.bias.data = torch.tensor(biases)
-        backbone = load(places.backbone / "backbone").as_stock()
+        backbone = load(folders.backbone / "backbone").as_stock()
         save(root / folder / "model", backbone, head, ("red", "green", "blue"), multi_label=True)
-        write_key(root / folder, places.backbone / "backbone")
-    uses = {name: PhotoUses(places, root / name, root / "connect") for name in ("two", "none")}
+        write_key(root / folder, folders.backbone / "backbone")
+    uses = {name: PhotoUses(folders, root / name, root / "connect") for name in ("two", "none")}
     found = {name: use.classes(use.open(photo, "3.png"), 1) for name, use in uses.items()}
     assert [name for name, _ in found["two"]] == ["blue", "red"]
     assert [value for _, value in found["two"]] == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1))])
@@ -158,8 +158,8 @@ def test_a_file_of_50_mb_is_refused_without_reading_all_of_it(client, streamed):
     assert answer.json()["error"] == "huge.tif is larger than 32 MB, which is the most allowed here"
 
 
-def test_ten_at_once_are_all_answered(client, places):
-    files = [(places.data.parent / "photos" / f"{number}.png") for number in range(10)]
+def test_ten_at_once_are_all_answered(client, folders):
+    files = [(folders.data.parent / "photos" / f"{number}.png") for number in range(10)]
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda file: client.post("/similar", content=file.read_bytes()), files))
     for file, answer in zip(files, answers, strict=True):

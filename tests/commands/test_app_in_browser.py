@@ -11,15 +11,15 @@ import uvicorn
 from components.commands.app import HOST, make_app
 from components.commands.photo_uses import PhotoUses
 from tests.browser import needs_chromium, opened
-from tests.commands.test_app import places  # noqa: F401
+from tests.commands.test_app import folders  # noqa: F401
 
 pytestmark = [needs_chromium, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 
 
 @pytest.fixture(scope="module")
-def address(places):  # noqa: F811
-    root = places.data.parent
-    app = make_app(PhotoUses(places, root / "adapt", root / "connect"))
+def address(folders):  # noqa: F811
+    root = folders.data.parent
+    app = make_app(PhotoUses(folders, root / "adapt", root / "connect"))
     server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -31,9 +31,9 @@ def address(places):  # noqa: F811
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
-def test_a_chosen_photo_is_answered_by_every_model(address, places, tmp_path, width, dark):  # noqa: F811
+def test_a_chosen_photo_is_answered_by_every_model(address, folders, tmp_path, width, dark):  # noqa: F811
     with opened(address, tmp_path / "profile", width=width, dark=dark) as page:
-        page.choose_file("#file", places.data.parent / "photos" / "3.png")
+        page.choose_file("#file", folders.data.parent / "photos" / "3.png")
         page.wait_for("document.querySelectorAll('#similar figure').length == 12")
         page.wait_for("document.querySelectorAll('#classes .class').length == 3")
         page.wait_for("document.querySelector('#look .out img')?.naturalWidth > 0")

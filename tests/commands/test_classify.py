@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from components.adapters.saved import KEY, load_classifier
-from components.commands.classify import Places, classify, main, places
+from components.commands.classify import Folders, adapter_folders, classify, main
 from components.commands.one_photo import photo_files
 from components.data.photos import Photos
 from components.models.backbone import ViTBackbone, build
@@ -41,9 +41,9 @@ def project(folder: Path, prepared: Path, tmp_path_factory: pytest.TempPathFacto
     return root
 
 
-def where(root: Path) -> Places:
+def where(root: Path) -> Folders:
     artifacts = root / "artifacts"
-    return Places(artifacts / "adapt", artifacts / "pretrain" / "simclr", artifacts / "prepare")
+    return Folders(artifacts / "adapt", artifacts / "pretrain" / "simclr", artifacts / "prepare")
 
 
 def test_a_photo_has_the_probabilities_of_the_classifier(project: Path, folder: Path, photos: Photos) -> None:
@@ -81,10 +81,10 @@ def test_in_a_fresh_process_it_prints_each_photo_and_names_what_is_none(
 def test_an_adapter_that_was_copied_needs_no_backbone(project: Path, folder: Path, monkeypatch, tmp_path: Path) -> None:
     copied = shutil.copytree(project / "artifacts" / "adapt", tmp_path / "adapter")
     monkeypatch.chdir(project)
-    assert places(None) == where(Path()) == places(Path("artifacts/adapt"))
-    assert places(copied) == Places(copied, None, None)
+    assert adapter_folders(None) == where(Path()) == adapter_folders(Path("artifacts/adapt"))
+    assert adapter_folders(copied) == Folders(copied, None, None)
     files = photo_files([folder])[:3]
-    assert len(dict(classify(files, 2, places(copied)))) == 3
+    assert len(dict(classify(files, 2, adapter_folders(copied)))) == 3
 
 
 def test_what_cannot_be_used_gets_a_sentence_and_code_2(

@@ -192,7 +192,7 @@ def test_photos_with_several_labels_have_a_classifier(tmp_path):
         assert (f"adapt:  # {adapt}" in text) == bool(adapt)
     (tmp_path / "labels.csv").write_text("\n".join(lines[:1] + lines[2::2]))
     folder, _ = describe_folder(tmp_path)
-    assert (folder.classes, folder.several) == (0, 10)
+    assert (folder.classes, folder.multi_labeled) == (0, 10)
     assert "skipped" not in choose(folder, TWO_CORES, SPEED[TWO_CORES], 30).split("\nadapt:")[1].partition("\n")[0]
 
 

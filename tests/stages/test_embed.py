@@ -12,7 +12,7 @@ from PIL import Image
 
 from components.commands import search
 from components.commands.one_photo import photo_files
-from components.commands.search import Places, by_photos
+from components.commands.search import Folders, by_photos
 from components.data.photos import Photos
 from components.evaluation import embeddings, index, knn
 from components.evaluation.embeddings import CENTER, KEY, NORMS, TABLE, VECTORS
@@ -43,133 +43,133 @@ def prepared(photos: Path, out: Path, **data: int) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
+def folders(tmp_path: Path) -> Folders:
     draw(tmp_path / "photos", range(COUNT))
     prepared(tmp_path / "photos", tmp_path / "prepare")
-    return Places(tiny.backbone(tmp_path / "simclr"), tmp_path / "prepare", tmp_path / "embed", tmp_path / "words")
+    return Folders(tiny.backbone(tmp_path / "simclr"), tmp_path / "prepare", tmp_path / "embed", tmp_path / "words")
 
 
-def run(places: Places) -> dict[str, int]:
-    counts = embed(CONFIG, places.backbone, places.data, places.embed)
+def run(folders: Folders) -> dict[str, int]:
+    counts = embed(CONFIG, folders.backbone, folders.data, folders.embed)
     return {name: counts[name] for name in ("computed", "kept")}
 
 
-def test_the_vectors_are_the_features_of_all_photos_in_order(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vectors_are_the_features_of_all_photos_in_order(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "CHUNK", 7)
-    assert run(places) == {"computed": COUNT, "kept": 0}
-    photos = Photos(places.data)
-    vectors, expected = np.load(places.embed / VECTORS), features(load(places.backbone / "backbone"), photos)
+    assert run(folders) == {"computed": COUNT, "kept": 0}
+    photos = Photos(folders.data)
+    vectors, expected = np.load(folders.embed / VECTORS), features(load(folders.backbone / "backbone"), photos)
     torch.testing.assert_close(torch.from_numpy(vectors), expected, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
     mean = expected[photos.rows("train")].mean(0)
-    torch.testing.assert_close(torch.from_numpy(np.load(places.embed / CENTER)), mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(np.load(folders.embed / CENTER)), mean, atol=1e-5, rtol=1e-5)
     columns = ["path", "sha256", "pixels_sha256", "split", "label"]
-    assert pl.read_parquet(places.embed / TABLE).equals(photos.manifest.select(columns))
+    assert pl.read_parquet(folders.embed / TABLE).equals(photos.manifest.select(columns))
 
 
-def test_photos_that_are_new_are_computed_alone(places: Places, tmp_path: Path) -> None:
-    run(places)
-    before = dict(zip(table(places)["path"], np.load(places.embed / VECTORS), strict=True))
+def test_photos_that_are_new_are_computed_alone(folders: Folders, tmp_path: Path) -> None:
+    run(folders)
+    before = dict(zip(table(folders)["path"], np.load(folders.embed / VECTORS), strict=True))
     (tmp_path / "photos" / "3.png").unlink()
     draw(tmp_path / "photos", range(100, 110))
-    prepared(tmp_path / "photos", places.data)
-    assert run(places) == {"computed": 10, "kept": COUNT - 1}
-    after = np.load(places.embed / VECTORS)
+    prepared(tmp_path / "photos", folders.data)
+    assert run(folders) == {"computed": 10, "kept": COUNT - 1}
+    after = np.load(folders.embed / VECTORS)
     new = {f"{number}.png" for number in range(100, 110)}
-    assert {*table(places)["path"]} == ({*before} - {"3.png"}) | new
-    for name, vector in zip(table(places)["path"], after, strict=True):
+    assert {*table(folders)["path"]} == ({*before} - {"3.png"}) | new
+    for name, vector in zip(table(folders)["path"], after, strict=True):
         if name not in new:
             assert np.array_equal(vector, before[name]), name
-    expected = features(load(places.backbone / "backbone"), Photos(places.data))
+    expected = features(load(folders.backbone / "backbone"), Photos(folders.data))
     torch.testing.assert_close(torch.from_numpy(after), expected, atol=LAYERS_FLOAT32, rtol=LAYERS_FLOAT32)
-    assert run(places) == {"computed": 0, "kept": COUNT + 9}
-    assert np.array_equal(np.load(places.embed / VECTORS), after)
-    (places.embed / NORMS).unlink()  # as an earlier version left the folder
-    assert run(places) == {"computed": 0, "kept": COUNT + 9}
-    lengths = np.linalg.norm(after - np.load(places.embed / CENTER), axis=1)
-    np.testing.assert_allclose(np.load(places.embed / NORMS), lengths, rtol=1e-5)
+    assert run(folders) == {"computed": 0, "kept": COUNT + 9}
+    assert np.array_equal(np.load(folders.embed / VECTORS), after)
+    (folders.embed / NORMS).unlink()  # as an earlier version left the folder
+    assert run(folders) == {"computed": 0, "kept": COUNT + 9}
+    lengths = np.linalg.norm(after - np.load(folders.embed / CENTER), axis=1)
+    np.testing.assert_allclose(np.load(folders.embed / NORMS), lengths, rtol=1e-5)
 
 
-def test_all_are_computed_again_for_what_changes_them_all(places: Places, tmp_path: Path) -> None:
+def test_all_are_computed_again_for_what_changes_them_all(folders: Folders, tmp_path: Path) -> None:
     every = {"computed": COUNT, "kept": 0}
-    run(places)
-    tiny.backbone(places.backbone, seed=1)  # another backbone
-    assert run(places) == every
-    prepared(tmp_path / "photos", places.data, jpeg_quality=60)  # other pixels, though the files are the same
-    assert run(places) == every
-    (places.embed / KEY).unlink()  # stopped while it wrote
-    assert run(places) == every
+    run(folders)
+    tiny.backbone(folders.backbone, seed=1)  # another backbone
+    assert run(folders) == every
+    prepared(tmp_path / "photos", folders.data, jpeg_quality=60)  # other pixels, though the files are the same
+    assert run(folders) == every
+    (folders.embed / KEY).unlink()  # stopped while it wrote
+    assert run(folders) == every
 
 
 def test_a_photo_finds_itself_first(
-    places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(places)
+    run(folders)
     monkeypatch.setattr(knn, "BANK", 7)
     (tmp_path / "photos" / "notes.txt").write_text("no photo")
-    found = by_photos(photo_files([tmp_path / "photos"]), 3, places)
+    found = by_photos(photo_files([tmp_path / "photos"]), 3, folders)
     assert "left out: " in capsys.readouterr().err
     assert len(found) == COUNT
     for one in found:
-        assert search.paths(places.data, one.rows)[0] == one.query
+        assert search.paths(folders.data, one.rows)[0] == one.query
         assert one.cosines[0] == pytest.approx(1, abs=1e-4)
         assert one.cosines == sorted(one.cosines, reverse=True)
-    html = search.page(found[:2], Photos(places.data))
+    html = search.page(found[:2], Photos(folders.data))
     assert html.count("<figure>") == 6
     assert html.count('class="query"') == 2
     assert "queries are shown" not in html
     assert html.count('<a href="#query-') == 2
     monkeypatch.setattr(found_page, "MOST", 1)
-    assert "The first 1 of 2 queries are shown." in search.page(found[:2], Photos(places.data))
+    assert "The first 1 of 2 queries are shown." in search.page(found[:2], Photos(folders.data))
     with pytest.raises(ValueError, match="no photo to search by"):
-        by_photos([tmp_path / "photos" / "notes.txt"], 3, places)
+        by_photos([tmp_path / "photos" / "notes.txt"], 3, folders)
 
 
 def test_many_photos_are_searched_by_an_index(
-    places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = CONFIG.model_copy(update={"index_from": COUNT})
 
     def lines() -> list[str]:
-        return embed(config, places.backbone, places.data, places.embed)["lines"]
+        return embed(config, folders.backbone, folders.data, folders.embed)["lines"]
 
     monkeypatch.setattr(module, "MOST_WITHOUT_INDEX", COUNT)
     monkeypatch.setattr(index, "installed", lambda: False)
     without, unlooked = lines()
     assert without.endswith("is not installed: pip install faiss-cpu")
     assert "not looked for without an index" in unlooked
-    assert (places.embed / ISSUES).read_text() == "path,split,label,kind,score,other\n"
+    assert (folders.embed / ISSUES).read_text() == "path,split,label,kind,score,other\n"
     monkeypatch.undo()
     with_index, _ = lines()
     assert with_index.startswith("an index of ")
-    written = (places.embed / index.INDEX).stat().st_mtime_ns
+    written = (folders.embed / index.INDEX).stat().st_mtime_ns
     lines()
-    assert (places.embed / index.INDEX).stat().st_mtime_ns == written  # nothing has changed
+    assert (folders.embed / index.INDEX).stat().st_mtime_ns == written  # nothing has changed
     photo = [tmp_path / "photos" / "0.png"]
-    (found,) = by_photos(photo, 3, places)
+    (found,) = by_photos(photo, 3, folders)
     assert with_index in capsys.readouterr().err
-    assert search.paths(places.data, found.rows)[0] == str(photo[0])
-    assert by_photos(photo, 3, places, exact=True)[0].cosines[0] == pytest.approx(found.cosines[0], abs=1e-5)
+    assert search.paths(folders.data, found.rows)[0] == str(photo[0])
+    assert by_photos(photo, 3, folders, exact=True)[0].cosines[0] == pytest.approx(found.cosines[0], abs=1e-5)
     assert capsys.readouterr().err == ""
     draw(tmp_path / "photos", range(100, 101))
-    prepared(tmp_path / "photos", places.data)
+    prepared(tmp_path / "photos", folders.data)
     lines()
-    assert (places.embed / index.INDEX).stat().st_mtime_ns > written
-    run(places)  # fewer photos than the default
-    assert not list(places.embed.glob("index*"))
+    assert (folders.embed / index.INDEX).stat().st_mtime_ns > written
+    run(folders)  # fewer photos than the default
+    assert not list(folders.embed.glob("index*"))
 
 
-def test_vectors_of_another_backbone_or_of_other_photos_are_refused(places: Places, tmp_path: Path) -> None:
-    run(places)
+def test_vectors_of_another_backbone_or_of_other_photos_are_refused(folders: Folders, tmp_path: Path) -> None:
+    run(folders)
     photo = [tmp_path / "photos" / "0.png"]
     draw(tmp_path / "photos", range(100, 101))
-    prepared(tmp_path / "photos", places.data)
+    prepared(tmp_path / "photos", folders.data)
     with pytest.raises(ValueError, match="not of the photos that are prepared; run: dvc repro embed"):
-        by_photos(photo, 3, places)
-    run(places)
-    tiny.backbone(places.backbone, seed=1)
+        by_photos(photo, 3, folders)
+    run(folders)
+    tiny.backbone(folders.backbone, seed=1)
     with pytest.raises(ValueError, match=r"not of the backbone in .*; run: dvc repro embed"):
-        by_photos(photo, 3, places)
+        by_photos(photo, 3, folders)
 
 
-def table(places: Places) -> pl.DataFrame:
-    return pl.read_parquet(places.embed / TABLE)
+def table(folders: Folders) -> pl.DataFrame:
+    return pl.read_parquet(folders.embed / TABLE)
