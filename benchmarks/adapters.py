@@ -24,15 +24,15 @@ from components.adapters.kinds import Kind
 
 def measure(name: str, settings: dict[str, Any], backbone: Path, data: Path, out: Path) -> dict[str, Any]:
     """Trains one classifier in a folder of its own. Returns its row. name: of the row."""
-    place = out / name.replace(" ", "_").replace(",", "")
-    claim(place, {"adapt": {"method": backbone.name, "onnx": False, **settings}})
-    result = place / "result.json"
+    folder = out / name.replace(" ", "_").replace(",", "")
+    claim(folder, {"adapt": {"method": backbone.name, "onnx": False, **settings}})
+    result = folder / "result.json"
     if result.is_file():
         return dict(json.loads(result.read_text(encoding="utf-8")))
-    started = time.monotonic()
-    stage("adapt", "--backbone", backbone, "--data", data, "--out", place / "adapt", cwd=place)
-    seconds = time.monotonic() - started
-    metrics = json.loads((place / "adapt" / "metrics.json").read_text(encoding="utf-8"))
+    start = time.monotonic()
+    stage("adapt", "--backbone", backbone, "--data", data, "--out", folder / "adapt", cwd=folder)
+    seconds = time.monotonic() - start
+    metrics = json.loads((folder / "adapt" / "metrics.json").read_text(encoding="utf-8"))
     result.write_text(json.dumps({"name": name, "seconds": seconds, **metrics}, indent=2) + "\n", encoding="utf-8")
     return dict(json.loads(result.read_text(encoding="utf-8")))
 
@@ -49,16 +49,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
-        above, kept, of = "", "", row["calibration"]
+        difference, best_epoch, calibration = "", "", row["calibration"]
         if "above_linear" in row:
             points = {key: 100 * row["above_linear"][key] for key in ("value", "low", "high")}
-            above = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(**points)
+            difference = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(**points)
         if "kept_epoch" in row:
-            kept = f"{row['kept_epoch']} of {row['epochs'][-1]['epoch']}"
-        error = f"{100 * of['ece_before']:.1f} → {100 * of['ece_after']:.1f}"
-        scored = percent(row.get("mean_average_precision") or row["accuracy"])
+            best_epoch = f"{row['kept_epoch']} of {row['epochs'][-1]['epoch']}"
+        error = f"{100 * calibration['ece_before']:.1f} → {100 * calibration['ece_after']:.1f}"
+        score = percent(row.get("mean_average_precision") or row["accuracy"])
         trained, seconds = f"{row['trained_parameters']:,}", f"{row['seconds']:.0f}"
-        lines.append(f"| {' | '.join([row['name'], scored, above, error, kept, trained, seconds])} |")
+        lines.append(f"| {' | '.join([row['name'], score, difference, error, best_epoch, trained, seconds])} |")
     return "\n".join(lines)
 
 

@@ -86,10 +86,10 @@ def trained(method: str, sections: dict[str, Any], data: Path, folder: Path) -> 
     Raises ValueError if `folder` was made from other photos or settings.
     """
     claim(folder, {"made_of": digest(data / "manifest.parquet"), "pretrain": sections})
-    measured = folder / "run" / "measured.jsonl"
-    if not measured.is_file():
+    points_file = folder / "run" / "measured.jsonl"
+    if not points_file.is_file():
         stage("pretrain", "--method", method, "--data", data, "--out", "run", cwd=folder, threads=1)
-    return [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in points_file.read_text(encoding="utf-8").splitlines()]
 
 
 def compare(runs: dict[str, list[Line]], measure: Callable[[Line], float]) -> dict[str, float]:
@@ -104,10 +104,10 @@ def compare(runs: dict[str, list[Line]], measure: Callable[[Line], float]) -> di
     chosen = {name: accuracies[name][value.index(max(value))] for name, value in values.items()}  # the first of equals
     regrets = {name: max(accuracies[name]) - accuracy for name, accuracy in chosen.items()}
     correlations = [_correlation(values[name], accuracies[name]) for name in runs]
-    defined = [correlation for correlation in correlations if not math.isnan(correlation)]
-    pooled = [[x for name in runs for x in of[name]] for of in (values, accuracies)]
+    finite = [correlation for correlation in correlations if not math.isnan(correlation)]
+    pooled = [[x for name in runs for x in by_run[name]] for by_run in (values, accuracies)]
     return {
-        "within": mean(defined) if defined else math.nan,
+        "within": mean(finite) if finite else math.nan,
         "over": _correlation(*pooled),
         "same": mean(regret == 0 for regret in regrets.values()),
         "near": mean(regret <= NEAR_BEST for regret in regrets.values()),
@@ -139,20 +139,20 @@ def _agreement(runs: dict[str, list[Line]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, measure in MEASURES.items():
-        found = compare(runs, measure)
-        shares = " | ".join(f"{found[share] * len(runs):.0f} of {len(runs)}" for share in ("same", "near"))
-        regret = " | ".join(f"{100 * found[which]:.1f}" for which in ("regret", "worst"))
-        rows.append(f"| {name} | {found['within']:.2f} | {found['over']:.2f} | {shares} | {regret} |")
+        agreement = compare(runs, measure)
+        shares = " | ".join(f"{agreement[share] * len(runs):.0f} of {len(runs)}" for share in ("same", "near"))
+        regret = " | ".join(f"{100 * agreement[kind]:.1f}" for kind in ("regret", "worst"))
+        rows.append(f"| {name} | {agreement['within']:.2f} | {agreement['over']:.2f} | {shares} | {regret} |")
     return "\n".join(rows)
 
 
 def _points(runs: dict[str, list[Line]]) -> str:
-    shown = ("value", "own_crop", "effective_rank", "alignment", "uniformity", "near_start", "near_pixels")
+    measures = ("value", "own_crop", "effective_rank", "alignment", "uniformity", "near_start", "near_pixels")
     heads = ("kNN", "own crop", "rank", "alignment", "uniformity", "near start", "near pixels")
     rows = [f"| run, step | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for name, lines in runs.items():
         for line in lines:
-            cells = " | ".join(f"{line[which]:.{0 if which == 'effective_rank' else 3}f}" for which in shown)
+            cells = " | ".join(f"{line[measure]:.{0 if measure == 'effective_rank' else 3}f}" for measure in measures)
             rows.append(f"| {name}, {line['step']} | {cells} |")
     return "\n".join(rows)
 

@@ -85,9 +85,9 @@ def samples() -> tuple[tuple[str, bytes], ...]:
     image = coarse.resize((48, 36), Image.Resampling.BICUBIC)
     Image.init()
     register_heif_opener()
-    others = [(name, "RGB", {}) for name in sorted(Image.SAVE) if name not in {variant[0] for variant in VARIANTS}]
+    variants = [(name, "RGB", {}) for name in sorted(Image.SAVE) if name not in {variant[0] for variant in VARIANTS}]
     files = []
-    for name, mode, settings in (*VARIANTS, *others):
+    for name, mode, settings in (*VARIANTS, *variants):
         try:
             files.append((name, _encode(image, name, mode, dict(settings))))
         except (OSError, KeyError, ValueError):  # Pillow was built without it, or it has no RGB
@@ -152,8 +152,8 @@ def _zeros(data: bytearray, random: np.random.Generator) -> bytearray:
 
 def _splice(data: bytearray, random: np.random.Generator) -> bytearray:
     """The rest is that of another file, or a part of the same file once more."""
-    other = data if random.random() < 0.5 else samples()[random.integers(len(samples()))][1]
-    return data[: random.integers(len(data) + 1)] + other[random.integers(len(other) + 1) :]
+    source = data if random.random() < 0.5 else samples()[random.integers(len(samples()))][1]
+    return data[: random.integers(len(data) + 1)] + source[random.integers(len(source) + 1) :]
 
 
 def _tags(data: bytearray, random: np.random.Generator) -> bytearray:

@@ -165,7 +165,7 @@ def train(args: Namespace) -> None:
     for section in (params["pretrain"]["common"], params["pretrain"][args.method]):
         section.update(json.loads(args.smaller))
     if not (folder / "config.json").is_file():  # the last file that pretrain writes
-        started = time.monotonic()
+        start = time.monotonic()
 
         def stop(*_: object) -> None:
             """Make the loop save and stop, or try again in a second if it does not handle SIGTERM now."""
@@ -179,7 +179,7 @@ def train(args: Namespace) -> None:
         try:
             pretrain(configure_for(args.method, params["pretrain"], Photos(data)), data, folder)
         except Stopped:
-            sys.exit(f"{args.method}: {time.monotonic() - started:.0f} s are over; run the same command again")
+            sys.exit(f"{args.method}: {time.monotonic() - start:.0f} s are over; run the same command again")
         finally:
             signal.alarm(0)
     photos, backbone = Photos(data), load(folder / "backbone")

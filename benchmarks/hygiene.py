@@ -45,7 +45,7 @@ def relit(image: Image.Image, random: np.random.Generator) -> Image.Image:
 def cropped(image: Image.Image, random: np.random.Generator) -> Image.Image:
     """Cuts 2 % of the width and of the height, rounded up (of 64 pixels: 2), anywhere at the edges."""
     cut = [int(np.ceil(0.02 * side)) for side in image.size]
-    left, top = (int(random.integers(0, most + 1)) for most in cut)
+    left, top = (int(random.integers(0, limit + 1)) for limit in cut)
     return image.crop((left, top, left + image.width - cut[0], top + image.height - cut[1]))
 
 
@@ -66,8 +66,8 @@ COPIES: dict[str, Change] = {"resized": resized, "recompressed": recompressed, "
 CHANGES: dict[str, Change] = {"blurred": blurred, "dark": dark}
 
 
-def plant(images: Sequence[Image.Image], folder: Path, each: int, seed: int = 0) -> dict[str, str]:
-    """Writes the images as PNG files, `each` of them blurred and `each` dark, and near-duplicates of `each` others.
+def plant(images: Sequence[Image.Image], folder: Path, count: int, seed: int = 0) -> dict[str, str]:
+    """Writes the images as PNG files: `count` of them blurred, `count` dark, and near-duplicates of `count` others.
 
     Returns the sort of every planted file, by name.
     """
@@ -75,11 +75,11 @@ def plant(images: Sequence[Image.Image], folder: Path, each: int, seed: int = 0)
     order = iter(random.permutation(len(images)).tolist())
     planted, files = {}, {f"{index:05d}.png": image for index, image in enumerate(images)}
     for sort, change in CHANGES.items():
-        for index in (next(order) for _ in range(each)):
+        for index in (next(order) for _ in range(count)):
             name = f"{index:05d}.png"
             files[name], planted[name] = change(images[index], random), sort
     for sort, change in COPIES.items():
-        for index in (next(order) for _ in range(each)):
+        for index in (next(order) for _ in range(count)):
             name = f"{index:05d}_{sort}.png"
             files[name], planted[name] = change(images[index], random), sort
     folder.mkdir(parents=True)
@@ -88,7 +88,7 @@ def plant(images: Sequence[Image.Image], folder: Path, each: int, seed: int = 0)
     return planted
 
 
-def found(folder: Path, out: Path, size: int) -> pl.DataFrame:
+def find_issues(folder: Path, out: Path, size: int) -> pl.DataFrame:
     """Returns the issues that `prepare` names."""
     config = ResolvedConfig(data=DataConfig(source=str(folder), size=size), prepare=PrepareConfig())
     prepare(config, out, out)
@@ -102,18 +102,18 @@ def scores(issues: pl.DataFrame, planted: dict[str, str]) -> list[tuple[str, int
     """
     rows = []
     for sort in (*COPIES, *CHANGES):
-        mine = {name for name, planted_sort in planted.items() if planted_sort == sort}
+        names = {name for name, planted_sort in planted.items() if planted_sort == sort}
         kind = NEAR_DUPLICATE if sort in COPIES else sort
-        named = issues.filter(pl.col("kind") == kind)
+        reported = issues.filter(pl.col("kind") == kind)
         if sort in COPIES:
-            originals = {name: name.replace(f"_{sort}", "") for name in mine}
-            pairs = set(named.select("path", "other").iter_rows())
+            originals = {name: name.replace(f"_{sort}", "") for name in names}
+            pairs = set(reported.select("path", "other").iter_rows())
             hits = sum((name, original) in pairs for name, original in originals.items())
-            right = {name for name, copy in planted.items() if copy in COPIES}
-            right |= {name.partition("_")[0] + ".png" for name in right}
+            expected = {name for name, copy in planted.items() if copy in COPIES}
+            expected |= {name.partition("_")[0] + ".png" for name in expected}
         else:
-            hits, right = len(mine & set(named["path"])), mine
-        rows.append((sort, len(mine), hits, len(set(named["path"]) - right)))
+            hits, expected = len(names & set(reported["path"])), names
+        rows.append((sort, len(names), hits, len(set(reported["path"]) - expected)))
     return rows
 
 
@@ -123,8 +123,10 @@ def sheet(issues: pl.DataFrame, data: Path, file: Path, side: int = 96, columns:
     row_of = {path: row for row, path in enumerate(photos.manifest["path"])}
     lines: list[list[str]] = []
     for kind in issues["kind"].unique(maintain_order=True):
-        of_kind = issues.filter(pl.col("kind") == kind).sort("score")
-        names = [name for path, other in of_kind.select("path", "other").iter_rows() for name in (path, other) if name]
+        kind_issues = issues.filter(pl.col("kind") == kind).sort("score")
+        names = [
+            name for path, other in kind_issues.select("path", "other").iter_rows() for name in (path, other) if name
+        ]
         lines += [names[start : start + columns] for start in range(0, len(names), columns)]
     canvas = Image.new("RGB", (side * columns, side * max(1, len(lines))), "white")
     for top, line in enumerate(lines):
@@ -144,22 +146,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="write a picture of what was found")
     args = parser.parse_args()
-    each = args.plant if args.plant is not None else (0 if args.photos else 20)
+    count = args.plant if args.plant is not None else (0 if args.photos else 20)
     if args.photos:
         files = sorted(path for path in args.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        chosen = np.random.default_rng(args.seed).permutation(len(files))[: args.count]
-        images = [Image.open(files[index]).convert("RGB") for index in sorted(chosen.tolist())]
+        sample = np.random.default_rng(args.seed).permutation(len(files))[: args.count]
+        images = [Image.open(files[index]).convert("RGB") for index in sorted(sample.tolist())]
     else:
         images = [Image.fromarray(scenes.draw(args.seed, index).pixels) for index in range(args.count)]
     with tempfile.TemporaryDirectory() as folder:
-        planted = plant(images, Path(folder) / "photos", each, args.seed)
-        issues = found(Path(folder) / "photos", Path(folder) / "out", args.size)
+        planted = plant(images, Path(folder) / "photos", count, args.seed)
+        issues = find_issues(Path(folder) / "photos", Path(folder) / "out", args.size)
         report = json.loads((Path(folder) / "out" / "validation.json").read_text(encoding="utf-8"))
         if args.sheet:
             sheet(issues, Path(folder) / "out", args.sheet)
     print("| planted | of each | found | wrong alarms of its kind |\n|---|---|---|---|")
-    for sort, planted_count, hits, wrong in scores(issues, planted) if each else ():
-        print(f"| {sort} | {planted_count} | {hits} | {wrong} of {len(images) - each} |")
+    for sort, planted_count, hits, wrong in scores(issues, planted) if count else ():
+        print(f"| {sort} | {planted_count} | {hits} | {wrong} of {len(images) - count} |")
     print(f"\nall issues: { ({kind: issue['count'] for kind, issue in report['issues'].items()}) }")
     print(f"near-duplicates: {report['near_duplicates']}, because of them or of groups: {report['together']}")
 

@@ -55,14 +55,14 @@ def of_runs(runner: Runner, photos: Photos, truths: list[Truth], *, finished: bo
     """Returns what is measured of each row's runs, one for each seed; with `finished` of those that are there."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in range(runner.seeds):
-        for name, (method, own) in RUNS.items():
-            cell = runner.cell(method, own, seed=seed)
+        for name, (method, settings) in RUNS.items():
+            cell = runner.cell(method, settings, seed=seed)
             folder = runner.out / "cells" / key(cell)
             if finished and not (folder / "result.json").is_file():
                 continue
             backbone = load(runner.backbone(cell))
-            found = measured(folder / "known.json", lambda b=backbone: measure_known(b, photos, truths, NEIGHBORS))
-            rows.setdefault(name, []).append(found)
+            metrics = measured(folder / "known.json", lambda b=backbone: measure_known(b, photos, truths, NEIGHBORS))
+            rows.setdefault(name, []).append(metrics)
     return {name: rows[name] for name in RUNS if name in rows}
 
 
@@ -70,9 +70,9 @@ def of_baselines(runner: Runner, cell: Cell, photos: Photos, truths: list[Truth]
     """Returns what is measured of raw pixels, of the cell's backbone untrained, and of the published one."""
 
     def measure() -> dict[str, Any]:
-        found = known_baselines(load(runner.backbone(cell)), photos, truths, NEIGHBORS, 0)
+        baselines = known_baselines(load(runner.backbone(cell)), photos, truths, NEIGHBORS, 0)
         published = measure_known(build(PublishedBackbone(**PUBLISHED)), photos, truths, NEIGHBORS)
-        return {**found, "published": published}
+        return {**baselines, "published": published}
 
     return measured(runner.out / "known_baselines.json", measure)
 
@@ -93,7 +93,7 @@ def table(baselines: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, A
         scores = pixels if name == "pixels" else as_metrics(baselines[name])
         lines.append(_line(words, [scores], baselines[name]["dense"]["places"]))
     for name, seeds in rows.items():
-        lines.append(_line(name, [as_metrics(found) for found in seeds], seeds[0]["dense"]["places"]))
+        lines.append(_line(name, [as_metrics(seed_metrics) for seed_metrics in seeds], seeds[0]["dense"]["places"]))
     return "\n".join(lines)
 
 
@@ -104,31 +104,31 @@ def _line(name: str, seeds: list[Scores], places: list[int]) -> str:
             cells.append("")
             continue
         first = seeds[0][column]
-        others = "".join(f" · {100 * scores[column]['value']:.1f}" for scores in seeds[1:])
-        cells.append(f"{100 * first['value']:.1f} ({100 * first['low']:.1f} to {100 * first['high']:.1f}){others}")
+        other_seeds = "".join(f" · {100 * scores[column]['value']:.1f}" for scores in seeds[1:])
+        cells.append(f"{100 * first['value']:.1f} ({100 * first['low']:.1f} to {100 * first['high']:.1f}){other_seeds}")
     return f"| {name} | {' | '.join(cells)} | {places[0]} × {places[1]} |"
 
 
-def seen(rows: dict[str, list[dict[str, Any]]], column: str) -> str:
+def compare_twins(rows: dict[str, list[dict[str, Any]]], column: str) -> str:
     """Returns a sentence: how SimCLR differs from its twin without color jitter in a column, seed by seed."""
-    pairs = list(zip(*([as_metrics(found)[column] for found in rows[name]] for name in ("simclr", TWIN)), strict=False))
-    lower = sum(with_jitter["high"] < without["low"] for with_jitter, without in pairs)
-    higher = sum(with_jitter["low"] > without["high"] for with_jitter, without in pairs)
+    pairs = list(zip(*([as_metrics(seed)[column] for seed in rows[name]] for name in ("simclr", TWIN)), strict=False))
+    lower = sum(with_jitter["high"] < without_jitter["low"] for with_jitter, without_jitter in pairs)
+    higher = sum(with_jitter["low"] > without_jitter["high"] for with_jitter, without_jitter in pairs)
     values = "; ".join(f"{100 * a['value']:.1f} against {100 * b['value']:.1f}" for a, b in pairs)
     verdicts = [f"{word} in {count} of {len(pairs)}" for word, count in (("lower", lower), ("higher", higher)) if count]
     return f"- {COLUMNS[column]}: {values} ({', '.join(verdicts) or 'no clear difference'})"
 
 
 def page(baselines: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> str:
-    twins = "\n".join(seen(rows, column) for column in COLUMNS) if {"simclr", TWIN} <= rows.keys() else ""
+    comparison = "\n".join(compare_twins(rows, column) for column in COLUMNS) if {"simclr", TWIN} <= rows.keys() else ""
     missing = [name for name in RUNS if name not in rows]
-    seeds = ", ".join(f"{name} {len(found)}" for name, found in rows.items())
-    absent = f" Not run: {', '.join(missing)}." if missing else ""
+    seeds = ", ".join(f"{name} {len(results)}" for name, results in rows.items())
+    note = f" Not run: {', '.join(missing)}." if missing else ""
     return f"""# What each backbone keeps
 
 Measured by `python -m benchmarks.kept` on 8,000 generated scenes, with the settings of params.yaml. Each backbone is
 frozen. Numbers are in percent, on test photos: the first seed with its 95 % interval, and after each dot another seed.
-Seeds: {seeds}.{absent}
+Seeds: {seeds}.{note}
 
 - kind (10 classes), number (3 or 4), place (of three objects: which quarter is empty), ground (3 classes): accuracy of
   a linear probe on the photo's feature.
@@ -143,7 +143,7 @@ Seeds: {seeds}.{absent}
 SimCLR against its twin, which is trained without color jitter and gray views. "Lower in 1 of 1" means: for one of one
 seeds, SimCLR's interval is entirely below the twin's.
 
-{twins}
+{comparison}
 
 {machine()}
 """

@@ -51,10 +51,10 @@ def measure(method: str, params: dict[str, Any], data: Path, out: Path, threads:
     claim(folder, {"made_of": digest(data / "manifest.parquet"), "pretrain": sections, "evaluate": params["evaluate"]})
     if result.is_file():
         return dict(json.loads(result.read_text(encoding="utf-8")))
-    started = time.monotonic()
+    start = time.monotonic()
     paths = {name: folder / name for name in ("pretrain", "evaluate")}
     stage("pretrain", "--method", method, "--data", data, "--out", paths["pretrain"], cwd=folder, threads=threads)
-    minutes = (time.monotonic() - started) / 60
+    minutes = (time.monotonic() - start) / 60
     args = ("--backbone", paths["pretrain"], "--data", data, "--out", paths["evaluate"])
     stage("evaluate", *args, cwd=folder, threads=threads)
     config, metrics = (
@@ -91,8 +91,8 @@ def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     if above.get("kind", below.get("kind")) != below.get("kind"):
         return above
     pairs = {key: (below.get(key), value) for key, value in above.items()}
-    both = {key: overlaid(*pair) for key, pair in pairs.items() if all(isinstance(part, dict) for part in pair)}
-    return {**below, **above, **both}
+    merged = {key: overlaid(*pair) for key, pair in pairs.items() if all(isinstance(part, dict) for part in pair)}
+    return {**below, **above, **merged}
 
 
 def percent(score: dict[str, Any]) -> str:
@@ -153,12 +153,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=1.0, help="factor by which the epochs are multiplied")
     parser.add_argument("--cards", action="store_true", help="write the numbers into docs/methods")
     args = parser.parse_args()
-    named = list(TRAINED)
+    default_methods = list(TRAINED)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     if file := args.params or (ROOT / LONG if args.budget == "long" else None):
-        other = yaml.safe_load(file.read_text(encoding="utf-8"))
-        params, named = overlaid(params, other), other.get("methods", named)
-    names = args.methods or named
+        overrides = yaml.safe_load(file.read_text(encoding="utf-8"))
+        params, default_methods = overlaid(params, overrides), overrides.get("methods", default_methods)
+    names = args.methods or default_methods
     if (folder := ROOT / params["data"]["source"]).is_dir():  # stages run in other folders
         params["data"]["source"] = str(folder)
     for settings in params["pretrain"].values():

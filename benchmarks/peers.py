@@ -114,18 +114,18 @@ def measure(line: Line, side: str, data: Path, steps: int) -> dict[str, Any]:
     arguments = [line.method, line.backbone, str(line.size), str(line.batch), str(data), workers, precision, str(steps)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PEERS}", "LIGHTLY_DID_VERSION_CHECK": "True"}
     environment[PRECISION] = precision[:4]
-    with tempfile.TemporaryDirectory() as elsewhere:
-        done = subprocess.run(
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.sides", name, *arguments],
-            cwd=elsewhere,
+            cwd=folder,
             env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
-    if done.returncode:
-        raise RuntimeError(f"{line.name}, {side}:\n{done.stderr[-3000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    if process.returncode:
+        raise RuntimeError(f"{line.name}, {side}:\n{process.stderr[-3000:]}")
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def sides(line: Line, workers: list[int]) -> list[str]:
@@ -163,7 +163,7 @@ def main() -> None:
         "| | chip | side, precision | source images/s | ours is | step, ms | parts | memory, MiB | of the ceiling |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    kept, precisions = [], {"fp32": torch.float32, **({"bf16": torch.bfloat16} if uses_bf16() else {})}
+    results, precisions = [], {"fp32": torch.float32, **({"bf16": torch.bfloat16} if uses_bf16() else {})}
     with tempfile.TemporaryDirectory() as root:
         for line in LINES:
             if args.only and line.name not in args.only:
@@ -171,7 +171,7 @@ def main() -> None:
             data = packed(args.photos, Path(root) / str(line.packed), line.packed)
             names = sides(line, args.workers)
             rounds = []
-            for turn in range(args.rounds):
+            for round_number in range(args.rounds):
                 peaks = {kind: ceiling(dtype, torch.device("cpu")) for kind, dtype in precisions.items()}
                 rounds.append(
                     {
@@ -179,14 +179,14 @@ def main() -> None:
                         for name in names
                     }
                 )
-                if turn == 0:
+                if round_number == 0:
                     names = fastest(names, rounds[0])
             table = rows(line, names, rounds)
             text += table
-            kept.append({**asdict(line), "rounds": rounds})
+            results.append({**asdict(line), "rounds": rounds})
             print("\n".join(table), flush=True)
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
     args.out.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
 
@@ -212,10 +212,10 @@ def rows(line: Line, names: list[str], rounds: list[dict[str, Any]]) -> list[str
             results[name]["flops"] / results[name]["seconds"] / results[name]["peak"] for results in rounds
         )
         memory = max(results[name]["memory"] for results in rounds) / 2**20
-        spent = [
+        part_seconds = [
             statistics.median(results[name]["parts"][part] for results in rounds) for part in rounds[0][name]["parts"]
         ]
-        parts = " / ".join(f"{part / sum(spent):.0%}" for part in spent)
+        parts = " / ".join(f"{part / sum(part_seconds):.0%}" for part in part_seconds)
         label = f"{side}, {precision}" + ("" if side == "ours" else f", {name.split('/')[1]} workers")
         text.append(
             f"| {line.name}, {line.batch} | {chip()} | {label} | {line.batch / seconds:.1f} | {spread} | "

@@ -46,14 +46,14 @@ def main() -> None:
     size = run_setup.config.batch_size
 
     timed(run_setup, UNTIMED, acc)
-    plain = timed(run_setup, args.steps, acc)
-    before = time.thread_time()
+    seconds = timed(run_setup, args.steps, acc)
+    start = time.thread_time()
     run_setup.load(0)
-    load_seconds = time.thread_time() - before
+    load_seconds = time.thread_time() - start
     on_gpu = acc.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         timed(run_setup, args.steps, acc)
-    print(report(profiled.key_averages(), args, plain, load_seconds, size))
+    print(report(profiler.key_averages(), args, seconds, load_seconds, size))
 
 
 def timed(run_setup: Setup, steps: int, acc: Accelerator) -> float:
@@ -61,40 +61,42 @@ def timed(run_setup: Setup, steps: int, acc: Accelerator) -> float:
     config = run_setup.config
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config.method, steps, config.batch_size, Path(folder) / "log.jsonl", Path(folder) / "state")
-        started = time.monotonic()
+        start = time.monotonic()
         fit(run_setup.method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
-        return (time.monotonic() - started) / steps
+        return (time.monotonic() - start) / steps
 
 
-def report(events: Any, args: Any, plain: float, load_seconds: float, size: int) -> str:
+def report(events: Any, args: Any, seconds: float, load_seconds: float, size: int) -> str:
     """Milliseconds a step. Parts are time of the thread that drives; on a GPU operations are the device's own."""
     on_gpu = torch.cuda.is_available()
-    own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    column = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events_by_name = {event.key: event for event in events if event.device_type == DeviceType.CPU}
-    whole = sum(events_by_name[name].cpu_time_total for name in PARTS)
+    total_time = sum(events_by_name[name].cpu_time_total for name in PARTS)
     lines = [
-        f"{args.method}: {1000 * plain:.1f} ms a step, {size / plain:.0f} images/s; loading a batch takes "
+        f"{args.method}: {1000 * seconds:.1f} ms a step, {size / seconds:.0f} images/s; loading a batch takes "
         f"{1000 * load_seconds:.1f} ms of one thread beside it",
         "",
         "| part | ms a step | share |",
         "|---|---|---|",
     ]
     for name in PARTS:
-        spent = events_by_name[name].cpu_time_total
-        lines.append(f"| {name} | {spent / args.steps / 1000:.1f} | {spent / whole:.1%} |")
-    there = DeviceType.CUDA if on_gpu else DeviceType.CPU
+        microseconds = events_by_name[name].cpu_time_total
+        lines.append(f"| {name} | {microseconds / args.steps / 1000:.1f} | {microseconds / total_time:.1%} |")
+    device = DeviceType.CUDA if on_gpu else DeviceType.CPU
     operations = [
         event
         for event in events
-        if event.device_type == there and event.key not in PARTS and not event.is_user_annotation
+        if event.device_type == device and event.key not in PARTS and not event.is_user_annotation
     ]
-    operations.sort(key=lambda event: -getattr(event, own))
-    total = sum(getattr(event, own) for event in operations)
+    operations.sort(key=lambda event: -getattr(event, column))
+    total = sum(getattr(event, column) for event in operations)
     lines += ["", "| operation | ms a step | share | calls a step |", "|---|---|---|---|"]
     for event in operations[: args.operations]:
-        spent = getattr(event, own)
+        microseconds = getattr(event, column)
         calls = event.count / args.steps
-        lines.append(f"| {event.key} | {spent / args.steps / 1000:.1f} | {spent / total:.1%} | {calls:.0f} |")
+        lines.append(
+            f"| {event.key} | {microseconds / args.steps / 1000:.1f} | {microseconds / total:.1%} | {calls:.0f} |"
+        )
     return "\n".join(lines)
 
 

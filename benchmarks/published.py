@@ -36,24 +36,24 @@ def measure(method: str, name: str, params: dict[str, Any], data: Path, out: Pat
     """Trains and evaluates in a folder of its own. Returns its row. name: of the row."""
     common = params["pretrain"]["common"]
     size, seed = common["backbone"]["image_size"], common["seed"]
-    place = out / f"{name}_{size}_{seed}".replace(" ", "_")
-    claim(place, params)
-    result = place / "result.json"
+    folder = out / f"{name}_{size}_{seed}".replace(" ", "_")
+    claim(folder, params)
+    result = folder / "result.json"
     if result.is_file():
         return dict(json.loads(result.read_text(encoding="utf-8")))
-    started = time.monotonic()
-    stage("pretrain", "--method", method, "--data", data, "--out", place / "pretrain", cwd=place)
-    minutes = (time.monotonic() - started) / 60
-    stage("evaluate", "--backbone", place / "pretrain", "--data", data, "--out", place / "evaluate", cwd=place)
-    metrics = json.loads((place / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
-    start = place / "pretrain" / "start.json"
+    training_start = time.monotonic()
+    stage("pretrain", "--method", method, "--data", data, "--out", folder / "pretrain", cwd=folder)
+    minutes = (time.monotonic() - training_start) / 60
+    stage("evaluate", "--backbone", folder / "pretrain", "--data", data, "--out", folder / "evaluate", cwd=folder)
+    metrics = json.loads((folder / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    start = folder / "pretrain" / "start.json"
     row = {
         "name": name,
         "size": size,
         "seed": seed,
         "minutes": round(minutes, 1),
         **{key: metrics[key] for key in ("backbone", "against_start", "selection") if key in metrics},
-        "few": few(place / "pretrain" / "backbone", Photos(data)),
+        "few": few(folder / "pretrain" / "backbone", Photos(data)),
         **({"kept": json.loads(start.read_text(encoding="utf-8"))} if start.is_file() else {}),
     }
     result.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
@@ -63,7 +63,7 @@ def measure(method: str, name: str, params: dict[str, Any], data: Path, out: Pat
 def few(backbone: Path, photos: Photos) -> dict[str, list[float]]:
     """Returns for each number of labels a class the mean accuracies on test, by nearest photo and by linear probe."""
     scores = few_labels(features(load(backbone), photos, "few labels"), photos)
-    return {shots: [by["knn"]["mean"], by["linear"]["mean"]] for shots, by in scores.items()}
+    return {shots: [accuracies["knn"]["mean"], accuracies["linear"]["mean"]] for shots, accuracies in scores.items()}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -74,23 +74,25 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---" * 10 + "|",
     ]
     for row in rows:
-        above = ""
-        if against := row.get("against_start"):
-            above = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(
-                **{key: 100 * against["knn"][key] for key in ("value", "low", "high")}
+        difference = ""
+        if comparison := row.get("against_start"):
+            difference = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(
+                **{key: 100 * comparison["knn"][key] for key in ("value", "low", "high")}
             )
         scores = [percent(row["backbone"][kind]) for kind in ("knn", "linear")]
-        known = [row["few"].get(str(count)) for count in SHOTS]
-        shots = [f"{100 * both[0]:.1f} / {100 * both[1]:.1f}" if both else "–" for both in known]
-        cells = [row["name"], str(row["size"]), str(row["seed"]), *scores, above, *shots, str(row["minutes"])]
+        accuracies = [row["few"].get(str(count)) for count in SHOTS]
+        shots = [f"{100 * pair[0]:.1f} / {100 * pair[1]:.1f}" if pair else "–" for pair in accuracies]
+        cells = [row["name"], str(row["size"]), str(row["seed"]), *scores, difference, *shots, str(row["minutes"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def params_of(args: Namespace, method: str, backbone: dict[str, Any], own: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Returns the contents of params.yaml of one run. own: settings of the method."""
+def params_of(
+    args: Namespace, method: str, backbone: dict[str, Any], settings: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """Returns the contents of params.yaml of one run. settings: of the method."""
     common = {"backbone": backbone, "batch_size": args.batch_size, "epochs": args.epochs, "seed": seed}
-    return {"pretrain": {"common": common, method: own}, "evaluate": {"neighbors": 20}}
+    return {"pretrain": {"common": common, method: settings}, "evaluate": {"neighbors": 20}}
 
 
 def main() -> None:
@@ -116,15 +118,15 @@ def main() -> None:
         stage("prepare", "--out", data, "--downloads", ROOT / "data", cwd=out / "params")
     rows = []
     for size in args.sizes:
-        untouched = [] if args.students and not args.methods else [("published", 0)]
-        for name, seed in [*untouched, *((name, seed) for name in args.methods for seed in args.seeds)]:
+        as_published = [] if args.students and not args.methods else [("published", 0)]
+        for name, seed in [*as_published, *((name, seed) for name in args.methods for seed in args.seeds)]:
             backbone = {"kind": "published", "from": args.source, "image_size": size}
-            own = {} if name == "published" else yaml.safe_load(args.settings)
-            rows.append(measure(name, name, params_of(args, name, backbone, own, seed), data, out))
+            settings = {} if name == "published" else yaml.safe_load(args.settings)
+            rows.append(measure(name, name, params_of(args, name, backbone, settings, seed), data, out))
         for student, seed in ((student, seed) for student in args.students for seed in args.seeds):
             teacher = {"from": args.source, "image_size": 128}
-            own = {"teacher": teacher, **yaml.safe_load(args.settings)}
-            params = params_of(args, "distill", {**STUDENTS[student], "image_size": size}, own, seed)
+            settings = {"teacher": teacher, **yaml.safe_load(args.settings)}
+            params = params_of(args, "distill", {**STUDENTS[student], "image_size": size}, settings, seed)
             rows.append(measure("distill", f"distilled into {student}", params, data, out))
     print(
         f"{args.photos.name}, {machine()}: `python -m benchmarks.published {' '.join(sys.argv[1:])}`\n\n{table(rows)}"

@@ -107,9 +107,9 @@ def run_side(side: str, seed: int, params: dict[str, Any], data: Path) -> None:
     """Prints the accuracy and the seconds that training took."""
     keep_memory()
     params["pretrain"]["common"]["seed"] = seed
-    config, started = configure_for("simclr", params["pretrain"], Photos(data)), time.monotonic()
+    config, start = configure_for("simclr", params["pretrain"], Photos(data)), time.monotonic()
     backbone = {"ours": ours, "lightly": lightly}[side](config, data)
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - start
     print(json.dumps([neighbors(backbone, Photos(data), params["evaluate"]["neighbors"]), seconds]))
 
 
@@ -133,10 +133,10 @@ def main() -> None:
     def run(pair: tuple[str, int]) -> list[float]:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.quality", *sys.argv[1:]]
         command += ["--side", pair[0], "--seeds", str(pair[1])]
-        done = subprocess.run(
+        process = subprocess.run(
             command, env={**environment, "OMP_NUM_THREADS": threads}, stdout=subprocess.PIPE, text=True, check=True
         )
-        return list(json.loads(done.stdout.splitlines()[-1]))
+        return list(json.loads(process.stdout.splitlines()[-1]))
 
     pairs = [(side, seed) for seed in args.seeds for side in ("ours", "lightly")]
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -145,8 +145,8 @@ def main() -> None:
     print(f"| | kNN, seeds {', '.join(map(str, args.seeds))} | mean | training, s |\n|---|---|---|---|")
     for side in ("ours", "lightly"):
         accuracies, seconds = zip(*(results[side, seed] for seed in args.seeds), strict=True)
-        each = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
-        print(f"| {side} | {each} % | {statistics.mean(accuracies):.1%} | {statistics.mean(seconds):.0f} |")
+        values = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+        print(f"| {side} | {values} % | {statistics.mean(accuracies):.1%} | {statistics.mean(seconds):.0f} |")
 
 
 if __name__ == "__main__":

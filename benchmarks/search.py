@@ -55,8 +55,8 @@ def exact(folder: Path) -> tuple[Search, float]:
 
     from components.evaluation.embeddings import Embeddings
 
-    read = Embeddings.read(folder)
-    return lambda queries: read.nearest(torch.from_numpy(queries), K)[1].numpy(), 0.0
+    embeddings = Embeddings.read(folder)
+    return lambda queries: embeddings.nearest(torch.from_numpy(queries), K)[1].numpy(), 0.0
 
 
 def index(folder: Path) -> tuple[Search, float]:
@@ -66,13 +66,13 @@ def index(folder: Path) -> tuple[Search, float]:
     from components.evaluation.embeddings import Embeddings
     from components.evaluation.index import Index, build, describe
 
-    read = Embeddings.read(folder)
-    before = time.process_time()
-    print(describe(build(read)), file=sys.stderr)
-    seconds = time.process_time() - before
-    found = Index.read(read)
-    assert found, "faiss is needed"
-    return lambda queries: found.nearest(torch.from_numpy(queries), K)[1].numpy(), seconds
+    embeddings = Embeddings.read(folder)
+    start = time.process_time()
+    print(describe(build(embeddings)), file=sys.stderr)
+    seconds = time.process_time() - start
+    faiss_index = Index.read(embeddings)
+    assert faiss_index, "faiss is needed"
+    return lambda queries: faiss_index.nearest(torch.from_numpy(queries), K)[1].numpy(), seconds
 
 
 def flat(folder: Path) -> tuple[Search, float]:
@@ -84,22 +84,22 @@ def flat(folder: Path) -> tuple[Search, float]:
 def hnsw(folder: Path) -> tuple[Search, float]:
     import faiss
 
-    other = faiss.IndexHNSWFlat(np.load(folder / "center.npy").size, 32, faiss.METRIC_INNER_PRODUCT)
-    other.hnsw.efSearch = 128
-    return _by_faiss(folder, other)
+    faiss_index = faiss.IndexHNSWFlat(np.load(folder / "center.npy").size, 32, faiss.METRIC_INNER_PRODUCT)
+    faiss_index.hnsw.efSearch = 128
+    return _by_faiss(folder, faiss_index)
 
 
-def _by_faiss(folder: Path, other: Any) -> tuple[Search, float]:
+def _by_faiss(folder: Path, faiss_index: Any) -> tuple[Search, float]:
     vectors, center = np.load(folder / "vectors.npy", mmap_mode="r"), np.load(folder / "center.npy")
 
     def unit(x: np.ndarray) -> np.ndarray:
         centered = x - center
         return np.asarray(centered / np.linalg.norm(centered, axis=1, keepdims=True))
 
-    before = time.process_time()
+    clock_start = time.process_time()
     for start in range(0, len(vectors), 65_536):
-        other.add(unit(vectors[start : start + 65_536]))
-    return lambda queries: other.search(unit(queries), K)[1], time.process_time() - before
+        faiss_index.add(unit(vectors[start : start + 65_536]))
+    return lambda queries: faiss_index.search(unit(queries), K)[1], time.process_time() - clock_start
 
 
 def measure(args: Namespace) -> dict[str, Any]:
@@ -110,10 +110,10 @@ def measure(args: Namespace) -> dict[str, Any]:
     for count in COUNTS:
         times = []
         for repeat in range(REPEATS):
-            some = np.roll(queries, repeat * count, axis=0)[:count]
-            before = time.process_time()
-            search(some)
-            times.append(time.process_time() - before)
+            batch = np.roll(queries, repeat * count, axis=0)[:count]
+            start = time.process_time()
+            search(batch)
+            times.append(time.process_time() - start)
         seconds[count] = min(times)
     return {"build": build, "seconds": seconds}
 
@@ -141,8 +141,8 @@ def main() -> None:
     print(f"| | build, s | {' | '.join(heads)} | recall@{K} | peak memory, GB |\n|---|" + "---|" * (len(COUNTS) + 3))
     for side in sides:
         results = run(args, side)
-        truth, found = (np.load(args.folder / f"found_{name}.npy") for name in (sides[0], side))
-        recall = (truth[:, :, None] == found[:, None, :]).any(2).mean()
+        truth, retrieved = (np.load(args.folder / f"found_{name}.npy") for name in (sides[0], side))
+        recall = (truth[:, :, None] == retrieved[:, None, :]).any(2).mean()
         times = " | ".join(f"{1000 * results['seconds'][str(count)]:,.1f}" for count in COUNTS)
         memory = results["memory"] / 1e9
         print(f"| {side} | {results['build']:,.0f} | {times} | {100 * recall:.1f} % | {memory:.2f} |", flush=True)
@@ -151,9 +151,9 @@ def main() -> None:
 def run(args: Namespace, side: str) -> dict[str, Any]:
     """Returns what one side prints, from a process of its own."""
     line = [str(args.folder), "--rows", str(args.rows), "--width", str(args.width), "--side", side]
-    command, alone = [sys.executable, "-m", "benchmarks.search", *line], {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=alone, stdout=subprocess.PIPE, check=True)
-    return dict(json.loads(done.stdout))
+    command, environment = [sys.executable, "-m", "benchmarks.search", *line], {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    return dict(json.loads(process.stdout))
 
 
 if __name__ == "__main__":

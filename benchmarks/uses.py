@@ -32,34 +32,34 @@ CELLS = {  # stage and the settings that differ from params.yaml, by the name of
 
 
 def _recall(metrics: Metrics, by: str) -> str | None:
-    found = metrics["evaluate"]["backbone"]["retrieval"].get(by)
-    return found and f"{percent(found['1'])}; by chance {100 * found['1']['chance']:.0f} %"
+    scores = metrics["evaluate"]["backbone"]["retrieval"].get(by)
+    return scores and f"{percent(scores['1'])}; by chance {100 * scores['1']['chance']:.0f} %"
 
 
 def _map_at_r(metrics: Metrics, by: str) -> str | None:
-    found = metrics["evaluate"]["backbone"]["retrieval"].get(by)
-    return found and f"{percent(found['map_at_r'])}; by chance {100 * found['map_at_r']['chance']:.0f} %"
+    scores = metrics["evaluate"]["backbone"]["retrieval"].get(by)
+    return scores and f"{percent(scores['map_at_r'])}; by chance {100 * scores['map_at_r']['chance']:.0f} %"
 
 
 def _few(metrics: Metrics) -> str | None:
-    few = metrics["adapt"]["few_labels"]
-    return " · ".join(f"{100 * by['linear']['mean']:.1f}" for by in few.values()) + " %"
+    few_labels = metrics["adapt"]["few_labels"]
+    return " · ".join(f"{100 * accuracies['linear']['mean']:.1f}" for accuracies in few_labels.values()) + " %"
 
 
 def _full(metrics: Metrics) -> str | None:
-    full, above = metrics["full"], metrics["full"]["above_linear"]
-    points = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(**{k: 100 * v for k, v in above.items()})
+    full, difference = metrics["full"], metrics["full"]["above_linear"]
+    points = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(**{k: 100 * v for k, v in difference.items()})
     return f"{percent(full['accuracy'])}; {points} points above linear"
 
 
 def _zero_shot(metrics: Metrics) -> str | None:
-    named = metrics["words"].get("zero_shot")
-    return named and f"{percent(named['top1'])}; most frequent class {100 * named['majority']['value']:.0f} %"
+    scores = metrics["words"].get("zero_shot")
+    return scores and f"{percent(scores['top1'])}; most frequent class {100 * scores['majority']['value']:.0f} %"
 
 
 def _by_caption(metrics: Metrics) -> str | None:
-    found = metrics["words"].get("retrieval", {}).get("text_to_photo", {}).get("5")
-    return found and f"{percent(found)}; by chance {100 * found['chance']:.0f} %"
+    scores = metrics["words"].get("retrieval", {}).get("text_to_photo", {}).get("5")
+    return scores and f"{percent(scores)}; by chance {100 * scores['chance']:.0f} %"
 
 
 def _answers(metrics: Metrics) -> str | None:
@@ -91,13 +91,13 @@ def measure(method: str, name: str, params: dict[str, Any], artifacts: Path, out
     section = {**params[stage_name], **settings, **({"method": method} if "method" in params[stage_name] else {})}
     claim(folder, {stage_name: section})
     result = folder / "out" / "metrics.json"
-    done = folder / "done"
-    if not done.is_file():
-        of = ("--backbone", artifacts / "pretrain" / method)
+    marker = folder / "done"
+    if not marker.is_file():
+        inputs = ("--backbone", artifacts / "pretrain" / method)
         if stage_name == "answer":
-            of = ("--model", out / method / "connect" / "out")
-        stage(stage_name, *of, "--data", artifacts / "prepare", "--out", folder / "out", cwd=folder)
-        done.touch()
+            inputs = ("--model", out / method / "connect" / "out")
+        stage(stage_name, *inputs, "--data", artifacts / "prepare", "--out", folder / "out", cwd=folder)
+        marker.touch()
     return dict(json.loads(result.read_text(encoding="utf-8"))) if result.is_file() else {}
 
 
@@ -106,9 +106,13 @@ def table(metrics: dict[str, Metrics]) -> str:
     lines = [f"| | {' | '.join(metrics)} |", "|---|" + "---|" * len(metrics)]
     for use, (cell, score) in ROWS.items():
         cells = []
-        for own in metrics.values():
-            measured = cell in own and "skipped" not in own[cell] and "not_measured" not in own.get("evaluate", {})
-            cells.append((measured and score(own)) or "–")
+        for method_metrics in metrics.values():
+            has_score = (
+                cell in method_metrics
+                and "skipped" not in method_metrics[cell]
+                and "not_measured" not in method_metrics.get("evaluate", {})
+            )
+            cells.append((has_score and score(method_metrics)) or "–")
         if set(cells) != {"–"}:
             lines.append(f"| {use} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from benchmarks.hygiene import COPIES, found, plant, scores
+from benchmarks.hygiene import COPIES, find_issues, plant, scores
 from components.data import scenes
 from components.data.photos import Photos
 from components.data.quality import LIMITS, issues, measure
@@ -32,7 +32,7 @@ def run(source: Path, out: Path, **settings):
 def test_what_was_planted_is_found_and_little_else(tmp_path):
     """benchmarks/hygiene.py does it with 500 pictures."""
     planted = plant([scene(index) for index in range(100)], tmp_path / "in", 6)
-    rows = scores(found(tmp_path / "in", tmp_path / "out", 64), planted)
+    rows = scores(find_issues(tmp_path / "in", tmp_path / "out", 64), planted)
     assert len(rows) == 6
     assert all(hits >= (4 if sort == "cropped" else 5) for sort, _, hits, _ in rows), rows
     assert all(wrong <= 1 for _, _, _, wrong in rows), rows
