@@ -57,8 +57,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             best_epoch = f"{row['kept_epoch']} of {row['epochs'][-1]['epoch']}"
         error = f"{100 * calibration['ece_before']:.1f} → {100 * calibration['ece_after']:.1f}"
         score = percent(row.get("mean_average_precision") or row["accuracy"])
-        trained, seconds = f"{row['trained_parameters']:,}", f"{row['seconds']:.0f}"
-        lines.append(f"| {' | '.join([row['name'], score, difference, error, best_epoch, trained, seconds])} |")
+        num_trained, seconds = f"{row['trained_parameters']:,}", f"{row['seconds']:.0f}"
+        lines.append(f"| {' | '.join([row['name'], score, difference, error, best_epoch, num_trained, seconds])} |")
     return "\n".join(lines)
 
 

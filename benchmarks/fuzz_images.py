@@ -248,22 +248,22 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=3.0, help="GiB of addresses for the process that reads")
     args = parser.parse_args()
     kinds: dict[str, Counter[str]] = {}
-    slowest, peak, escaped = (0.0, -1), 0, 0
+    slowest, peak, num_escaped = (0.0, -1), 0, 0
     for index, name, kind, why, seconds, memory in progress(
         results(args.seed, args.count, args.limit, args.memory), "fuzz", args.count, " files"
     ):
         kinds.setdefault(name, Counter())[kind] += 1
         slowest, peak = max(slowest, (seconds, index)), max(peak, memory)
         if kind in ("unexpected", "crash", "hang"):
-            escaped += 1
+            num_escaped += 1
             print(f"file {index} ({name}): {kind}: {why}", flush=True)
     for name in sorted(kinds, key=lambda name: (name not in FORMATS, name)):
         print(f"{name:9} {kinds[name].total():6}  {', '.join(f'{n} {kind}' for kind, n in kinds[name].most_common())}")
     print(
         f"{args.count} files, seed {args.seed}; slowest {slowest[0]:.2f} s (file {slowest[1]}); {peak / 2**20:.2f} GiB"
     )
-    print(f"escaped: {escaped}")
-    sys.exit(escaped > 0)
+    print(f"escaped: {num_escaped}")
+    sys.exit(num_escaped > 0)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ def relit(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 def cropped(image: Image.Image, random: np.random.Generator) -> Image.Image:
     """Cuts 2 % of the width and of the height, rounded up (of 64 pixels: 2), anywhere at the edges."""
-    cut = [int(np.ceil(0.02 * side)) for side in image.size]
-    left, top = (int(random.integers(0, limit + 1)) for limit in cut)
-    return image.crop((left, top, left + image.width - cut[0], top + image.height - cut[1]))
+    margins = [int(np.ceil(0.02 * side)) for side in image.size]
+    left, top = (int(random.integers(0, limit + 1)) for limit in margins)
+    return image.crop((left, top, left + image.width - margins[0], top + image.height - margins[1]))
 
 
 def blurred(image: Image.Image, random: np.random.Generator) -> Image.Image:

@@ -32,9 +32,9 @@ def operations(step: Callable[[], Tensor]) -> int:
 
     The counter does not see compiled or fused operators, and Winograd's filtering does the same work with fewer.
     """
-    eager = torch.compiler.set_stance("force_eager")
-    direct = mock.patch.object(winograd, "applies", return_value=False)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), eager, direct:
+    stance = torch.compiler.set_stance("force_eager")
+    without_winograd = mock.patch.object(winograd, "applies", return_value=False)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), stance, without_winograd:
         step().backward()
     return counter.get_total_flops()
 

@@ -83,16 +83,16 @@ def claim(folder: Path, params: dict[str, Any]) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Returns `below` with the settings of `above` in place of its own, section by section.
+def overlaid(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Returns `base` with the settings of `override` in place of its own, section by section.
 
-    A section of `above` with another `kind` replaces the whole section.
+    A section of `override` with another `kind` replaces the whole section.
     """
-    if above.get("kind", below.get("kind")) != below.get("kind"):
-        return above
-    pairs = {key: (below.get(key), value) for key, value in above.items()}
+    if override.get("kind", base.get("kind")) != base.get("kind"):
+        return override
+    pairs = {key: (base.get(key), value) for key, value in override.items()}
     merged = {key: overlaid(*pair) for key, pair in pairs.items() if all(isinstance(part, dict) for part in pair)}
-    return {**below, **above, **merged}
+    return {**base, **override, **merged}
 
 
 def percent(score: dict[str, Any]) -> str:

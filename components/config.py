@@ -124,12 +124,12 @@ def known_names(name: str, names: Iterable[str]) -> str:
 
 def fill_auto(schema: type[Strict], values: dict[str, Any], data: Any) -> dict[str, Any]:
     """Returns `values` with each `auto` replaced by what the rule of its setting (see Auto) makes of `data`."""
-    filled = dict(values)
+    result = dict(values)
     for name, field in schema.model_fields.items():
         rules = [mark.rule for mark in field.metadata if isinstance(mark, Auto)]
         if rules and values.get(name) == AUTO:
-            filled[name] = rules[0](data)
-    return filled
+            result[name] = rules[0](data)
+    return result
 
 
 def parse(schema: type[Schema], values: dict[str, Any], source: str | Callable[[str], str]) -> Schema:

@@ -66,11 +66,11 @@ def with_bf16_weights(module: M) -> M:
     Autocast casts an fp32 weight at every call; the results are the same. `module` keeps its own fp32 weights, and
     shares all others with what is returned. Frozen is what has no gradient: without grad mode, everything.
     """
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    copied = copy.deepcopy(module, shared)
-    for layer in copied.modules():
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    bf16_module = copy.deepcopy(module, memo)
+    for layer in bf16_module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             for name, weight in list(layer.named_parameters(recurse=False)):
                 if not (torch.is_grad_enabled() and weight.requires_grad):
                     setattr(layer, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
-    return copied
+    return bf16_module

@@ -57,15 +57,15 @@ def _lock(path: Path, canceled: threading.Event) -> Iterator[None]:
     """Hold the lock of this folder. The system releases it when this process ends, even if it is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        logged = False
+        has_logged = False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not logged:
+                if not has_logged:
                     logger().info("Another flow is running in %s; waiting for it.", ROOT)
-                    logged = True
+                    has_logged = True
             if canceled.is_set():
                 raise _CanceledError
             time.sleep(0.5)

@@ -17,8 +17,8 @@ from flows.report import publish
 
 def targets(methods: list[str]) -> list[str]:
     """Returns the stages in an order in which each finds its inputs. A method is evaluated as soon as it is trained."""
-    trained = [f"{word}@{method}" for method in methods for word in ("pretrain", "evaluate")]
-    return ["fingerprint", "prepare", *trained, "adapt", "embed", "words", "connect", "answer", "report"]
+    method_stages = [f"{word}@{method}" for method in methods for word in ("pretrain", "evaluate")]
+    return ["fingerprint", "prepare", *method_stages, "adapt", "embed", "words", "connect", "answer", "report"]
 
 
 def choose_settings(photos: Path, minutes: str | None) -> None:

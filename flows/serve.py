@@ -88,7 +88,7 @@ if __name__ == "__main__":
     )
     args = parser.parse_args()
     try:
-        when = Cron(args.cron, timezone=args.timezone) if args.cron else None
+        schedule = Cron(args.cron, timezone=args.timezone) if args.cron else None
     except ValueError as error:
         parser.error(f"--cron {args.cron!r}: {error}")
-    raise SystemExit(serve(when))
+    raise SystemExit(serve(schedule))

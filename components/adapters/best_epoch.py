@@ -38,14 +38,14 @@ class BestEpoch:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with eval_mode(self.objective):
-            new = {"epoch": epoch, **self.quality()}
-        if not lines or _rank(new) > max(map(_rank, lines)):
+            point = {"epoch": epoch, **self.quality()}
+        if not lines or _rank(point) > max(map(_rank, lines)):
             part = self.file.with_suffix(".part")
             state = self.objective.state_dict()
             save_file({name: value.detach().clone().contiguous().cpu() for name, value in state.items()}, part)
             part.rename(self.file)
         part = self.log.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in [*lines, new]), encoding="utf-8")
+        part.write_text("".join(json.dumps(line) + "\n" for line in [*lines, point]), encoding="utf-8")
         part.rename(self.log)
 
     def restore(self) -> int:

@@ -22,21 +22,21 @@ Setting = tuple[str, Any, str]  # name, after two spaces for each section it is 
 
 def choose(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) -> str:
     """Returns the text of params.yaml. minutes: what the whole run may take."""
-    chosen, size = plan(folder, machine, speed, minutes), image_size(folder, machine)
+    run_plan, size = plan(folder, machine, speed, minutes), image_size(folder, machine)
     settings = [
-        *_methods(chosen),
+        *_methods(run_plan),
         *_data(folder, machine, size),
         *_prepare(folder),
-        *_pretrain(folder, machine, chosen, size),
+        *_pretrain(folder, machine, run_plan, size),
         *_evaluate(folder),
-        *_adapt(folder, chosen),
-        *_embed(folder, chosen),
-        *_words(folder, chosen),
-        *_connect(folder, chosen),
-        *_answer(folder, chosen),
+        *_adapt(folder, run_plan),
+        *_embed(folder, run_plan),
+        *_words(folder, run_plan),
+        *_connect(folder, run_plan),
+        *_answer(folder, run_plan),
         *_report(),
     ]
-    head = _head(folder, machine, speed, chosen, minutes)
+    head = _head(folder, machine, speed, run_plan, minutes)
     lines = [textwrap.fill(line, WIDTH, initial_indent="# ", subsequent_indent="#   ") for line in head]
     return "\n".join([*lines, *(_lines(*setting) for setting in settings)]) + "\n"
 
@@ -66,13 +66,13 @@ def _lines(name: str, value: Any, reason: str) -> str:
     return text if indent else f"\n{text}"
 
 
-def _head(folder: PhotoFolder, machine: Machine, speed: Speed, chosen: Plan, minutes: float) -> list[str]:
+def _head(folder: PhotoFolder, machine: Machine, speed: Speed, run_plan: Plan, minutes: float) -> list[str]:
     parts = [f"{folder.classes} classes"] * bool(folder.classes)
     parts += [f"{folder.multi_labeled:,} with several labels"] * bool(folder.multi_labeled)
     labels = ", ".join(parts) or "no labels"
     splits = ", ".join(f"{name} {getattr(folder, name):,}" for name in ("train", "val", "test"))
     note = f" ({' and '.join(folder.drawn)} to be drawn)" if folder.drawn else ""
-    stages = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in chosen.seconds.items())
+    stages = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in run_plan.seconds.items())
     return [
         "Chosen by `selfsight settings` for these photos and this machine. The file is yours: change what you like. The"
         " same command leaves it as it is.",
@@ -81,15 +81,15 @@ def _head(folder: PhotoFolder, machine: Machine, speed: Speed, chosen: Plan, min
         f"machine: {machine}",
         f"measured on it: {speed}",
         f"expected minutes if nothing else runs: {stages}",
-        f"in all: {chosen.minutes:.0f} minutes of {minutes:g}",
+        f"in all: {run_plan.minutes:.0f} minutes of {minutes:g}",
     ]
 
 
-def _methods(chosen: Plan) -> list[Setting]:
+def _methods(run_plan: Plan) -> list[Setting]:
     why = "published weights, untouched, come first: no training from random weights comes near them on few photos"
-    if not chosen.epochs:
+    if not run_plan.epochs:
         why = "published weights, untouched: there is no time to train them further; give more --minutes"
-    return [("methods", ["published", *[METHOD] * bool(chosen.epochs)], why)]
+    return [("methods", ["published", *[METHOD] * bool(run_plan.epochs)], why)]
 
 
 def _data(folder: PhotoFolder, machine: Machine, size: int) -> list[Setting]:
@@ -113,7 +113,7 @@ def _prepare(folder: PhotoFolder) -> list[Setting]:
     return [("prepare", None, ""), *split_settings, ("  seed", 0, "")]
 
 
-def _pretrain(folder: PhotoFolder, machine: Machine, chosen: Plan, size: int) -> list[Setting]:
+def _pretrain(folder: PhotoFolder, machine: Machine, run_plan: Plan, size: int) -> list[Setting]:
     why = "no GPU; 224 px takes three times as long, and adds 3 points of kNN accuracy on photos of clothes"
     if folder.side < SMALL:
         why = "small photos are enlarged; for photos of clothes of 64 pixels, this added 11 points of kNN accuracy"
@@ -127,18 +127,18 @@ def _pretrain(folder: PhotoFolder, machine: Machine, chosen: Plan, size: int) ->
         ("    epochs", 1, "for methods without their own section"),
         ("    seed", 0, ""),
     ]
-    return settings + (_distill(folder, chosen, size) if chosen.epochs else [])
+    return settings + (_distill(folder, run_plan, size) if run_plan.epochs else [])
 
 
-def _distill(folder: PhotoFolder, chosen: Plan, size: int) -> list[Setting]:
-    minutes = chosen.seconds[METHOD] / 60
-    reason = f"{chosen.epochs * folder.train:,} photos seen; about {minutes:.0f} minutes with its evaluation"
-    rates = {"backbone_lr": 1.0, "layer_decay": 1.0, "patch_lr": 1.0, "frozen": 0.0, "measured": chosen.measured}
+def _distill(folder: PhotoFolder, run_plan: Plan, size: int) -> list[Setting]:
+    minutes = run_plan.seconds[METHOD] / 60
+    reason = f"{run_plan.epochs * folder.train:,} photos seen; about {minutes:.0f} minutes with its evaluation"
+    rates = {"backbone_lr": 1.0, "layer_decay": 1.0, "patch_lr": 1.0, "frozen": 0.0, "measured": run_plan.measured}
     adamw = {"kind": "adamw", "lr": 0.001, "weight_decay": 0.05, "schedule": {"kind": "cosine", "warmup": 0.1}}
     return [
         (f"  {METHOD}", None, "it learns to predict from small photos what the same weights see in larger ones"),
         ("    teacher", teacher(size), "has a higher accuracy, but a photo takes two to three times as long"),
-        ("    epochs", chosen.epochs, reason),
+        ("    epochs", run_plan.epochs, reason),
         ("    queue", "auto", "a quarter of the training photos"),
         ("    crop", [0.3, 1.0], "fraction of the area; smaller crops would not show what is in the photo"),
         ("    blur", 0.0, "off, so that student and teacher see the same"),
@@ -161,53 +161,53 @@ def _evaluate(folder: PhotoFolder) -> list[Setting]:
     return [("evaluate", None, ""), ("  neighbors", max(1, min(20, per_class)), why), ("  seed", 0, "")]
 
 
-def _method(folder: PhotoFolder, chosen: Plan) -> Setting:
-    if folder.classes and chosen.epochs:
+def _method(folder: PhotoFolder, run_plan: Plan) -> Setting:
+    if folder.classes and run_plan.epochs:
         return "  method", METHOD, "it keeps the best of its start and later points"
-    why = "without labels, nothing tells whether training made it better" if chosen.epochs else "the only method"
+    why = "without labels, nothing tells whether training made it better" if run_plan.epochs else "the only method"
     return "  method", "published", why
 
 
-def _adapt(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
+def _adapt(folder: PhotoFolder, run_plan: Plan) -> list[Setting]:
     return [
         ("adapt", None, "" if folder.classes or folder.multi_labeled else "skipped: these photos have no labels"),
-        _method(folder, chosen),
+        _method(folder, run_plan),
         ("  kind", "linear", "takes seconds; mlp, attention, lora and full take longer, see benchmarks/adapters.md"),
         ("  seed", 0, ""),
     ]
 
 
-def _embed(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
-    return [("embed", None, "computes a vector for each photo, for search"), _method(folder, chosen)]
+def _embed(folder: PhotoFolder, run_plan: Plan) -> list[Setting]:
+    return [("embed", None, "computes a vector for each photo, for search"), _method(folder, run_plan)]
 
 
-def _words(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
+def _words(folder: PhotoFolder, run_plan: Plan) -> list[Setting]:
     return [
         ("words", None, "" if folder.questions else "skipped: these photos have no labels or captions"),
-        _method(folder, chosen),
+        _method(folder, run_plan),
         ("  steps", WORDS_STEPS, "training steps of a small text encoder, for search by words"),
         ("  seed", 0, ""),
     ]
 
 
-def _connect(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
-    reason = f"{chosen.steps * chosen.questions:,} questions seen, of {folder.questions:,} from labels and captions"
+def _connect(folder: PhotoFolder, run_plan: Plan) -> list[Setting]:
+    reason = f"{run_plan.steps * run_plan.questions:,} questions seen, of {folder.questions:,} from labels and captions"
     return [
         ("connect", None, "" if folder.questions else "skipped: these photos have no labels or captions"),
-        _method(folder, chosen),
+        _method(folder, run_plan),
         ("  llm", "smollm2", "installed as a package, needs no network; or a Hugging Face id or a folder"),
-        ("  steps", chosen.steps, reason if folder.questions else ""),
-        ("  batch_size", chosen.questions, ""),
+        ("  steps", run_plan.steps, reason if folder.questions else ""),
+        ("  batch_size", run_plan.questions, ""),
         ("  seed", 0, ""),
     ]
 
 
-def _answer(folder: PhotoFolder, chosen: Plan) -> list[Setting]:
+def _answer(folder: PhotoFolder, run_plan: Plan) -> list[Setting]:
     why = f"90 % of the answers have at most {folder.answer_length} letters" if folder.answer_length else ""
     return [
         ("answer", None, ""),
-        ("  pictures", chosen.pictures, "test photos that the language model answers questions about"),
-        ("  max_new_tokens", chosen.new_tokens, why),
+        ("  pictures", run_plan.pictures, "test photos that the language model answers questions about"),
+        ("  max_new_tokens", run_plan.new_tokens, why),
     ]
 
 

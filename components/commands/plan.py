@@ -83,14 +83,14 @@ def plan(folder: PhotoFolder, machine: Machine, speed: Speed, minutes: float) ->
     share = remaining * (0.5 if folder.questions else 1.0) - fixed_seconds
     epochs = min(max_epochs, int(share / (folder.train * speed.train)))
     epochs = epochs if epochs >= FEWEST_EPOCHS else 0
-    trained = {METHOD: fixed_seconds + epochs * folder.train * speed.train} if epochs else {}
+    training_seconds = {METHOD: fixed_seconds + epochs * folder.train * speed.train} if epochs else {}
 
     questions = 16 if folder.questions >= 64 else min(4, max(1, folder.questions))
     step = questions * (speed.forward + tokens * speed.token)
     max_steps = min(QUESTIONS_SEEN[device], REPEATS * folder.questions) // questions
-    steps = max(30, min(max_steps, int((remaining - sum(trained.values())) / step)))
+    steps = max(30, min(max_steps, int((remaining - sum(training_seconds.values())) / step)))
     if folder.questions:
         seconds["connect"] += steps * step
-    order = ["prepare", "published", *trained, "adapt", "embed", "words", "connect", "answer", "report"]
-    seconds |= trained
+    order = ["prepare", "published", *training_seconds, "adapt", "embed", "words", "connect", "answer", "report"]
+    seconds |= training_seconds
     return Plan(epochs, measured, steps, questions, pictures, new_tokens, {name: seconds[name] for name in order})

@@ -36,20 +36,20 @@ def assemble(backbone: Path, llm: Any, tokenizer: Any, seed: int = 0, size: int 
     if size:
         resize(tower, images, size)
     features = features_of(tower, image_size(images))
-    stock = CLASSES[features.ndim]
+    vlm_module = CLASSES[features.ndim]
     _complete(tokenizer)
-    processor = stock.make_processor(images, tokenizer, features)
+    processor = vlm_module.make_processor(images, tokenizer, features)
     torch.manual_seed(seed)
     tower.config._name_or_path = ""  # no path of this machine in the saved config
     if features.ndim == 4:
         tower.config.hidden_size = features.shape[1]  # the projector's inputs, which timm's configuration does not say
-    model = stock.make_model(tower.config, _text_config(llm, tokenizer), processor, _options(llm, tokenizer))
+    model = vlm_module.make_model(tower.config, _text_config(llm, tokenizer), processor, _options(llm, tokenizer))
     _fill_tower(model.model.vision_tower, tower)
     _fill_llm(model, llm)
-    projector = stock.trained_layer(model)
+    projector = vlm_module.trained_layer(model)
     nn.init.normal_(projector.weight, std=0.02)  # whatever the LLM's initializer_range
     nn.init.zeros_(projector.bias)
-    model.generation_config = _generation(tokenizer, stock.TOKENS)
+    model.generation_config = _generation(tokenizer, vlm_module.TOKENS)
     model.requires_grad_(requires_grad=False)
     projector.requires_grad_(requires_grad=True)
     return model.eval(), processor

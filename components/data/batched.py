@@ -52,8 +52,8 @@ def _triangles(start: Tensor, length: Tensor, num_pixels: int, size: int) -> Ten
     reach = step.clamp_min(1)
     positions = torch.arange(num_pixels, device=start.device) + 0.5
     centers = start[:, None, None] + (torch.arange(size, device=start.device)[:, None] + 0.5) * step
-    inside = (positions > start[:, None, None]) & (positions < (start + length)[:, None, None])
-    weights = torch.where(inside, (1 - (positions - centers).abs() / reach).clamp_min(0), 0.0)
+    in_box = (positions > start[:, None, None]) & (positions < (start + length)[:, None, None])
+    weights = torch.where(in_box, (1 - (positions - centers).abs() / reach).clamp_min(0), 0.0)
     return weights / weights.sum(2, keepdim=True)
 
 

@@ -21,11 +21,11 @@ Row = dict[str, str]
 class Columns:
     """Which columns a file may have beside `path`.
 
-    known: all that are read. needed: the first line must have all names of one of these sets. words: the same, for a
-    person. texts: those of `known` that hold sentences, with delimiters in them perhaps.
+    names: all that are read. needed: the first line must have all names of one of these sets. words: the same, for a
+    person. texts: those of `names` that hold sentences, with delimiters in them perhaps.
     """
 
-    known: tuple[str, ...]
+    names: tuple[str, ...]
     needed: tuple[frozenset[str], ...]
     words: str
     texts: tuple[str, ...] = ()
@@ -51,8 +51,8 @@ def row_problem(row: Row, is_known: Callable[[str], bool]) -> str:
     try:
         "".join(row.values()).encode()
     except UnicodeEncodeError as error:
-        written = error.object[max(0, error.start - 20) : error.start + 20].encode("utf-8", "backslashreplace").decode()
-        return f"is not UTF-8 at {written!r}; save the file as UTF-8 (in Excel: CSV UTF-8)"
+        excerpt = error.object[max(0, error.start - 20) : error.start + 20].encode("utf-8", "backslashreplace").decode()
+        return f"is not UTF-8 at {excerpt!r}; save the file as UTF-8 (in Excel: CSV UTF-8)"
     if not row.get("path"):
         return f"has no path; it has: {', '.join(name for name in row if row[name]) or 'nothing'}"
     if not is_known(row["path"]):
@@ -131,4 +131,4 @@ def _fit(cells: list[str], columns: list[str], delimiter: str, allowed: Columns,
         cells = [*cells[:last], delimiter.join(cells[last:])]
         repairs[f"have an unquoted {delimiter!r} in the last column, which was read as part of the {columns[-1]}"] += 1
     row = zip(columns, cells, strict=False)  # a short row lacks its last cells
-    return {name: cell.strip() for name, cell in row if name in ("path", *allowed.known)}
+    return {name: cell.strip() for name, cell in row if name in ("path", *allowed.names)}

@@ -69,8 +69,8 @@ def cutout(images: Tensor, draws: Tensor) -> Tensor:
     size = images.shape[-1]
     centers = (draws * size).long().to(images.device, non_blocking=True)  # [B, 2]: row and column
     distance = torch.arange(size, device=images.device) - centers[:, :, None]  # [B, 2, S]
-    inside = (distance >= -(size // 4)) & (distance < size // 4)
-    return images.masked_fill((inside[:, 0, :, None] & inside[:, 1, None, :])[:, None], FILL)
+    in_square = (distance >= -(size // 4)) & (distance < size // 4)
+    return images.masked_fill((in_square[:, 0, :, None] & in_square[:, 1, None, :])[:, None], FILL)
 
 
 def rotate(images: Tensor, draws: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class Intake:
     def _remove(self, rows: Container[int], pairs: Sequence[Pair]) -> list[Pair]:
         """Removes rows from all that was collected, and their pixels from the file. Returns the other pairs."""
         remaining = [row for row in range(len(self.photos)) if row not in rows]
-        new = {row: number for number, row in enumerate(remaining)}
+        new_row = {row: number for number, row in enumerate(remaining)}
         path = Path(self.file.name)
         shorter = path.with_name(f"{path.name}.shorter")
         with path.open("rb") as old, shorter.open("wb") as file:
@@ -132,9 +132,11 @@ class Intake:
         self.columns["offset"] = [0, *ends][: len(remaining)]
         self.photos, self.measures = [self.photos[row] for row in remaining], [self.measures[row] for row in remaining]
         self.signatures = [self.signatures[row] for row in remaining] if self.signatures else []
-        self.questions = [(new[row], question, answer) for row, question, answer in self.questions if row in new]
-        remaining_pairs = (pair for pair in pairs if pair.first in new and pair.second in new)
-        return [Pair(new[pair.first], new[pair.second], pair.correlation) for pair in remaining_pairs]
+        self.questions = [
+            (new_row[row], question, answer) for row, question, answer in self.questions if row in new_row
+        ]
+        remaining_pairs = (pair for pair in pairs if pair.first in new_row and pair.second in new_row)
+        return [Pair(new_row[pair.first], new_row[pair.second], pair.correlation) for pair in remaining_pairs]
 
     def _pack(self, entry: Entry, photo: Photo, result: ReadPhoto, split: str) -> None:
         image = result.image

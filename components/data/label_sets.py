@@ -36,10 +36,10 @@ def label_sets(labels: Sequence[Sequence[str]], train: Sequence[bool]) -> LabelS
 
     labels: of each photo; train: whether it is a training photo.
     """
-    trained = [names for names, is_train in zip(labels, train, strict=True) if is_train]
-    if max(map(len, trained), default=0) < 2:
+    train_labels = [names for names, is_train in zip(labels, train, strict=True) if is_train]
+    if max(map(len, train_labels), default=0) < 2:
         return None
-    classes = sorted({name for names in trained for name in names})
+    classes = sorted({name for names in train_labels for name in names})
     index_of = {name: index for index, name in enumerate(classes)}
     places = np.full((len(labels), max(map(len, labels))), len(classes), np.int32)
     for row, names in enumerate(labels):

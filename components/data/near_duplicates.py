@@ -60,8 +60,8 @@ def sign(photo: Image.Image, gray: Image.Image) -> Signature:
     spectrum = _DCT @ np.asarray(square, np.float32) @ _DCT.T
     bits = np.packbits(spectrum[*_LOWEST] > 0)
     cells = np.asarray(photo.resize((CELLS, CELLS), Image.Resampling.BOX).convert("YCbCr"))
-    small = square.reduce(SIDE // THUMBNAIL)
-    return Signature(int.from_bytes(bits.tobytes(), "big"), small.tobytes(), cells[..., 1:].tobytes())
+    thumbnail = square.reduce(SIDE // THUMBNAIL)
+    return Signature(int.from_bytes(bits.tobytes(), "big"), thumbnail.tobytes(), cells[..., 1:].tobytes())
 
 
 def find_pairs(signatures: Sequence[Signature]) -> list[Pair]:
@@ -165,14 +165,14 @@ def candidates(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def _new_pairs(hashes: np.ndarray, one: np.ndarray, other: np.ndarray, band: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the pairs whose hashes are near, lower row first, without those that a band before `band` has found."""
-    differing = hashes[one] ^ hashes[other]
+    bits = hashes[one] ^ hashes[other]  # those that differ
     # two rows with the same value come twice, each as the query for the other
-    is_unique = (one < other) | ((differing >> np.uint64(BAND_BITS * band)).astype(np.uint16) > 0)
-    is_near = is_unique & (np.bitwise_count(differing) <= MAX_DISTANCE)
-    first, second, differing = np.minimum(one, other)[is_near], np.maximum(one, other)[is_near], differing[is_near]
+    is_unique = (one < other) | ((bits >> np.uint64(BAND_BITS * band)).astype(np.uint16) > 0)
+    is_near = is_unique & (np.bitwise_count(bits) <= MAX_DISTANCE)
+    first, second, bits = np.minimum(one, other)[is_near], np.maximum(one, other)[is_near], bits[is_near]
     new = np.ones(len(first), bool)
     for earlier in range(band):
-        new &= np.bitwise_count((differing >> np.uint64(BAND_BITS * earlier)).astype(np.uint16)) > FLIPS
+        new &= np.bitwise_count((bits >> np.uint64(BAND_BITS * earlier)).astype(np.uint16)) > FLIPS
     return first[new], second[new]
 
 

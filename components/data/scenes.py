@@ -129,8 +129,8 @@ def _objects(
 def _mask(numbers: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
     """Returns the object of each pixel, [64, 64]; 0: objects cover at most half of it. numbers: of each finer pixel."""
     units = np.array([0] + [256**index for index in range(count)], np.uint32)  # a byte to count each object
-    coded = units.take(numbers)  # faster than units[numbers]
-    rows: npt.NDArray[np.uint32] = np.sum([coded[start::FINER] for start in range(FINER)], 0, np.uint32)
+    codes = units.take(numbers)  # faster than units[numbers]
+    rows: npt.NDArray[np.uint32] = np.sum([codes[start::FINER] for start in range(FINER)], 0, np.uint32)
     sums: npt.NDArray[np.uint32] = np.sum([rows[:, start::FINER] for start in range(FINER)], 0, np.uint32)
     mask, max_coverage, total_coverage = (np.zeros((SIDE, SIDE), np.uint8) for _ in range(3))
     for number in range(1, count + 1):

@@ -15,7 +15,7 @@ def summarize(files: pl.DataFrame, manifest: pl.DataFrame) -> dict[str, Any]:
 
     files: all of them, with the kind of rejection, if any. manifest: see checks.Manifest.
     """
-    notes = Counter(note for joined in manifest["notes"] for note in joined.split("; ") if note)
+    notes = Counter(note for photo_notes in manifest["notes"] for note in photo_notes.split("; ") if note)
     counts = manifest.group_by("label", "split").len().sort("label", "split")
     classes: dict[str, dict[str, int]] = {}
     for label, split, count in counts.drop_nulls("label").iter_rows():
@@ -66,11 +66,11 @@ def class_warnings(classes: Mapping[str, Mapping[str, int]], max_imbalance: floa
         warnings.append(
             f"no photo in test, so that they are not measured: {_count_and_names(unmeasured, 'class', 'classes')}"
         )
-    trained = {name: count for name, count in train.items() if count}
-    if trained and max(trained.values()) > max_imbalance * min(trained.values()):
-        large, small = max(trained, key=lambda name: trained[name]), min(trained, key=lambda name: trained[name])
+    counts = {name: count for name, count in train.items() if count}
+    if counts and max(counts.values()) > max_imbalance * min(counts.values()):
+        largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
         warnings.append(
-            f"classes are unbalanced: {large} has {trained[large]} photos in train, {small} {trained[small]}; "
+            f"classes are unbalanced: {largest} has {counts[largest]} photos in train, {smallest} {counts[smallest]}; "
             f"prepare.max_imbalance is {max_imbalance:g}"
         )
     return warnings

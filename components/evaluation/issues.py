@@ -99,8 +99,8 @@ def _doubtful_labels(
         label_shares.append(shares.gather(1, labels[labeled[part]][:, None])[:, 0])
         suggestions.append(shares.argmax(1))
     share, best = torch.cat(label_shares), torch.cat(suggestions)
-    doubtful = (best != labels[labeled]).nonzero()[:, 0]
-    return _table(DOUBTFUL, labeled[doubtful], 1 - share[doubtful], names[best[doubtful]].tolist())
+    suspects = (best != labels[labeled]).nonzero()[:, 0]
+    return _table(DOUBTFUL, labeled[suspects], 1 - share[suspects], names[best[suspects]].tolist())
 
 
 def _outliers(cosines: Tensor) -> pl.DataFrame:

@@ -16,7 +16,12 @@ from components.models.backbone import load
 
 
 def measure_other_snapshot(
-    folders: dict[int, Path], kept: dict[int, dict[str, Any]], photos: Photos, test: np.ndarray, k: int, seed: int
+    folders: dict[int, Path],
+    kept_metrics: dict[int, dict[str, Any]],
+    photos: Photos,
+    test: np.ndarray,
+    k: int,
+    seed: int,
 ) -> dict[str, Any] | None:
     """Returns the metrics of the other snapshot of a method, None if no seed has one.
 
@@ -24,21 +29,21 @@ def measure_other_snapshot(
     weights does the reverse. Test photos have no part in the choice. A seed whose best point is its last one has no
     other snapshot, and counts with what it has kept.
 
-    folders: of the seeds, the first one first. kept: by seed, `measure_seed` of the backbone that was kept. Returned
-    are name, chosen_by, and seeds (see `over_seeds`); of the first seed also step and `measure_seed`.
+    folders: of the seeds, the first one first. kept_metrics: by seed, `measure_seed` of the backbone that was kept.
+    Returned are name, chosen_by, and seeds (see `over_seeds`); of the first seed also step and `measure_seed`.
     """
     names = {seed: next((name for name in (BEST, LAST) if (folders[seed] / name).is_dir()), None) for seed in folders}
     name = next(filter(None, names.values()), None)
     if name is None:
         return None
-    each = {}
+    metrics = {}
     for number, folder in folders.items():
-        each[number] = kept[number]
+        metrics[number] = kept_metrics[number]
         if names[number]:
             vectors = features(load(folder / name), photos, f"{name} snapshot")
-            each[number], _ = measure_seed(vectors, photos, test, k, seed)
+            metrics[number], _ = measure_seed(vectors, photos, test, k, seed)
     first = next(iter(folders))
     lines = [json.loads(line) for line in (folders[first] / MEASURED).read_text(encoding="utf-8").splitlines()]
     step = (best(lines) if name == BEST else lines[-1])["step"]
-    of_first = {"step": step, "chosen_by": lines[0]["measured"], **each[first]}
-    return {"name": f"{name} snapshot", **of_first, "seeds": over_seeds(each)}
+    of_first = {"step": step, "chosen_by": lines[0]["measured"], **metrics[first]}
+    return {"name": f"{name} snapshot", **of_first, "seeds": over_seeds(metrics)}

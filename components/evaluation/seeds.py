@@ -40,12 +40,12 @@ def measure_seed(
     return {"health": health, "backbone": scores, "selection": selection_score(vectors, photos, k, seed)}, correct
 
 
-def over_seeds(each: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def over_seeds(metrics_by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Returns how seeds are written to metrics.json: count, the values of each, and of each value mean and deviation.
 
-    each: the metrics of each seed. deviation: the standard deviation, None for one seed.
+    deviation: the standard deviation, None for one seed.
     """
-    lines = [{"seed": seed, **_values(metrics)} for seed, metrics in each.items()]
+    lines = [{"seed": seed, **_values(metrics)} for seed, metrics in metrics_by_seed.items()]
     summary = {}
     for name in lines[0].keys() - {"seed"}:
         values = [line[name] for line in lines]

@@ -34,9 +34,9 @@ def block_masks(draws: Tensor, side: int, probability: float, ratio: tuple[float
         top, left = (top_draw * (side - height + 1)).floor(), (left_draw * (side - width + 1)).floor()
         rows = (index >= top[:, None]) & (index < (top + height)[:, None])  # [B, side]
         columns = (index >= left[:, None]) & (index < (left + width)[:, None])
-        new = rows[:, :, None] & columns[:, None, :] & ~masked
-        num_new = new.sum((1, 2))
+        new_patches = rows[:, :, None] & columns[:, None, :] & ~masked
+        num_new = new_patches.sum((1, 2))
         fits = (height < side) & (width < side) & (num_new > 0) & (num_new <= remaining)
-        masked |= new & fits[:, None, None]
+        masked |= new_patches & fits[:, None, None]
         remaining = remaining - torch.where(fits, num_new, 0)
     return masked.flatten(1)

@@ -163,13 +163,13 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("patches"):
         raise ValueError(f"patches is for backbones from random weights; given: {values['patches']!r}")
     description = pretrained.describe(source, values.get("revision"))
-    filled = {"patch_size": description.patch_size, "mean": description.mean, "std": description.std}
-    for name, value in filled.items():
-        given = values.get(name, value)
-        if (tuple(given) if isinstance(given, list) else given) != value:
-            raise ValueError(f"{name} is the checkpoint's, {value}; leave it out; given: {given!r}")
-    pinned = {"revision": description.revision} if description.revision else {}
-    return {"image_size": description.image_size, "square": description.square, **values, **filled, **pinned}
+    checkpoint = {"patch_size": description.patch_size, "mean": description.mean, "std": description.std}
+    for name, value in checkpoint.items():
+        setting = values.get(name, value)
+        if (tuple(setting) if isinstance(setting, list) else setting) != value:
+            raise ValueError(f"{name} is the checkpoint's, {value}; leave it out; given: {setting!r}")
+    revision = {"revision": description.revision} if description.revision else {}
+    return {"image_size": description.image_size, "square": description.square, **values, **checkpoint, **revision}
 
 
 def build(config: PublishedBackbone) -> Backbone:

@@ -47,10 +47,10 @@ def embed(config: EmbedConfig, backbone: Path, data: Path, out: Path) -> dict[st
     """
     photos = Photos(data)
     out.mkdir(parents=True, exist_ok=True)
-    computed, unchanged = _vectors(backbone, photos, out)
+    computed, is_unchanged = _vectors(backbone, photos, out)
     write_config(config, out / "config.json")
     embeddings = Embeddings.read(out)
-    lines = [*_index(config, embeddings, keep=unchanged), _issues(config, embeddings)]
+    lines = [*_index(config, embeddings, keep=is_unchanged), _issues(config, embeddings)]
     return {"computed": computed, "kept": len(photos) - computed, "lines": lines}
 
 

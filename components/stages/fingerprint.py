@@ -36,8 +36,9 @@ def fingerprints(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _start_digests(sections: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Returns the digests of the weights in local folders that a method starts or learns from, by file."""
-    merged = {key: value for values in sections.values() for key, value in values.items()}  # the method's own are last
-    sources = [value.get("from") for value in merged.values() if isinstance(value, dict)]
+    # the method's section comes last, so that its settings replace the common ones
+    all_settings = {key: value for values in sections.values() for key, value in values.items()}
+    sources = [value.get("from") for value in all_settings.values() if isinstance(value, dict)]
     return weight_digests(source for source in sources if isinstance(source, str))
 
 
