@@ -1,4 +1,4 @@
-"""Shows in the Prefect UI, under Artifacts, how far a stage's training is and what its features are worth by then.
+"""Shows in the Prefect UI, under Artifacts, how far a stage's training is, and the measures of its features so far.
 
 Both are read from the lines that the stage prints: its progress bar, and the points where it is measured.
 """
@@ -17,7 +17,7 @@ import flows.environment  # noqa: F401  # isort: split
 class TrainingProgress:
     """Reads the output of `dvc repro` line by line, which may run several stages.
 
-    warn: is told of it when the server does not answer; training goes on, and so do later lines.
+    warn: called with a message if the server does not answer. Training goes on then, and later lines are read.
     """
 
     def __init__(self, warn: Callable[[str], object]) -> None:

@@ -43,7 +43,7 @@ class AdaptConfig(Strict):
 
     method: str  # whose backbone; read by dvc.yaml
     kind: Kind = "linear"
-    # weights: all classes weigh the same in the loss; of several labels yes and no, for each class by itself
+    # weights: all classes weigh the same in the loss; where photos have several labels, yes and no of each class do
     balance: Balance = "none"
     epochs: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)

@@ -23,12 +23,14 @@ from components.source_files import digest
 from components.stages.exit_code import backbone_parser, exit_code
 
 ISSUES = "issues.csv"
-MOST_WITHOUT_INDEX = 100_000  # photos of which each is compared with all others
+MOST_WITHOUT_INDEX = 100_000  # photos; up to this number each is compared with all others
 
 
 class EmbedConfig(Strict):
     method: str  # whose backbone; dvc.yaml reads it
-    index_from: int = Field(100_000, ge=1)  # photos from which an approximate index is written too, if faiss is there
+    index_from: int = Field(
+        100_000, ge=1
+    )  # with as many photos an approximate index is written too, if faiss is installed
     duplicate: float = Field(0.9, gt=0, le=1)  # cosine from which on two photos count as near-duplicates
 
 

@@ -57,8 +57,8 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     class or caption ("retrieval", also without labels, if there are captions), and under "selection" the accuracy by
     which methods are compared, which is not measured on test. snapshot: the best point of the run where the last one
     was kept, or the other way round. seeds: the values of each seed, with mean and deviation; all else is of the first.
-    kept, dense: what is read from features where it is known what the photos show (see known_photos.py). command: the
-    one that measures this again.
+    kept, dense: what can be read from the features of photos whose contents are known (see known_photos.py). command:
+    the one that measures this again.
     """
     photos = Photos(data)
     backbone = load(folder / "backbone")

@@ -119,14 +119,14 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> None:
 def _train(
     config: PretrainConfig, data: Path, acc: Accelerator, locks: contextlib.ExitStack
 ) -> tuple[PretrainConfig, Path]:
-    """Train with one seed. Returns the resolved config, and the folder whose folder FINISHED holds the results.
+    """Train with one seed. Returns the resolved config, and the folder of its state; FINISHED in it has the results.
 
-    Where this seed was finished before the stage was interrupted, nothing is trained. `locks` keeps the folder locked.
+    If this seed was finished before the stage was interrupted, nothing is trained. `locks` keeps the folder locked.
     """
     run_setup = setup(config, data, acc)
     config, method, per_epoch = run_setup.config, run_setup.method, run_setup.per_epoch
     files = sorted({"manifest.parquet", *(name for field in fields(config) for name in field.files)})
-    # not by stop_on_collapse: a run that stopped goes on where it is set to false
+    # the state does not depend on stop_on_collapse: a run that it stopped can be continued with false
     settings = config.model_dump(mode="json", exclude={"stop_on_collapse"})
     inputs = (settings, *(digest(data / name) for name in files), start_digests(config))
     state = scratch("pretrain", *inputs, modules=METHODS[config.method].modules)
@@ -152,7 +152,7 @@ def _train(
         points = {0, *(max(1, round(run.steps * k / times)) for k in range(1, times + 1))}
         run = replace(run, measured=tuple(points), measure=measure, stop_on_collapse=config.stop_on_collapse)
     fit(method, run_setup.load, run_setup.optimizer, config.settings.optimizer, run, acc)
-    acc.free_memory()  # it holds what it wrapped, also after the next seed has begun
+    acc.free_memory()  # otherwise it keeps this seed's modules while the next one trains
     if acc.is_main_process:
         part = state / f"{FINISHED}.part"
         shutil.rmtree(part, ignore_errors=True)

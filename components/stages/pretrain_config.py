@@ -26,9 +26,9 @@ class PretrainConfig(Strict):
     batch_size: int = Field(ge=2)
     epochs: int = Field(ge=0)  # 0: the backbone is saved as it starts
     seed: Seed = 0
-    seeds: int = Field(1, ge=1, le=100)  # trained one after the other: seed, seed + 1, …; the first is used by all else
+    seeds: int = Field(1, ge=1, le=100)  # trained one after the other: seed, seed + 1, …; other stages use the first
     measured: int = Field(4, ge=0)  # times during a run from random weights; of one that goes on: start.measured
-    stop_on_collapse: bool = False  # at the point where it is measured, in place of training on to the end
+    stop_on_collapse: bool = False  # when it is measured, instead of training on to the end
     start: Start = Start()  # of a published backbone only
     settings: SerializeAsAny[MethodConfig]
 
@@ -38,7 +38,7 @@ class PretrainConfig(Strict):
         return isinstance(self.backbone, PublishedBackbone) and self.epochs > 0
 
     def of_each_seed(self) -> list[PretrainConfig]:
-        """Returns the configs of the single runs. What does not train is the same for every seed that it has."""
+        """Returns the config of each run: one for each seed, and only one if nothing is trained."""
         count = self.seeds if self.epochs else 1
         return [self.model_copy(update={"seed": self.seed + index, "seeds": 1}) for index in range(count)]
 
@@ -105,7 +105,10 @@ def _without_auto(
 
 
 def _with_checkpoint(values: dict[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
-    """Returns `values`, a published backbone's with what its checkpoint decides. Raises InvalidError if it has none."""
+    """Returns `values`; a published backbone gets the settings that its checkpoint decides.
+
+    Raises InvalidError if there is no such checkpoint.
+    """
     backbone = values.get("backbone")
     if not isinstance(backbone, dict) or backbone.get("kind") != "published":
         return values

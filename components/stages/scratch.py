@@ -33,7 +33,7 @@ def scratch(stage: str, *ingredients: object, modules: Iterable[str] = ()) -> Pa
 
     ingredients: JSON-serializable; modules: further modules that the stage runs, such as its method's.
     """
-    # half a run with the old loss and half with the new one would be neither
+    # the code counts too: a run must not begin with the old loss and end with the new one
     code = digests(f"components.stages.{stage}", *modules)
     key = json.dumps([ingredients, code], sort_keys=True, default=str)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -60,7 +60,7 @@ def exclusive(folder: Path, acc: Accelerator) -> Iterator[None]:
                 holder = _lock(stack.enter_context((folder / "lock").open("a+")))
             except OSError as error:
                 failure = error.errno or errno.EIO
-        # the other processes wait here, so they must hear of it
+        # the other processes wait here, so the first one must tell them of a failure too
         holder, failure = acc.reduce(torch.tensor([holder, failure], device=acc.device), "sum").tolist()
         if failure:
             raise LockError(f"{folder / 'lock'} cannot be locked: {os.strerror(failure)}")

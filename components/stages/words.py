@@ -34,20 +34,20 @@ from components.training.loop import accelerator, fit
 from components.training.monitor import Run
 
 MOST_RETRIEVED = 5000  # test photos among which captions are searched
-REFERENCE_BATCH = 256  # optim.build scales rates from it; few photos keep the rate, for the steps are as many
-TEXTS_AT_ONCE = 512  # that are encoded when scores are measured; test photos may have tens of thousands
+REFERENCE_BATCH = 256  # optim.build scales rates from it; passed as the batch size, it leaves lr as configured
+TEXTS_AT_ONCE = 512  # encoded together when scores are measured; test photos may have tens of thousands of texts
 SHOWN, NEAREST = 6, 8  # captions on the report's page, and the photos found by each
 
 
 class WordsConfig(Strict):
-    """The text encoder is small, for it reads captions of a few thousand photos. The rate is that of any batch size."""
+    """The text encoder is small, as it learns from captions of a few thousand photos. lr is for every batch size."""
 
     method: str  # whose backbone; dvc.yaml reads it
     llm: str = "smollm2"  # whose tokenizer and word vectors are used
     steps: int = Field(200, ge=1)
     batch_size: int = Field(256, ge=2)
     class_names: bool = True  # learn the names of labeled photos' classes too; false: captions only
-    dim: int = Field(128, ge=4)  # of the vectors, and at most of the text encoder
+    dim: int = Field(128, ge=4)  # of the vectors; the text encoder is at most as wide
     depth: int = Field(1, ge=1)  # blocks of the text encoder
     optimizer: optim.Optimizer = optim.AdamW(lr=3e-3, weight_decay=1e-2, clip=1.0, schedule=optim.Cosine(warmup=0.1))
     seed: Seed = 0
