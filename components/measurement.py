@@ -73,7 +73,7 @@ def measured(name: str, measure: Callable[[], float]) -> float:
 def _cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfsight"
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # the user has no home folder
         return Path(tempfile.gettempdir()) / "selfsight"
 
 
@@ -89,7 +89,7 @@ def _read_speedup(path: Path) -> float | None:
 def measuring() -> Iterator[None]:
     """Sets one thread, gradients and no autocast; restores the number of threads and torch's random state."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # others would count while they spin
+    torch.set_num_threads(1)  # the time of threads that wait in a loop would count
     try:
         with (
             torch.random.fork_rng(devices=[]),

@@ -1,1 +1,1 @@
-"""Small things that make a frozen backbone useful."""
+"""Classifiers on a backbone: heads on its frozen outputs, low-rank updates, and fine-tuning."""

@@ -17,9 +17,9 @@ from components.evaluation.features import eval_mode
 
 
 class BestEpoch:
-    """quality: measures the classifier on val now. Of its two numbers the first is to be high, the second low.
+    """quality: measures the classifier on val, by two numbers (see `Target.quality`).
 
-    The first decides, the second where it is the same.
+    The best epoch has the highest first number and, among epochs that are equal in it, the lowest second one.
     """
 
     def __init__(self, folder: Path, objective: nn.Module, quality: Callable[[], dict[str, float]]) -> None:

@@ -26,7 +26,7 @@ TARGETS = ("q_proj", "v_proj", "qkv")
 class FineTuned(Objective):
     """Pixels -> logits [B, C]; an Objective on batches of (pixels, labels), as Head.
 
-    Batch norm keeps the statistics of the backbone, since there are few photos and they are not the batch's business.
+    Batch norm keeps the statistics of the backbone, since few photos would estimate their own badly.
     """
 
     def __init__(self, backbone: Backbone, head: LinearHead) -> None:

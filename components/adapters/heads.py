@@ -34,7 +34,7 @@ class Head(Objective):
 
     @abstractmethod
     def deployed(self, temperature: float = 1.0) -> nn.Module:
-        """Returns a module for `temperature` times smaller logits, of raw outputs. Its last layer is linear."""
+        """Returns a module from raw outputs to the logits divided by `temperature`. Its last layer is linear."""
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         outputs, labels = batch
@@ -45,7 +45,7 @@ class Head(Objective):
             return {"loss": labels_loss(logits, labels, self.class_weights)}
         if self.class_weights is None:
             loss = cross_entropy(logits, labels)
-        else:  # torch would divide by the weights of the batch, so that the loss would depend on who else is in it
+        else:  # torch would divide by the weights of the batch, so that a photo's loss would depend on the other photos
             loss = (cross_entropy(logits, labels, reduction="none") * self.class_weights[labels]).mean()
         return {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
 

@@ -29,7 +29,7 @@ from components.evaluation.statistics import paired_difference, proportion_with_
 class Target(ABC):
     """classes: the names of a classifier's outputs; field: of a training batch, the photos' labels."""
 
-    multi_label = False  # labels a photo
+    multi_label = False  # True: a photo may have several labels
     photos: Photos
     classes: tuple[str, ...]
     field: Field
@@ -48,11 +48,11 @@ class Target(ABC):
 
     @abstractmethod
     def class_weights(self) -> Tensor:
-        """Returns the weights in the loss by which classes, or yes and no, weigh the same over the training photos."""
+        """Returns weights for the loss with which classes, or yes and no, count the same over the training photos."""
 
     @abstractmethod
     def quality(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Returns two numbers to choose by: the first is to be high; where it is the same, the second low."""
+        """Returns two numbers to choose an epoch by: a higher first one is better; if equal, a lower second one."""
 
     @abstractmethod
     def scores(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:

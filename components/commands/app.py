@@ -38,7 +38,7 @@ class TooLargeError(ValueError):
 def make_app(uses: PhotoUses) -> FastAPI:
     """Returns the web application. Everything that cannot be done is answered by {"error": one sentence}."""
     app = FastAPI(title="selfsight", docs_url=None, redoc_url=None, openapi_url=None)
-    # a page of another site, whose name was made to lead here, is refused
+    # refuses pages of another site whose name was made to resolve to this machine (DNS rebinding)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     model_lock = threading.Lock()  # the models take all cores: one photo at a time
 

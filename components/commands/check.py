@@ -151,7 +151,7 @@ def _warn_of_language_model(
 ) -> None:
     """Adds a warning if the stage's language model has to be downloaded or its package to be installed.
 
-    Raises ValueError if it cannot be located. A missing package is none, for it hinders no other stage.
+    Raises ValueError if it cannot be located. A missing package is only a warning, as other stages do not need it.
     """
     method_names, pretrain, size = pretraining
     config = read_section(stage, LANGUAGE[stage], path)

@@ -82,7 +82,7 @@ class PhotoUses:
     @torch.no_grad()
     def similar(self, photo: Image.Image, k: int) -> list[Similar]:
         """Returns the `k` photos of the project that look most like it, best first."""
-        vectors = self._vectors  # before the backbone is read: where they are missing, that is the reason
+        vectors = self._vectors  # read before the backbone, so that missing vectors are what the error names
         cosines, rows = vectors.nearest(self._backbone(self._square(photo)[None]), k)
         return self._to_similar(rows[0].tolist(), cosines[0].tolist())
 

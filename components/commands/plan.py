@@ -10,7 +10,7 @@ from components.evaluation.points import PAIRS
 from components.stages.connect import WARM_START_PHOTOS
 
 STRIDE = 32  # pixels of a photo for each of the network's tokens
-METHOD = "distill"  # to go on with: the same weights, which see the photos larger, are the teacher
+METHOD = "distill"  # trains on from published weights; their teacher has the same weights and sees larger photos
 TEACHER_SIZE = {128: 224, 224: 320}  # pixels that the teacher sees, by those of the student
 FEWEST_EPOCHS, MOST_EPOCHS = 2, 100
 PHOTOS_SEEN = {"cpu": 30_000, "gpu": 600_000}  # in training, at most
@@ -19,7 +19,7 @@ REPEATS = 20  # of a question, at most
 MEASURED = {"cpu": 1, "gpu": 5}  # times that the features are compared with the start's; 1: at the end
 PICTURES = {"cpu": 100, "gpu": 400}  # test photos to answer questions about
 WORDS_STEPS, WORDS_TEXTS, WORDS_TOKENS = 200, 256, 10  # of the stage words, where a text is a sentence about a photo
-WORDS_TOKEN = 1 / 150  # the time of one of its tokens, in those of the language model
+WORDS_TOKEN = 1 / 150  # the time of one of its tokens, as a fraction of that of a token of the language model
 PROMPT = 14  # tokens of a question, its template and the end of its answer
 USED = 0.9  # of the minutes; the rest is for what was not measured
 

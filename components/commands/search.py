@@ -101,7 +101,7 @@ def by_photos(files: Sequence[Path], k: int, folders: Folders, *, exact: bool = 
 
 
 def paths(data: Path, rows: list[int]) -> list[str]:
-    """Returns where photos are: in the folder that prepare read, where it is one and still there."""
+    """Returns the paths of photos; with the folder that prepare read, if it read one that still exists."""
     file = data / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     try:

@@ -33,7 +33,7 @@ def settings(folder: Path, minutes: float | None = None, path: Path = PARAMS, *,
     machine = this_machine()
     size = image_size(photos, machine)
     print("choosing settings; some steps are measured first, which takes half a minute or more", flush=True)
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # of stages, which did not run
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # lines of stages would mislead
         speed = measure(files, packed_size(size), published(size), teacher(size))
     text = choose(photos, machine, speed, minutes or (GPU_MINUTES if machine.gpu else MINUTES))
     backup = write(text, path)
@@ -49,7 +49,7 @@ def write(text: str, path: Path) -> Path | None:
 
     Raises ValueError if `selfsight check` would refuse it.
     """
-    from components.commands.check import check  # takes seconds, for which a mistyped folder need not wait
+    from components.commands.check import check  # takes seconds; a mistyped folder is reported before it
 
     new = path.with_name(f"{path.name}.new")
     new.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What answers are worth: beside those of someone who does not see the photo, and by kind of question."""
+"""Scores answers: compared with guesses that do not see the photo, and by kind of question."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def score_losses(losses: dict[str, np.ndarray], rows: np.ndarray, seed: int) -> 
 
 
 def sees(metrics: dict[str, Any]) -> bool:
-    """Returns whether the answers depend on the photo, and for the better.
+    """Returns True if seeing the photo makes the answers better.
 
     Both have to be above 0 with 95 % confidence: by how much exact match exceeds the blind guess on the same questions
     (if there are others than descriptions), and by how much the loss rises with another photo.

@@ -17,8 +17,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 MOST_TOKENS = 64  # of a text; longer ones are cut
 HEADS = 4
 INPUTS = ["input_ids", "attention_mask"]
-INIT_STD = 0.04  # BERT's 0.02 makes all texts alike for long; with more, a word that no text has confuses the others
-WORD_STD = 0.4  # ten times that of the random positions: at equal size synonyms were confused
+# BERT's 0.02 keeps all texts alike for many steps; above 0.04, a word that is in no training text spoils a query
+INIT_STD = 0.04
+WORD_STD = 0.4  # ten times that of the random position embeddings: with equal ones, synonyms were confused
 
 
 def text_tokenizer(tokenizer: Any) -> Any:

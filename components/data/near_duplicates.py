@@ -19,11 +19,8 @@ from PIL import Image
 SIDE = 32  # pixels of the square that is transformed
 THUMBNAIL = 16  # pixels on a side of the pictures that are correlated
 MAX_DISTANCE = 11  # bits of two hashes that may differ
-BANDS, BAND_BITS, FLIPS = (
-    4,
-    16,
-    2,
-)  # MAX_DISTANCE < BANDS · (FLIPS + 1): one band of a pair differs in FLIPS bits at most
+# MAX_DISTANCE < BANDS · (FLIPS + 1): at least one band of a pair differs in at most FLIPS bits
+BANDS, BAND_BITS, FLIPS = 4, 16, 2
 MIN_CONTRAST = 2.0  # gray levels of standard deviation; below it a picture is noise, and resembles nothing
 CELLS, MAX_COLOR = 4, 2.5  # parts on a side whose colors are compared; mean difference of Cb and Cr, of 255
 MIN_UNALIGNED = 0.85  # correlation below which no alignment is tried

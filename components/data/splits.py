@@ -63,7 +63,8 @@ def settle(
 
     pairs: rows that must not be in two splits. A photo that the source puts in train is left out if it is near to one
     that the source puts in val or test, and so is one of val near to test: the split that is measured stays whole.
-    All others are drawn together with what they are near to, by one key, so that no split grows by it.
+    All others are drawn together with the photos that they are near to, by a single key, so that the splits keep their
+    shares.
     """
     left_out = _conflicts(photos, pairs)
     splits = [own_split(photo, draw) for photo in photos]

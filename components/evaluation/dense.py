@@ -1,4 +1,4 @@
-"""What the places of a frozen backbone know: which of them show an object of which kind, by neighbors and by a probe.
+"""Dense evaluation of a frozen backbone: which places show an object of which kind, by neighbors and by a probe.
 
 Kinds of places by their nearest neighbors: Balažević et al., Towards In-Context Scene Understanding, NeurIPS 2023,
 https://arxiv.org/abs/2306.01667. By a linear probe: Oquab et al., DINOv2, section 7.4, https://arxiv.org/abs/2304.07193.
@@ -51,7 +51,7 @@ def segmentation(
 ) -> dict[str, Any]:
     """Returns the mean IoU on test of the classes that neighbors (knn) and a linear probe give to places.
 
-    best: that of the true classes of the places, which nothing on this grid can pass by much. A place's class is the
+    best: the mean IoU of the true classes of the places, about the upper limit on this grid. A place's class is the
     kind of the objects that cover at least half of it. Scores of places are enlarged to the mask's size, then the
     highest one wins. parts: features of places [n, h, w, D] of the `rows` of train and test; truths: of all photos.
     """

@@ -32,7 +32,7 @@ def sampled_rows(photos: Photos) -> list[np.ndarray]:
 
 
 def targets(truths: Sequence[Truth]) -> dict[str, Tensor]:
-    """Returns what is asked of each photo, int64 [N] each, as numbers from 0; -1: not asked of this photo.
+    """Returns the targets of all photos, int64 [N] each, as numbers from 0; -1: the photo does not have this target.
 
     kind; number; place: of three objects, which quarter is empty; ground; and for each color whether an object has it.
     """

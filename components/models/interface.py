@@ -55,7 +55,7 @@ class ViTBackbone(Pixels):
     depth: int = Field(12, ge=1)
     heads: int = Field(6, ge=1)
     layer_norm_eps: float = Field(1e-6, gt=0)  # as timm, DINO and MAE; transformers' own default is 1e-12
-    pool: Literal["class", "mean"] = "class"  # token, or of all others, where a method trains only those
+    pool: Literal["class", "mean"] = "class"  # the class token, or, where a method trains only the others, their mean
 
     @model_validator(mode="after")
     def _check_patch_size(self) -> ViTBackbone:

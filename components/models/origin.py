@@ -49,11 +49,11 @@ class Origin:
 
     @classmethod
     def of_folder(cls, source: str, model_type: str) -> Origin:
-        """Returns the origin of weights in the local folder `source`; those they were trained from stay named."""
-        before = cls.read(Path(source).expanduser())
-        if before is None:
+        """Returns the origin of weights in the local folder `source`, with the weights that they were trained from."""
+        origin = cls.read(Path(source).expanduser())
+        if origin is None:
             return cls(source, model_type)
-        return cls(source, model_type, None, before.license, f"{before.trained_on} ({before.source}), maybe more since")
+        return cls(source, model_type, None, origin.license, f"{origin.trained_on} ({origin.source}), maybe more since")
 
     @classmethod
     def read(cls, folder: Path, name: str = ORIGIN) -> Origin | None:

@@ -47,8 +47,8 @@ def standardized(squares: Tensor) -> Tensor:
 def without_aberration(squares: Tensor, color: Literal["dropping", "projection", "none"], draws: Tensor) -> Tensor:
     """Removes chromatic aberration as a cue: centered squares [M, 3, S, S], draws [M, 2] -> same shape.
 
-    dropping: one channel stays, the others become noise in ±0.5; projection: off the axis green to magenta,
-    which a lens tears apart.
+    dropping: one channel stays, the others become noise in ±0.5; projection: removes the component along the axis from
+    green to magenta, as a lens shifts these colors against each other.
     Doersch et al., 2015, section 3.1.
     """
     if color == "none":

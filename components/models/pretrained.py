@@ -32,7 +32,7 @@ RESNETS = ("resnet18", "resnet50")  # saved by selfsight: torchvision's, for whi
 # what transformers raises for files that are missing, damaged or of another kind
 DAMAGED = (OSError, ValueError, ImportError, RuntimeError, TypeError, SafetensorError, StrictDataclassError)
 TIMM_LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-# random in train mode, from torch's global generator: views are where randomness belongs
+# random in train mode, from torch's global generator; only views are to be random
 RANDOM_IN_TRAINING = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,

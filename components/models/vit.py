@@ -170,15 +170,16 @@ def can_hold(config: Any) -> bool:
 @cache
 def bicubic(side: int, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Returns the matrix that interpolates a grid of side² values to height × width: [height · width, side²]."""
-    with torch.inference_mode(mode=False):  # it is kept, also for those who train
+    with torch.inference_mode(mode=False):  # the matrix is cached, and training cannot use an inference tensor
         grids = torch.eye(side**2, dtype=dtype).view(side**2, 1, side, side)
         return interpolate(grids, (height, width), mode="bicubic").flatten(1).T.to(device, non_blocking=True)
 
 
 def attention(device: torch.device, *, masked: bool = False) -> str:
-    """Which of transformers' implementations: on a CPU the fused one's backward in bf16 takes half of a ViT's step.
+    """Returns the name of transformers' attention to use: the fused one, or "eager" for training in bf16 on a CPU.
 
-    masked: with a mask of bool, which the other one would add to the logits.
+    There the backward pass of the fused one takes half of a ViT's step.
+    masked: there is a mask of bool, which "eager" would add to the logits; so the fused one is used.
     """
     slow = device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
     return "eager" if slow and not masked else "sdpa"

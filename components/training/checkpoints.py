@@ -94,7 +94,7 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
 def _arithmetic(module: nn.Module) -> dict[str, str]:
     """Returns the environment variables that fix the decisions made for this machine, with their values.
 
-    The filtering is of convolutions in fp32 on a CPU alone, so others do not depend on it.
+    Winograd's filtering is only for fp32 convolutions on a CPU, so other runs do not depend on its variable.
     """
     bf16 = uses_bf16()
     convolutions = any(isinstance(layer, Conv2d) for layer in module.modules())
