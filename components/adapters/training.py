@@ -55,8 +55,8 @@ def train_attention(task: Task, recipe: Recipe, settings: Attentive) -> Trained:
     labels = task.target.labels(task.train)
     val = tokens[len(task.train) :]
 
-    def make(places: np.ndarray, _: int) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(tokens[places]).float(), labels[places]
+    def make(indices: np.ndarray, _: int) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(tokens[indices]).float(), labels[indices]
 
     def logits() -> Tensor:
         return torch.cat([_logits(head, torch.from_numpy(part).float()) for part in _parts(val)])

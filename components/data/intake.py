@@ -48,7 +48,7 @@ class Intake:
         self.photos: list[Photo] = []  # by row, as are the next three
         self.measures: list[Measures] = []
         self.signatures: list[Signature] = []
-        self.places: list[int] = []  # in the list of all files
+        self.file_indices: list[int] = []  # in the list of all files
         self.pairs: list[Pair] = []  # of rows that show nearly the same
         self.moved = self.left_out = 0  # photos, by `settle`
         self.packed_bytes = 0
@@ -89,14 +89,14 @@ class Intake:
         for row, (before, after) in enumerate(zip(self.columns["split"], splits, strict=True)):
             if row not in left_out and before != after:
                 self.moved += 1
-                self.all_files["split"][self.places[row]] = self.columns["split"][row] = after
+                self.all_files["split"][self.file_indices[row]] = self.columns["split"][row] = after
         for row, conflict in left_out.items():
             path, split = (self.columns[name][conflict.row] for name in ("path", "split"))
             relation = (
                 f"of one group ({self.photos[row].group}) with" if conflict.grouped else "nearly the same picture as"
             )
-            self.all_files["kind"][self.places[row]] = "leak"
-            self.all_files["why"][self.places[row]] = f"{relation} {path}, which stays in {split}"
+            self.all_files["kind"][self.file_indices[row]] = "leak"
+            self.all_files["why"][self.file_indices[row]] = f"{relation} {path}, which stays in {split}"
         self.left_out = len(left_out)
         self.pairs = self._remove(set(left_out), pairs) if left_out else pairs
 
@@ -168,7 +168,7 @@ class Intake:
         self.measures.append(result.measures)
         if result.signature:
             self.signatures.append(result.signature)
-        self.places.append(len(self.all_files["path"]))
+        self.file_indices.append(len(self.all_files["path"]))
         self.row_of[image.pixels_sha256] = number
         self.questions += [(number, question, answer) for question, answer in entry.questions]
         if image.peak is not None:

@@ -14,21 +14,21 @@ from torch import Tensor
 class LabelSets:
     """classes: the labels of the training photos, in order.
 
-    places: those of each photo's labels in `classes`, int32 [N, most labels of a photo], filled up with len(classes).
+    indices: those of each photo's labels in `classes`, int32 [N, most labels of a photo], filled up with len(classes).
     """
 
     classes: tuple[str, ...]
-    places: np.ndarray
+    indices: np.ndarray
 
     def labeled(self) -> np.ndarray:
         """Returns for each photo whether it has a label that training photos have: bool [N]."""
-        return np.any(self.places < len(self.classes), axis=1)
+        return np.any(self.indices < len(self.classes), axis=1)
 
     def matrix(self, rows: np.ndarray) -> Tensor:
         """Returns which classes the photos in `rows` show: bool [len(rows), C]."""
-        places = torch.from_numpy(self.places[rows].astype(np.int64))
+        indices = torch.from_numpy(self.indices[rows].astype(np.int64))
         matrix = torch.zeros(len(rows), len(self.classes) + 1, dtype=torch.bool)  # the last column: no class
-        return matrix.scatter_(1, places, torch.ones_like(places, dtype=torch.bool))[:, :-1].contiguous()
+        return matrix.scatter_(1, indices, torch.ones_like(indices, dtype=torch.bool))[:, :-1].contiguous()
 
 
 def label_sets(labels: Sequence[Sequence[str]], train: Sequence[bool]) -> LabelSets | None:
@@ -41,7 +41,7 @@ def label_sets(labels: Sequence[Sequence[str]], train: Sequence[bool]) -> LabelS
         return None
     classes = sorted({name for names in train_labels for name in names})
     index_of = {name: index for index, name in enumerate(classes)}
-    places = np.full((len(labels), max(map(len, labels))), len(classes), np.int32)
+    indices = np.full((len(labels), max(map(len, labels))), len(classes), np.int32)
     for row, names in enumerate(labels):
-        places[row, : len(names)] = [index_of.get(name, len(classes)) for name in names]
-    return LabelSets(tuple(classes), places)
+        indices[row, : len(names)] = [index_of.get(name, len(classes)) for name in names]
+    return LabelSets(tuple(classes), indices)

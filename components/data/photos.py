@@ -182,7 +182,7 @@ def write_index(folder: Path, table: pl.DataFrame, *, jpegs: bool = False) -> No
     index_of = {name: index for index, name in enumerate(classes)}
     extra: dict[str, Any] = {"sizes": table["packed_bytes"].to_numpy()} if jpegs else {}
     if sets := label_sets(table["labels"].to_list(), (table["split"] == "train").to_list()):
-        extra |= {"all_classes": np.array(sets.classes, dtype=np.str_), "all_labels": sets.places}
+        extra |= {"all_classes": np.array(sets.classes, dtype=np.str_), "all_labels": sets.indices}
     np.savez(
         folder / "index.npz",
         offsets=table["offset"].to_numpy(),

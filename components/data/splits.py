@@ -14,7 +14,7 @@ SPLIT_ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # what is in two split
 
 @dataclass(frozen=True)
 class Draw:
-    """Draws splits. shares: fraction of the photos, by the split that is drawn for the source does not have it."""
+    """Draws splits. shares: the fraction of photos for each split that is drawn because the source does not have it."""
 
     seed: int
     shares: Mapping[str, float]

@@ -40,9 +40,9 @@ def attends_by_class(backbone: Backbone) -> bool:
     return bool(backbone.prefix) and backbone.pool in ("class", "class and mean")
 
 
-def similarity_maps(places: Tensor) -> Tensor:
+def similarity_maps(features: Tensor) -> Tensor:
     """Returns how similar each place is to the mean of all of its photo, from 0 to 1: [B, h, w, D] -> [B, h, w]."""
-    return _from_0_to_1(cosine_similarity(places, places.mean((1, 2), keepdim=True), dim=-1))
+    return _from_0_to_1(cosine_similarity(features, features.mean((1, 2), keepdim=True), dim=-1))
 
 
 def _from_0_to_1(maps: Tensor) -> Tensor:

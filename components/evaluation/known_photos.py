@@ -34,13 +34,15 @@ def measure_known(
     else:
         parts = [vectors[torch.from_numpy(r)] for r in rows]
     dense = dense_rows(photos)
-    places = [place_features(backbone, photos, r) for r in dense]
+    dense_features = [place_features(backbone, photos, r) for r in dense]
     size = truths[0].mask.shape
-    maps = [enlarged(_maps(backbone, photos, r, x)[:, None], size)[:, 0] for r, x in zip(dense, places, strict=True)]
+    maps = [
+        enlarged(_maps(backbone, photos, r, x)[:, None], size)[:, 0] for r, x in zip(dense, dense_features, strict=True)
+    ]
     train, test = ((x.numpy(), _boxes(truths, r)) for x, r in zip(maps, dense, strict=True))
     return {
         "kept": measure_kept(parts, rows, truths),
-        "dense": {**segmentation(places, dense, truths, neighbors), "corloc": corloc(train, test)},
+        "dense": {**segmentation(dense_features, dense, truths, neighbors), "corloc": corloc(train, test)},
     }
 
 
@@ -54,11 +56,11 @@ def known_baselines(
     rows, dense = sampled_rows(photos), dense_rows(photos)
     pixel_vectors = pixel_features(photos, PIXELS, np.concatenate(rows)).split([len(r) for r in rows])
     train, test = (_boxes(truths, r) for r in dense)
-    places = [pixel_places(photos, r) for r in dense]
+    dense_features = [pixel_places(photos, r) for r in dense]
     pixels = {
         "kept": measure_kept(pixel_vectors, rows, truths),
         "dense": {
-            **segmentation(places, dense, truths, neighbors),
+            **segmentation(dense_features, dense, truths, neighbors),
             "fixed_box": fixed_box(train, test, truths[0].mask.shape[0]),
         },
     }
@@ -70,10 +72,10 @@ def _boxes(truths: Sequence[Truth], rows: np.ndarray) -> list[np.ndarray]:
     return [boxes_of(truths[row].mask) for row in rows]
 
 
-def _maps(backbone: Backbone, photos: Photos, rows: np.ndarray, places: Tensor) -> Tensor:
-    """Returns where in photos a backbone looks, float32 [n, h, w] from 0 to 1; places: their features [n, h, w, D]."""
+def _maps(backbone: Backbone, photos: Photos, rows: np.ndarray, dense_features: Tensor) -> Tensor:
+    """Returns where in photos a backbone looks, float32 [n, h, w] from 0 to 1. dense_features: [n, h, w, D]."""
     if backbone.patches or not attends_by_class(backbone):
-        return similarity_maps(places)
+        return similarity_maps(dense_features)
     device = next(backbone.parameters()).device
     batches = photos.batches(rows, backbone.config.image_size, backbone.config.square)
     with eval_mode(backbone):

@@ -41,14 +41,14 @@ def own_crop_share(first: Tensor, second: Tensor) -> float:
 
 
 def nearest_others(features: Tensor, k: int) -> Tensor:
-    """Returns for each row of [N, D] the places of its k nearest other rows, or of all if there are fewer: [N, k]."""
+    """Returns for each row of [N, D] the numbers of its k nearest other rows, or of all if there are fewer: [N, k]."""
     (bank,) = center(features)
-    _, places = knn.others(torch.arange(len(bank)), *knn.nearest(bank, bank, min(k + 1, len(bank))))
-    return places
+    _, indices = knn.others(torch.arange(len(bank)), *knn.nearest(bank, bank, min(k + 1, len(bank))))
+    return indices
 
 
 def shared_neighbors(neighbors: Tensor, other_neighbors: Tensor) -> float:
-    """Returns the mean share of neighbors that two kinds of features agree on: of places of both, [N, K] each.
+    """Returns the mean share of neighbors that two kinds of features agree on: row numbers of both, [N, K] each.
 
     By chance about K / N.
     """

@@ -94,9 +94,9 @@ class Watched:
     def accuracy(self, vectors: Tensor) -> float:
         """Returns the kNN accuracy of the features of `rows`."""
         (bank,) = center(vectors[self.labeled_positions])
-        labels, places = self.photos.labels(self.rows[self.labeled_positions]), torch.arange(len(bank))[:MOST]
-        predicted = knn.classify_leave_one_out(places, bank, labels, min(NEIGHBORS, len(bank) - 1))
-        return float((predicted == labels[places]).float().mean())
+        labels, queries = self.photos.labels(self.rows[self.labeled_positions]), torch.arange(len(bank))[:MOST]
+        predicted = knn.classify_leave_one_out(queries, bank, labels, min(NEIGHBORS, len(bank) - 1))
+        return float((predicted == labels[queries]).float().mean())
 
 
 def measure(backbone: Backbone, watched: Watched, start: Tensor | None = None) -> tuple[Point, Tensor]:

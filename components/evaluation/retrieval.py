@@ -62,7 +62,7 @@ def _exchanges(count: int, seed: int) -> Iterator[Tensor]:
 def hits_by_rank(best: Tensor, matches: Tensor) -> Tensor:
     """Returns for each query whether a match is among its 1 … K best candidates: bool [Q, K].
 
-    best: the candidates' places, best first, int64 [Q, K]. matches: bool [Q, C].
+    best: the candidates' indices, best first, int64 [Q, K]. matches: bool [Q, C].
     """
     return matches.gather(1, best).cumsum(1) > 0
 

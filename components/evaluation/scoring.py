@@ -111,10 +111,10 @@ def selection_score(vectors: Tensor, photos: Photos, k: int, seed: int) -> dict[
         predicted = knn.classify(queries, bank, labels, min(k, len(train)))
         return {"knn": _accuracy(predicted, photos.labels(val)), "on": f"the {len(val)} labeled val photos"}
     (bank,) = center(vectors[train])
-    places = torch.from_numpy(np.random.default_rng(seed).permutation(len(train))[:MOST_LEFT_OUT])
-    predicted = knn.classify_leave_one_out(places, bank, labels, min(k, len(train) - 1))
-    on = f"{len(places)} training photos, each classified by the others (only {len(val)} val photos have labels)"
-    return {"knn": _accuracy(predicted, labels[places]), "on": on}
+    held_out = torch.from_numpy(np.random.default_rng(seed).permutation(len(train))[:MOST_LEFT_OUT])
+    predicted = knn.classify_leave_one_out(held_out, bank, labels, min(k, len(train) - 1))
+    on = f"{len(held_out)} training photos, each classified by the others (only {len(val)} val photos have labels)"
+    return {"knn": _accuracy(predicted, labels[held_out]), "on": on}
 
 
 def score_blocks(blocks: list[Tensor], photos: Photos, k: int) -> list[dict[str, Any]]:

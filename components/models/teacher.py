@@ -25,7 +25,7 @@ TeacherConfig = Annotated[PublishedBackbone, BeforeValidator(_with_checkpoint)]
 
 
 class Teacher(nn.Module):
-    """Returns the features of images [B, D] and of their places [B, N, D], as the backbone was published.
+    """Returns the features of images [B, D] and of their patches [B, N, D], as the backbone was published.
 
     It is always in eval mode and gets no gradient. The module that holds it does not see its weights, so they are in no
     checkpoint and no optimizer, but `.to(…)` moves them along.
