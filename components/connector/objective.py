@@ -61,7 +61,7 @@ class Connector(Objective):
         vlm = self.vlms[torch.is_autocast_enabled(batch["pixels"].device.type)]
         inputs = {name: value for name, value in batch.items() if name not in NO_INPUTS}
         if vlm.config.text_config._attn_implementation == "eager" and inputs["attention_mask"].ndim == 4:
-            inputs["attention_mask"] = _added(inputs["attention_mask"], vlm.get_input_embeddings().weight.dtype)
+            inputs["attention_mask"] = _additive_mask(inputs["attention_mask"], vlm.get_input_embeddings().weight.dtype)
         logits = vlm(
             **inputs,
             pixel_values=(batch["pixels"] - self.mean) / self.std,
@@ -74,6 +74,6 @@ class Connector(Objective):
         return losses.new_zeros(len(tokens)).index_add(0, number, losses) / tokens
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns what eager attention adds to its scores. mask: bool, True where attention is allowed."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -104,7 +104,7 @@ def _nearest(pairs: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
 
 def correlate(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Returns the correlation of pictures with pictures, uint8 [P, pixels] each: float32 [P], 0 where one is flat."""
-    products: np.ndarray = (_standardized(one) * _standardized(other)).mean(1)
+    products: np.ndarray = (_standardize(one) * _standardize(other)).mean(1)
     return products
 
 
@@ -114,7 +114,7 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     `fixed` is regressed on the moving picture, its derivatives along x and y (for a shift), and these times x and y
     (for a crop), with a penalty on all but the picture.
     """
-    picture, target = _standardized(moving), _standardized(fixed)
+    picture, target = _standardize(moving), _standardize(fixed)
     dy, dx = np.gradient(picture.reshape(-1, THUMBNAIL, THUMBNAIL), axis=(1, 2))
     y, x = np.mgrid[-1 : 1 : THUMBNAIL * 1j, -1 : 1 : THUMBNAIL * 1j].astype(np.float32)
     moves = [values.reshape(picture.shape) for values in (dy, dx, dy * y, dx * x)]
@@ -127,7 +127,7 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     return correlation
 
 
-def _standardized(pictures: np.ndarray) -> np.ndarray:
+def _standardize(pictures: np.ndarray) -> np.ndarray:
     """Returns uint8 [P, pixels] as float32 of mean 0 and variance 1; 0 where a picture is flat."""
     centered = pictures.astype(np.float32)
     centered -= centered.mean(1, keepdims=True)

@@ -98,7 +98,7 @@ def _pixels(
     objects, mask, colors, quarters = _objects(r, label, count)
     layer = np.asarray(objects, np.float32)
     cover = layer[..., 3:] / np.float32(255)  # [64, 64, 1]
-    shadow = _blurred(np.roll(cover, np.round(-3.5 * lamp[1::-1]).astype(int), (0, 1)), 2.0)
+    shadow = _blur(np.roll(cover, np.round(-3.5 * lamp[1::-1]).astype(int), (0, 1)), 2.0)
     leaves = _window(r, _leaves())[..., None]
     ground = _pebbles(r, _ground(r, background)) * (1 - r.uniform(0.3, 0.6) * shadow) * (1 - 0.4 * leaves)
     # the objects stand nearer to the lamp than the ground does, so that the leaves keep less from them
@@ -164,7 +164,7 @@ def _object(r: np.random.Generator, pen: ImageDraw.ImageDraw, label: str, middle
     return name
 
 
-def _blurred(plane: Floats, radius: float) -> Floats:
+def _blur(plane: Floats, radius: float) -> Floats:
     """Blurs [64, 64, 1] in 0 ... 1."""
     picture = Image.fromarray((plane[..., 0] * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
     return np.asarray(picture, np.float32)[..., None] / np.float32(255)
@@ -172,7 +172,7 @@ def _blurred(plane: Floats, radius: float) -> Floats:
 
 def _relief(cover: Floats, lamp: Floats) -> Floats:
     """Light on the object if it were a cushion, [64, 64, 1]: its blurred silhouette is its height."""
-    dy, dx = np.gradient(_blurred(cover, 3.5)[..., 0])
+    dy, dx = np.gradient(_blur(cover, 3.5)[..., 0])
     facing = (1 - 8 * (dx * lamp[0] + dy * lamp[1])) / np.sqrt((1 + 64 * (dx**2 + dy**2)) * (lamp**2).sum())
     shading: Floats = (0.45 + 0.62 * np.clip(1.25 * facing, 0, 1.5)).astype(np.float32)[..., None]
     return shading
@@ -181,10 +181,10 @@ def _relief(cover: Floats, lamp: Floats) -> Floats:
 def _texture(r: np.random.Generator) -> Floats:
     """Returns a surface texture [64, 64, 1]: smooth, mottled or brushed, too faint to change the color."""
     grid = ((1, 1), (16, 16), (32, 4))[r.integers(3)]
-    return _stretched(r.uniform(0.86, 1.14, grid), SIDE)[..., None]
+    return _stretch(r.uniform(0.86, 1.14, grid), SIDE)[..., None]
 
 
-def _stretched(grid: npt.NDArray[np.float64], side: int) -> Floats:
+def _stretch(grid: npt.NDArray[np.float64], side: int) -> Floats:
     return np.asarray(Image.fromarray(grid.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
 
 
@@ -224,7 +224,7 @@ def _leaves() -> Floats:
 
     What makes raw pixels useless; and being much the same in every picture, it tells a learner nothing about this one.
     """
-    cloud = _stretched(np.random.default_rng(1).uniform(-1, 1, (30, 30)), 384)
+    cloud = _stretch(np.random.default_rng(1).uniform(-1, 1, (30, 30)), 384)
     shade: Floats = 1 / (1 + np.exp(-cloud / np.float32(0.1)))
     return shade
 
@@ -236,7 +236,7 @@ def _grounds() -> dict[str, Floats]:
     y = np.mgrid[:side, :side][0].astype(np.float32)
 
     def cloud(rows: int, columns: int) -> Floats:  # smooth noise, about -1 ... 1
-        return _stretched(r.uniform(-1, 1, (rows, columns)), side)
+        return _stretch(r.uniform(-1, 1, (rows, columns)), side)
 
     paints: dict[str, tuple[Color, npt.NDArray[np.floating]]] = {
         "grass": ((112, 132, 84), 9 * cloud(64, 96) + 8 * cloud(8, 8) + 7 * cloud(40, 150)),
