@@ -74,10 +74,16 @@ MEASURES: dict[str, Callable[[Line], float]] = {  # the higher, the better the f
 def sections_of(name: str, params: dict[str, Any], *, published: bool) -> tuple[str, dict[str, Any]]:
     """Returns a run's method, and its sections of params.yaml. params: the section pretrain of the project."""
     if published:
-        method, own = GOING_ON[name]
-        return method, {"common": COMMON, method: {**own, "start": {**own.get("start", {}), "measured": POINTS}}}
-    method, own = RUNS[name]
-    return method, {"common": {**params["common"], "measured": POINTS}, method: overlaid(params.get(method, {}), own)}
+        method, changes = GOING_ON[name]
+        return method, {
+            "common": COMMON,
+            method: {**changes, "start": {**changes.get("start", {}), "measured": POINTS}},
+        }
+    method, changes = RUNS[name]
+    return method, {
+        "common": {**params["common"], "measured": POINTS},
+        method: overlaid(params.get(method, {}), changes),
+    }
 
 
 def trained(method: str, sections: dict[str, Any], data: Path, folder: Path) -> list[Line]:
