@@ -20,7 +20,7 @@ from transformers import VisionTextDualEncoderModel
 from components.commands import search as module_search
 from components.commands.cli import command_line
 from components.commands.photo_uses import PhotoUses
-from components.commands.search import Places, TextSearch, paths
+from components.commands.search import Folders, TextSearch, paths
 from components.config import read_section
 from components.data.photos import Photos
 from components.data.texts import class_text
@@ -214,31 +214,31 @@ def test_batches_depend_on_the_step_only_and_know_all_texts_of_a_photo(artifacts
         assert own in (1, 2), row
 
 
-def places(artifacts: Path, words: Path) -> Places:
-    return Places(artifacts / "simclr", artifacts / "prepare", artifacts / "embed", words)
+def stage_folders(artifacts: Path, words: Path) -> Folders:
+    return Folders(artifacts / "simclr", artifacts / "prepare", artifacts / "embed", words)
 
 
 def test_search_by_text_finds_the_nearest_photos(artifacts: Path, trained: dict[str, Path], tmp_path: Path) -> None:
     photos = Photos(artifacts / "prepare")
-    here = places(artifacts, trained["simclr"])
-    found = TextSearch(here).search("all blue", 12)
+    folders = stage_folders(artifacts, trained["simclr"])
+    found = TextSearch(folders).search("all blue", 12)
     assert len(found.rows) == 12
     assert sum(photos.label(row) == "blue" for row in found.rows) > 9
     assert found.cosines == sorted(found.cosines, reverse=True)
-    assert len(TextSearch(here).search("all blue", 1000).rows) == len(photos)
+    assert len(TextSearch(folders).search("all blue", 1000).rows) == len(photos)
     with pytest.raises(ValueError, match="a few words are needed"):
-        TextSearch(here).search("  ", 3)
+        TextSearch(folders).search("  ", 3)
     with pytest.raises(ValueError, match="the stage words has not run; run: dvc repro words"):
-        TextSearch(places(artifacts, tmp_path)).search("red", 1)
+        TextSearch(stage_folders(artifacts, tmp_path)).search("red", 1)
     with pytest.raises(ValueError, match="is no prepared data set"):
-        TextSearch(replace(here, data=tmp_path / "moved")).search("red", 1)
+        TextSearch(replace(folders, data=tmp_path / "moved")).search("red", 1)
     other = copied(artifacts, tmp_path / "other")
     pl.read_parquet(other / "manifest.parquet").head(3).write_parquet(other / "manifest.parquet")
-    with pytest.raises(ValueError, match="not of the photos that are prepared"):
-        TextSearch(replace(here, data=other)).search("red", 1)
+    with pytest.raises(ValueError, match="is not from the photos in"):
+        TextSearch(replace(folders, data=other)).search("red", 1)
     (tmp_path / "metrics.json").write_text(json.dumps({"skipped": "no words: no captions"}))
     with pytest.raises(ValueError, match="no vectors to search: no words: no captions"):
-        TextSearch(places(artifacts, tmp_path)).search("red", 1)
+        TextSearch(stage_folders(artifacts, tmp_path)).search("red", 1)
     (other / "config.json").write_text(json.dumps({"data": {"source": str(tmp_path)}}))
     shutil.copy(artifacts / "prepare" / "manifest.parquet", other / "manifest.parquet")
     assert paths(other, [1]) == [str(tmp_path / "1.png")]  # where the photo is
@@ -249,7 +249,7 @@ def test_search_by_text_finds_the_nearest_photos(artifacts: Path, trained: dict[
 
 def test_the_app_reads_the_model_of_words_once(artifacts: Path, trained: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(trained["simclr"], tmp_path / "words")
-    uses = PhotoUses(places(artifacts, tmp_path / "words"), tmp_path, tmp_path)
+    uses = PhotoUses(stage_folders(artifacts, tmp_path / "words"), tmp_path, tmp_path)
     first = uses.by_text("all blue", 3)
     shutil.rmtree(tmp_path / "words")
     assert uses.by_text("all blue", 3) == first
@@ -272,7 +272,7 @@ def test_search_is_a_command_with_the_folders_of_dvc_yaml(
     assert command_line("search", asked) == ["-m", "components.commands.search", *asked]
     monkeypatch.setattr(sys, "argv", ["search", *asked, "--page", "found.html"])
     module_search.main()
-    found = TextSearch(places(artifacts, trained["simclr"])).search("all red", 3)
+    found = TextSearch(stage_folders(artifacts, trained["simclr"])).search("all red", 3)
     lines = [f"{cosine:.3f}  {row}.png" for row, cosine in zip(found.rows, found.cosines, strict=True)]
     assert capsys.readouterr().out.splitlines() == lines
     html = (tmp_path / "found.html").read_text()
