@@ -9,7 +9,7 @@ from components.data.label_sets import label_sets
 from components.evaluation import knn, linear, scoring
 from components.evaluation.features import center, features, standardize
 from components.evaluation.health import effective_rank, feature_std
-from components.evaluation.scale import deviation
+from components.evaluation.scale import deviation, unit_vectors
 from components.evaluation.scoring import baselines, cannot_score, score, selection_score
 from components.evaluation.statistics import proportion_with_ci, wilson
 from components.models.backbone import build
@@ -135,8 +135,22 @@ def test_features_of_any_scale_are_centered_and_standardized_alike(exponent):
     assert feature_std(bank) == feature_std(torch.ldexp(bank, torch.tensor(-exponent)))
 
 
-def test_photos_without_features_are_no_neighbors_and_no_error():
+def test_rows_and_dimensions_each_have_a_scale_of_their_own():
+    torch.manual_seed(0)
+    x = torch.randn(6, 4).double()
+    scales = torch.tensor([1e-30, 1e-13, 1.0, 7.0, 1e12, 1e30]).double()
+    expected = x / x.norm(dim=1, keepdim=True)
+    assert torch.allclose(unit_vectors((x * scales[:, None]).float()).double(), expected, atol=FLOAT32)
+    columns = (x * scales[:4]).float()
+    assert torch.allclose(deviation(columns).double(), x.std(0) * scales[:4], rtol=FLOAT32, atol=0)
+    huge = torch.full((1, 4), torch.finfo(torch.float32).max)
+    assert torch.allclose(unit_vectors(huge), torch.full((1, 4), 0.5))
+
+
+def test_no_features_and_no_photos_are_no_error():
     assert [float(x.abs().max()) for x in (*center(torch.zeros(5, 3)), *standardize(torch.zeros(5, 3)))] == [0.0, 0.0]
+    nothing = torch.empty(0, 3)
+    assert [len(x) for x in (*center(torch.ones(5, 3), nothing), *standardize(torch.ones(5, 3), nothing))] == [5, 0] * 2
 
 
 def test_all_baselines_are_scored_on_the_same_photos(photos, tiny):

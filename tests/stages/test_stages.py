@@ -18,6 +18,7 @@ from transformers import pipeline
 from components.adapters.heads import LinearHead
 from components.adapters.target import confusion
 from components.data.photos import Photos
+from components.evaluation import linear
 from components.evaluation.features import features
 from components.methods import METHODS
 from components.models.backbone import load
@@ -228,6 +229,17 @@ def test_the_page_is_drawn_after_one_method(prepared, tmp_path):
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert header == "step,loss"
     assert rows == [f"{line['step']},{line['loss']}" for line in log]
+
+
+def test_evaluate_where_val_has_no_photos(folder, tmp_path):
+    data = tmp_path / "data"
+    source, split = DataConfig(source=str(folder), size=32), PrepareConfig(val_share=0)
+    prepare(ResolvedConfig(data=source, prepare=split), data, data)
+    assert not len(Photos(data).rows("val"))
+    pretrain(configure("simclr", PARAMS), data, tmp_path / "pre")
+    metrics = evaluate(EvaluateConfig(), tmp_path / "pre", data, tmp_path / "eval")
+    assert metrics["backbone"]["linear"]["penalty"] == linear.MIDDLE
+    assert "training photos" in metrics["selection"]["on"]
 
 
 def test_without_labels_every_stage_says_what_it_cannot_give(tmp_path):
