@@ -2,11 +2,11 @@
 
     nice -n 10 python -m benchmarks.choice                # scenes; about 8 minutes of one core
     python -m benchmarks.choice --photos /data/clothing   # a folder with class subfolders
-    python -m benchmarks.choice --photos /data/clothing --published   # runs that start from EfficientNet-Lite0
+    python -m benchmarks.choice --photos /data/clothing --published --out FOLDER  # start from EfficientNet-Lite0
 
 Runs that learn, and runs with a setting that spoils them, are measured at nine points each, as every run is: by kNN
 accuracy among photos of train and val, and without labels. Both kinds are also compared apart, since in a spoiled run
-the start is the best point. Finished runs are in --out and are not repeated.
+the start is expected to be the best point. Finished runs are in --out and are not repeated.
 """
 
 from __future__ import annotations

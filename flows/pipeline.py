@@ -55,7 +55,7 @@ if __name__ == "__main__":
         "--photos",
         type=Path,
         metavar="FOLDER",
-        help="choose settings for these photos and this machine, and write them to params.yaml, unless they are there",
+        help="choose settings for these photos and this machine, and write params.yaml, unless it is for them already",
     )
     parser.add_argument(
         "--minutes", metavar="N", help="with --photos: minutes a whole run may take (default: 30, or 60 with a GPU)"

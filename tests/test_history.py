@@ -159,11 +159,11 @@ def test_sentences_say_what_the_numbers_can_tell():
     }
     words = heads._seen(by_head)
     assert words.startswith(
-        "As in the paper by a linear probe: features before the two-layer head are 9.5 points above features without a "
-        "head, level with those before a linear head (+0.5 points, too little to tell) and 10.0 points above those "
-        "after it. Unlike the paper by kNN: "
+        "By a linear probe, features before the two-layer head are 9.5 points above features without a head, level "
+        "with those before a linear head (+0.5 points, too little to tell) and 10.0 points above those after it: "
+        "2 of 3 as in the paper. By kNN, "
     )
-    assert words.endswith("and level with those after it (+0.0 points, too little to tell).")
+    assert words.endswith("with those after it (+0.0 points, too little to tell): unlike the paper in all three.")
 
     def learning(entropy):
         return {"points": [{"kept": 0.4, "student": 0.3}], "log": [{"entropy": entropy}], **result(linear=50)}

@@ -69,13 +69,13 @@ def _seen(accuracy: dict[tuple[str, str], list[float]], none: list[float]) -> st
     equal = [" with ".join(pair) for pair in pairs if pair != best and not beyond_seeds(pairs[best], pairs[pair])]
     crop_color = accuracy["crop", "color"]
     agrees = "unlike the paper" if beyond_seeds(pairs[best], crop_color) else "as in the paper"
+    why = OUTLINES if "sobel" in best else ""
     ties = f" Too close to tell from it: {', '.join(equal)}." if equal else ""
     return (
         f"The best pair is {' with '.join(best)} ({mean(pairs[best]):.1f} %).{ties} Crop with color has "
         f"{mean(crop_color):.1f} %, {agrees}. The best single augmentation is {best_single} "
         f"({mean(single[best_single]):.1f} %). All runs also flip the pictures; flips alone give {mean(none):.1f} %."
-        + OUTLINES
-        * ("sobel" in best)
+        f"{why}"
     )
 
 

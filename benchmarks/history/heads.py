@@ -56,13 +56,17 @@ def _seen(by_head: dict[str, list[Result]]) -> str:
 
 def _sentence(by_head: dict[str, list[Result]], kind: str, name: str) -> str:
     before, after = _before_and_after(by_head["v1"], kind)
-    against = [
-        compared(before, accuracies(by_head["none"], kind), "features without a head"),
-        compared(before, accuracies(by_head["linear"], kind), "those before a linear head"),
-        compared(before, after, "those after it"),
-    ]
-    agrees = "As in the paper" if mean(before) > mean(after) and beyond_seeds(before, after) else "Unlike the paper"
-    return f"{agrees} by {name}: features before the two-layer head are {listed(against)}."
+    references = {
+        "features without a head": accuracies(by_head["none"], kind),
+        "those before a linear head": accuracies(by_head["linear"], kind),
+        "those after it": after,
+    }
+    texts = [compared(before, values, reference) for reference, values in references.items()]
+    agree = [mean(before) > mean(values) and beyond_seeds(before, values) for values in references.values()]
+    verdict = {3: "as in the paper", 0: "unlike the paper in all three"}.get(
+        sum(agree), f"{sum(agree)} of 3 as in the paper"
+    )
+    return f"By {name}, features before the two-layer head are {listed(texts)}: {verdict}."
 
 
 def _figure(by_head: dict[str, list[Result]]) -> Figure:

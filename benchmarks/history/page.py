@@ -16,7 +16,7 @@ with a queue of negatives (MoCo, 2019), then with a large batch (SimCLR, 2020), 
 
 - Each section is written by the command below its table. Its runs use the settings of `params.yaml`, except for what
   is studied.
-- Accuracies are in per cent, on test photos: the mean over seeds ± their standard deviation.
+- Accuracies are in percent, on test photos: the mean over seeds ± their standard deviation.
 - "kNN" is the vote of the 20 nearest training photos. "Linear" is a linear probe whose penalty is chosen on val.
 - "Pictures seen" counts every photo each time that training shows it.
 - Photos of 64 pixels and minutes of training need not behave as ImageNet and weeks do. Each section says where they

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from components.adapters.task import Task, Trained
 from components.evaluation.calibration import calibration, fit_temperature
-from components.evaluation.scoring import FEWEST_VAL
+from components.evaluation.scoring import FEWEST_LABELS
 
 MISTAKES = 12
 
@@ -19,7 +19,7 @@ def measure(task: Task, trained: Trained, linear: Trained) -> tuple[float, dict[
     """Returns the temperature, fitted on val, and the metrics on test."""
     target, test = task.target, task.target.rows("test")
     logits, labels = trained.logits(task, test), target.labels(test)
-    temperature, fitted_on = 1.0, f"nothing: fewer than {FEWEST_VAL} labeled val photos"
+    temperature, fitted_on = 1.0, f"nothing: fewer than {FEWEST_LABELS} labeled val photos"
     if len(task.val):
         temperature = fit_temperature(trained.logits(task, task.val), target.labels(task.val))
         fitted_on = f"the {len(task.val)} labeled val photos"

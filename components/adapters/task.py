@@ -18,7 +18,7 @@ from components.adapters.pixel_classifier import PixelClassifier, photo_logits
 from components.adapters.target import Target
 from components.data.photos import Photos
 from components.evaluation.features import features
-from components.evaluation.scoring import FEWEST_VAL
+from components.evaluation.scoring import FEWEST_LABELS
 from components.models.backbone import Backbone
 from components.training.monitor import Run
 
@@ -54,7 +54,7 @@ class Task:
     def val(self) -> np.ndarray:
         """Rows of the photos that choices are made on; none if they are too few for it."""
         rows = self.target.rows("val")
-        return rows if len(rows) >= FEWEST_VAL else rows[:0]
+        return rows if len(rows) >= FEWEST_LABELS else rows[:0]
 
     def run(self, kind: str, recipe: Recipe) -> Run:
         state, size = self.state / kind, min(recipe.batch_size, len(self.train))

@@ -92,7 +92,7 @@ def ask(photo: Path, question: str | None, model: Path | None, data: Path | None
 def main() -> None:
     parser = ArgumentParser(prog="selfsight ask", description=__doc__)
     parser.add_argument("photo", type=Path, help="a file of any format that prepare reads")
-    parser.add_argument("question", nargs="?", help="in quotes; best one that the model was trained on")
+    parser.add_argument("question", nargs="?", help="in quotes; best is one that the model was trained on")
     parser.add_argument("--model", type=Path, help="folder written by connect (default: as in dvc.yaml)")
     parser.add_argument(
         "--data",

@@ -88,9 +88,8 @@ def noise(images: Tensor, draws: Tensor) -> Tensor:
     sigma = (SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws[:, 0]).float().to(images.device, non_blocking=True)
     seeds = (draws[:, 1] * 2**53).long().to(images.device, non_blocking=True)
     num_values = prod(images.shape[1:])
-    bits = hash_bits(seeds, -(-num_values // 4)).view(torch.int16)[
-        :, :num_values
-    ]  # four values of 16 bits from each hash
+    bits = hash_bits(seeds, -(-num_values // 4)).view(torch.int16)  # four values of 16 bits from each hash
+    bits = bits[:, :num_values]
     numbers = (bits.int() & 2**16 - 1).flatten()  # index_select is faster than [] here
     samples = _quantiles(images.device).index_select(0, numbers).view(bits.shape).mul_(sigma[:, None])
     return samples.view(images.shape).add_(images).round_().clamp_(0, 255).to(torch.uint8)

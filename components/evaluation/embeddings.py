@@ -76,7 +76,7 @@ class Embeddings:
             if digest(backbone / name) != expected:
                 raise ValueError(f"{self.folder} is not of the backbone in {backbone}; run: dvc repro embed")
         if self.table["pixels_sha256"].to_list() != manifest["pixels_sha256"].to_list():
-            raise ValueError(f"{self.folder} is not of the photos that are prepared; run: dvc repro embed")
+            raise ValueError(f"{self.folder} is not from the photos that are prepared; run: dvc repro embed")
 
     def directions(self, rows: np.ndarray | slice) -> Tensor:
         """Returns the vectors of some photos, centered and of length 1: float32 [rows, D]."""

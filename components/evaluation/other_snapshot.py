@@ -32,7 +32,10 @@ def measure_other_snapshot(
     folders: of the seeds, the first one first. kept_metrics: by seed, `measure_seed` of the backbone that was kept.
     Returned are name, chosen_by, and seeds (see `over_seeds`); of the first seed also step and `measure_seed`.
     """
-    names = {seed: next((name for name in (BEST, LAST) if (folders[seed] / name).is_dir()), None) for seed in folders}
+    names = {
+        number: next((name for name in (BEST, LAST) if (folder / name).is_dir()), None)
+        for number, folder in folders.items()
+    }
     name = next(filter(None, names.values()), None)
     if name is None:
         return None

@@ -19,10 +19,10 @@ from components.data.photos import Photos
 from components.evaluation import knn, label_free
 from components.evaluation.features import PIXELS, center, features, pixel_features
 from components.evaluation.health import ENOUGH, effective_rank
+from components.evaluation.scoring import FEWEST_LABELS
 from components.models.backbone import Backbone
 from components.precision import uses_bf16
 
-FEWEST_LABELS = 30  # for kNN accuracy; with fewer its 95 % interval may be wider than 0.34, and crops say more
 NEIGHBORS = 20  # that vote for a photo's class
 MOST = 4096  # photos classified by the others
 WATCHED = 2048  # photos whose nearest neighbors are compared

@@ -15,7 +15,7 @@ from components.evaluation.similar import similar_photos
 from components.evaluation.statistics import paired_difference, proportion_with_ci
 from components.models.backbone import Backbone
 
-FEWEST_VAL = 30  # labeled photos of the val split; with fewer a 95 % interval may be wider than 0.34
+FEWEST_LABELS = 30  # that an accuracy is measured on; with fewer its 95 % interval may be wider than 0.34
 MOST_LEFT_OUT = 4096  # training photos classified by the others, where val has fewer
 
 Correct = dict[str, Tensor]  # whether a photo is right, by kind (knn, linear): bool [N], of the labeled test photos
@@ -101,12 +101,12 @@ def compare(vectors: Tensor, start: Tensor, photos: Photos, k: int) -> dict[str,
 def selection_score(vectors: Tensor, photos: Photos, k: int, seed: int) -> dict[str, Any]:
     """Returns the kNN accuracy by which methods are compared before test is used, and `on`: the photos used.
 
-    These are the val photos; if fewer than FEWEST_VAL have a label, training photos, each classified by the others.
+    These are the val photos; if fewer than FEWEST_LABELS have a label, training photos, each classified by the others.
     vectors: features of all photos [N, D].
     """
     train, val = (photos.rows(split, labeled=True) for split in ("train", "val"))
     labels = photos.labels(train)
-    if len(val) >= FEWEST_VAL:
+    if len(val) >= FEWEST_LABELS:
         bank, queries = center(vectors[train], vectors[val])
         predicted = knn.classify(queries, bank, labels, min(k, len(train)))
         return {"knn": _accuracy(predicted, photos.labels(val)), "on": f"the {len(val)} labeled val photos"}

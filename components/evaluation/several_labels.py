@@ -33,9 +33,8 @@ def average_precision(scores: Tensor, labels: Tensor, counts: Tensor | None = No
         levels = column[positive].unique()  # [L] scores of photos that show the class, ascending
         level_counts = torch.searchsorted(levels, column.contiguous(), right=True)  # how many levels each photo reaches
         empty = weights.new_zeros(len(levels) + 1, weights.shape[1])
-        new = empty.index_add(0, level_counts[positive], weights[positive]).flip(0)[
-            :-1
-        ]  # [L, R] that show it, from the top
+        new = empty.index_add(0, level_counts[positive], weights[positive])
+        new = new.flip(0)[:-1]  # [L, R] that show it, from the top
         total = empty.index_add(0, level_counts, weights).flip(0)[:-1].cumsum(0)  # photos that score at least as high
         precisions.append((new.cumsum(0) / total.clamp_min(1) * new).sum(0) / new.sum(0))  # 0 / 0: none shows it
     result = torch.stack(precisions)

@@ -19,7 +19,8 @@ from components.data.photos import Photos
 from components.evaluation.features import eval_mode
 from components.evaluation.health import verdict
 from components.evaluation.measured import BEST, LAST, MEASURED, best
-from components.evaluation.points import FEWEST_LABELS, WATCHED, Watched, measure
+from components.evaluation.points import WATCHED, Watched, measure
+from components.evaluation.scoring import FEWEST_LABELS
 from components.models.backbone import Backbone
 from components.training.monitor import Measurement
 

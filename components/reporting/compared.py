@@ -108,7 +108,7 @@ def notes(results: Results) -> Iterator[str]:
     )
     if single:
         yield (
-            f"One seed of {', '.join(single)}: the table compares these backbones, not the methods in general. Another "
+            f"One seed of {', '.join(single)}: this compares these backbones, not the methods in general. Another "
             "seed may give another order. Set seeds: 3 in pretrain.common to train three."
         )
 

@@ -55,7 +55,7 @@ def next_sentence(results: Results) -> str | None:
     if _side(results, best, _best_baseline(metrics)[0]) <= 0 and not published:
         return "Next: start from published weights, which need fewer photos. make run PHOTOS=FOLDER chooses them."
     if published and not results.configs[best]["epochs"]:
-        return "Next: train these weights further on your photos, without labels. make run PHOTOS=FOLDER does so."
+        return "Next: train these weights further on your photos, without labels. make run PHOTOS=FOLDER chooses how."
     return "Next: try it on a photo of your own: make app."
 
 

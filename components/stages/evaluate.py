@@ -55,8 +55,8 @@ def evaluate(config: EvaluateConfig, folder: Path, data: Path, out: Path) -> dic
     metrics: health of the features (needs no labels); with labels also the accuracy on test of the baselines
     (majority, pixels, random), of the backbone and after each of its blocks, how well test photos find others of their
     class or caption ("retrieval", also without labels, if there are captions), and under "selection" the accuracy by
-    which methods are compared, which is not measured on test. snapshot: the best point of the run where the last one
-    was kept, or the other way round. seeds: the values of each seed, with mean and deviation; all else is of the first.
+    which methods are compared, which is not measured on test. snapshot: see other_snapshot.py. seeds: the values of
+    each seed, with mean and deviation; all else but `snapshot` is of the first seed.
     kept, dense: what can be read from the features of photos whose contents are known (see known_photos.py). command:
     the one that measures this again.
     """

@@ -81,7 +81,7 @@ def adapted(pretrained: Path, album: Path, tmp_path_factory: pytest.TempPathFact
     """What adapt writes for each kind."""
     folder = tmp_path_factory.mktemp("adapted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_module, "FEWEST_VAL", 5)
+        patch.setattr(task_module, "FEWEST_LABELS", 5)
         patch.setenv("SELFSIGHT_SCRATCH", str(folder / "scratch"))
         logging.disable(logging.DEBUG)  # of which the exporter writes so much that it takes half of the time
         for kind in KINDS:

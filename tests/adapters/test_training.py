@@ -37,7 +37,7 @@ FAST: dict[str, Any] = {"epochs": 3, "batch_size": 16, "attention": {"heads": 4}
 
 @pytest.fixture(autouse=True)
 def _few_val_photos_suffice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(task_module, "FEWEST_VAL", 5)
+    monkeypatch.setattr(task_module, "FEWEST_LABELS", 5)
     monkeypatch.setenv("SELFSIGHT_SCRATCH", str(tmp_path / "scratch"))
 
 
@@ -59,7 +59,7 @@ def adapted(pretrained: Path, prepared: Path, tmp_path_factory: pytest.TempPathF
     """What adapt writes for each kind."""
     folder = tmp_path_factory.mktemp("adapted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_module, "FEWEST_VAL", 5)
+        patch.setattr(task_module, "FEWEST_LABELS", 5)
         patch.setenv("SELFSIGHT_SCRATCH", str(folder / "scratch"))
         patch.setenv(PRECISION, "fp32")  # as the saved classifier computes, which stock code runs in fp32
         for kind in KINDS:
@@ -188,7 +188,7 @@ def test_a_linear_classifier_is_trained_as_a_plain_loop_trains_it(
     pretrained: Path, prepared: Path, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PRECISION, "fp32")  # as the plain loop
-    monkeypatch.setattr(task_module, "FEWEST_VAL", 1000)  # so that no temperature divides the weights
+    monkeypatch.setattr(task_module, "FEWEST_LABELS", 1000)  # so that no temperature divides the weights
     adapt(config("linear"), pretrained, prepared, tmp_path / "out")
     backbone = load(pretrained / "backbone").as_stock()
     vectors, train = features(backbone, photos), photos.rows("train", labeled=True)
@@ -213,7 +213,7 @@ def test_a_linear_classifier_is_trained_as_a_plain_loop_trains_it(
 def test_without_val_the_last_epoch_is_kept(
     pretrained: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_module, "FEWEST_VAL", 1000)
+    monkeypatch.setattr(task_module, "FEWEST_LABELS", 1000)
     metrics = adapt(config("mlp", epochs=1), pretrained, prepared, tmp_path / "out")
     assert "kept_epoch" not in metrics
     assert not any("kept" in line for line in describe(metrics))

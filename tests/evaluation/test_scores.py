@@ -182,17 +182,17 @@ def test_features_do_not_depend_on_the_batch_and_leave_no_gradient(photos, tiny,
 def test_methods_are_compared_on_val_and_without_it_on_training_photos(photos, tiny, monkeypatch):
     vectors = features(build(tiny), photos)
     train, val, test = (photos.rows(split, labeled=True) for split in ("train", "val", "test"))
-    monkeypatch.setattr(scoring, "FEWEST_VAL", 1)
+    monkeypatch.setattr(scoring, "FEWEST_LABELS", 1)
     selection = selection_score(vectors, photos, 5, seed=0)
     assert selection["knn"]["of"] == len(val)
     assert selection["on"] == f"the {len(val)} labeled val photos"
-    monkeypatch.setattr(scoring, "FEWEST_VAL", len(val) + 1)
+    monkeypatch.setattr(scoring, "FEWEST_LABELS", len(val) + 1)
     fallback = selection_score(vectors, photos, 5, seed=0)
     assert fallback["knn"]["of"] == len(train)
     assert fallback["on"].startswith(f"{len(train)} training photos, each classified by the others (only {len(val)}")
     vectors[test] = torch.randn(len(test), 16)  # what lies in test decides nothing
     assert selection_score(vectors, photos, 5, seed=0) == fallback
-    monkeypatch.setattr(scoring, "FEWEST_VAL", 1)
+    monkeypatch.setattr(scoring, "FEWEST_LABELS", 1)
     assert selection_score(vectors, photos, 5, seed=0) == selection
 
 

@@ -106,7 +106,7 @@ def test_the_summary_says_what_the_data_cannot_show(results):
     mean, deviation = (100 * results.methods["dino"]["seeds"]["knn"][key] for key in ("mean", "deviation"))
     assert f"; 3 seeds: {mean:.1f} ± {deviation:.1f} |" in text
     assert "n = 300 test photos; 3 seeds of simclr, dino, 1 seed of published, moco; dvc repro evaluate@METHOD" in text
-    assert "One seed of moco: the table compares these backbones, not the methods in general" in text
+    assert "One seed of moco: this compares these backbones, not the methods in general" in text
     assert "p is below 0.05 by McNemar's exact test or a t-test over seeds, adjusted for 14 pairs (Holm)" in text
 
 

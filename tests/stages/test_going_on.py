@@ -231,6 +231,17 @@ def test_a_run_that_saw_the_labels_is_measured_by_crops_where_val_has_few(photos
     assert "of train and val, recognized by another crop" in watched.lines()[0]["measured"]
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_run_with_few_labels_is_measured_by_crops(goes_on, photos, tmp_path, monkeypatch):
+    count = len(photos.rows("train", "val", labeled=True))
+    need_labels(count, monkeypatch)
+    assert snapshots.Snapshots(tmp_path, photos, 0, goes_on=goes_on).watched.by_labels
+    need_labels(count + 1, monkeypatch)
+    watched = snapshots.Snapshots(tmp_path, photos, 0, goes_on=goes_on).watched
+    assert not watched.by_labels
+    assert "recognized by another crop" in watched.words
+
+
 def test_the_head_moves_first_then_lower_layers_most_slowly(start_folder, photos):
     config = configure("simclr", start_folder, photos, **SIMCLR)
     method = METHODS["simclr"].method(build(config.backbone), config.settings)
