@@ -42,7 +42,7 @@ def test_the_whole_chain_by_dvc(folder, tmp_path):
     html = (tmp_path / "artifacts" / "report" / "index.html").read_text()
     assert "Questions and answers" in html
     assert "What is in the picture?" in html
-    assert "from the same features, by labels: knn" in html.lower()
+    assert "with labels, from the same features: knn" in html.lower()
     check_the_uses(tmp_path, next(folder.rglob("*.png")))
     elements = re.sub(
         r"<script.*?</script>", "", html, flags=re.DOTALL

@@ -163,7 +163,7 @@ def test_vectors_of_another_backbone_or_of_other_photos_are_refused(folders: Fol
     photo = [tmp_path / "photos" / "0.png"]
     draw(tmp_path / "photos", range(100, 101))
     prepared(tmp_path / "photos", folders.data)
-    with pytest.raises(ValueError, match="not of the photos that are prepared; run: dvc repro embed"):
+    with pytest.raises(ValueError, match="not from the photos that are prepared; run: dvc repro embed"):
         by_photos(photo, 3, folders)
     run(folders)
     tiny.backbone(folders.backbone, seed=1)
