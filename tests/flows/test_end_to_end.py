@@ -77,7 +77,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "components" / name).mkdir(parents=True)
         (root / "components" / name / "__init__.py").touch()
     (root / "components" / "__init__.py").touch()
-    for name in ("config.py", "reporting/results.py"):
+    for name in ("config.py", *(f"reporting/{part}.py" for part in ("results", "formats", "method_summary"))):
         shutil.copy(ROOT / "components" / name, root / "components" / name)
     (root / "components" / "commands" / "check.py").write_text(STAGE)
     (root / "components" / "commands" / "settings.py").write_text(SETTINGS)
