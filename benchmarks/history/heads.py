@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -11,9 +10,9 @@ from benchmarks.history.cell import epochs
 from benchmarks.history.runner import Result, Runner
 from benchmarks.history.section import (
     Section,
+    above,
     accuracies,
     bare,
-    beyond_seeds,
     compared,
     counted,
     legend,
@@ -62,10 +61,10 @@ def _sentence(by_head: dict[str, list[Result]], kind: str, name: str) -> str:
         "those after it": after,
     }
     texts = [compared(before, values, reference) for reference, values in references.items()]
-    agree = [mean(before) > mean(values) and beyond_seeds(before, values) for values in references.values()]
-    verdict = {3: "as in the paper", 0: "unlike the paper in all three"}.get(
-        sum(agree), f"{sum(agree)} of 3 as in the paper"
-    )
+    agree = sum(above(before, values) for values in references.values())
+    verdict = f"{agree} of 3 as in the paper"
+    if agree in (0, 3):
+        verdict = "as in the paper" if agree else "unlike the paper in all three"
     return f"By {name}, features before the two-layer head are {listed(texts)}: {verdict}."
 
 

@@ -12,6 +12,7 @@ from benchmarks.history.runner import Result, Runner
 from benchmarks.history.section import (
     TITLES,
     Section,
+    above,
     accuracies,
     bare,
     beyond_seeds,
@@ -95,13 +96,15 @@ def _seen(pictures: dict[str, list[Result]], minutes: dict[str, list[Result]], f
     ties = [f"{TITLES[a]} from {TITLES[b]}" for a, b in pairwise(order) if not beyond_seeds(linear[a], linear[b])]
     tied = f" {len(floor)} seeds cannot tell {listed(ties, 'or')}." if ties else ""
     low = accuracies(floor, "linear")
-    above = [TITLES[name] for name in names if mean(linear[name]) > mean(low) and beyond_seeds(linear[name], low)]
-    better = "All four are" if len(above) == len(names) else f"{listed(above) or 'None'} {'are' if above[1:] else 'is'}"
+    better = [TITLES[name] for name in names if above(linear[name], low)]
+    those = (
+        "All four are" if len(better) == len(names) else f"{listed(better) or 'None'} {'are' if better[1:] else 'is'}"
+    )
     longer = {name: accuracies(runs, "linear") for name, runs in minutes.items() if name in LADDER}
     best = max(longer, key=lambda name: mean(longer[name]))
     return (
         f"After the same number of pictures the order, by a linear probe, {same}: "
-        f"{' < '.join(TITLES[name] for name in order)}.{tied} {better} above the untrained network. "
+        f"{' < '.join(TITLES[name] for name in order)}.{tied} {those} above the untrained network. "
         f"After the same minutes of training, {TITLES[best]} is the best ({mean(longer[best]):.1f} %). Training with "
         f"labels reaches {mean(linear['supervised']):.1f} %. Small networks trained for minutes do not decide what "
         "large ones learn in days: these numbers show what the methods give on a small budget."

@@ -12,6 +12,7 @@ from benchmarks.history.runner import Result, Runner
 from benchmarks.history.section import (
     COLORS,
     Section,
+    above,
     accuracies,
     bare,
     beyond_seeds,
@@ -56,7 +57,7 @@ def _seen(lengths: dict[int, list[Result]], momenta: dict[float, list[Result]]) 
     scores = {value: accuracies(runs, "linear") for value, runs in momenta.items()}
     best = max(scores, key=lambda value: mean(scores[value]))
     slowest = max(MOMENTA)
-    agrees = mean(long) > mean(short) and beyond_seeds(long, short)
+    agrees = above(long, short)
     words = [
         f"{'As in' if agrees else 'Unlike'} the paper, by a linear probe: a queue of {LENGTHS[-1]:,} is "
         f"{compared(long, short, f'a queue of {LENGTHS[0]}')}.",
@@ -65,7 +66,7 @@ def _seen(lengths: dict[int, list[Result]], momenta: dict[float, list[Result]]) 
     ties = [str(value) for value in MOMENTA if value != best and not beyond_seeds(scores[best], scores[value])]
     if ties:
         words.append(f"Too close to tell from it: {', '.join(ties)}.")
-    if mean(scores[slowest]) < mean(scores[best]) and beyond_seeds(scores[best], scores[slowest]):
+    if above(scores[best], scores[slowest]):
         words.append(
             f"The paper's {slowest} is worse here because these runs have some hundred steps: after a thousand steps "
             "such a key encoder still holds a third of its random start."

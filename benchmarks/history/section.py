@@ -71,6 +71,11 @@ def beyond_seeds(first: list[float], second: list[float]) -> bool:
     return bool(difference > t.ppf(0.975, freedom) * error)
 
 
+def above(first: list[float], second: list[float]) -> bool:
+    """Returns True if the mean of `first` is above that of `second` by more than the seeds explain (`beyond_seeds`)."""
+    return mean(first) > mean(second) and beyond_seeds(first, second)
+
+
 def counted(seeds: int) -> str:
     """Returns the number of seeds in words; for one also the interval of a score on the 1,600 test photos of scenes."""
     return "one seed; 95 % intervals ± 2.5 points" if seeds == 1 else f"{seeds} seeds"

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.history.cell import epochs
 from benchmarks.history.runner import Result, Runner
-from benchmarks.history.section import Section, accuracies, bare, compared, counted, legend, paired_bars, spread
+from benchmarks.history.section import Section, above, accuracies, bare, compared, counted, legend, paired_bars, spread
 
 TRICKS: dict[str, dict[str, Any]] = {
     "all tricks": {"color": "dropping"},
@@ -73,11 +73,12 @@ def _seen(results: dict[tuple[str, str], list[Result]]) -> str:
         with_fringes, without = results["fringes", trick], results["scenes", trick]
         solved = mean(_puzzles(with_fringes)) - mean(_puzzles(without))
         effect = "no easier" if abs(solved) < PUZZLE else "easier" if solved > 0 else "harder"
-        learned = compared(accuracies(with_fringes, "linear"), accuracies(without, "linear"), "those without fringes")
+        linear, reference = accuracies(with_fringes, "linear"), accuracies(without, "linear")
+        learned = compared(linear, reference, "those without fringes")
         puzzle = f"With {trick}, color fringes make the puzzle {effect} ({solved:+.1f} points)"
         words.append(f"{puzzle}, and the features are {learned}.")
         if effect == "easier":
-            words.append("As in the paper." if "below" in learned else "In the paper such features were worse.")
+            words.append("As in the paper." if above(reference, linear) else "In the paper such features were worse.")
     return " ".join([*words, "A guess solves 12.5 % of the puzzles."])
 
 

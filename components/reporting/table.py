@@ -22,7 +22,7 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = []
     if results.scored:
         for name, words in BASELINES.items():
-            for suffix, scores in baseline(results, name):
+            for suffix, scores in _baseline(results, name):
                 top1 = scores.get("top1")
                 knn, linear = top1 or scores["knn"], top1 or scores["linear"]
                 row = {"name": name + suffix, "words": words, "knn": knn, "linear": linear}
@@ -46,7 +46,7 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
     return table + [{"name": name, "words": why, "knn": None, "linear": None} for name, why in results.pending.items()]
 
 
-def baseline(results: Results, name: str) -> list[tuple[str, dict[str, Any]]]:
+def _baseline(results: Results, name: str) -> list[tuple[str, dict[str, Any]]]:
     """Returns the distinct scores of a baseline, each with a suffix for its name: see `distinct`."""
     return distinct({method: metrics[name] for method, metrics in results.methods.items() if name in metrics})
 
